@@ -1,0 +1,79 @@
+"""The files of a channel to compact arrays: 8 bytes an event, whatever the files' size.
+
+Files are read block by block, so the text never lies in memory as a whole; the arrays grow in place.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from ipinsights import entities
+from ipinsights.records import parse_stream
+
+Scalar = TypeVar("Scalar", np.int32, np.uint32)
+
+
+@dataclass(frozen=True)
+class Events:
+    """n observed pairs, in the order read. A repeated pair is kept: how often is part of what is learnt."""
+
+    entity: npt.NDArray[np.int32]
+    """Row of the entity table, [n]."""
+    address: npt.NDArray[np.uint32]
+    """[n]"""
+
+    def __len__(self) -> int:
+        return len(self.entity)
+
+
+def find_files(folder: Path) -> list[Path]:
+    """The data files below a folder, nested ones too, in order of their paths.
+
+    Hidden files and those whose names begin with ``_`` (``_SUCCESS`` and the like) are not data; empty ones hold none.
+    """
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file()
+        and path.stat().st_size
+        and not any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
+    )
+
+
+def read(files: Sequence[Path], num_entity_vectors: int, progress: Callable[[int], object] | None = None) -> Events:
+    """Read CSV files. ``progress`` is told the bytes of each block read.
+
+    Raises UserError, with file, line and content, at the first block that holds a row that cannot be read.
+    """
+    entity, address = _Growing(np.int32), _Growing(np.uint32)
+    for path in files:
+        with path.open("rb") as stream:
+            for block, records in parse_stream(stream, str(path)):
+                entity.extend(entities.rows(records.entities, num_entity_vectors))
+                address.extend(records.addresses)
+                if progress:
+                    progress(len(block))
+    return Events(entity.array(), address.array())
+
+
+class _Growing(Generic[Scalar]):
+    """An array that grows at its end, in place (the allocator moves pages, not bytes), with a quarter to spare."""
+
+    def __init__(self, scalar: type[Scalar]) -> None:
+        self._array: npt.NDArray[Scalar] = np.empty(1 << 16, dtype=scalar)
+        self._size = 0
+
+    def extend(self, values: npt.NDArray[Scalar]) -> None:
+        size = self._size + len(values)
+        if size > len(self._array):
+            self._array.resize(size + size // 4, refcheck=False)
+        self._array[self._size : size] = values
+        self._size = size
+
+    def array(self) -> npt.NDArray[Scalar]:
+        self._array.resize(self._size, refcheck=False)
+        return self._array

@@ -1,0 +1,210 @@
+"""The hyperparameters, each declared once: name, type, range, default, help and tuning range.
+
+Validation, the README's table and the CreateAlgorithm document are all made from these declarations. Names, ranges and
+defaults are the built-in's as documented (its container's own default file differs: mini_batch_size 5000,
+num_entity_vectors 100000, vector_dim 128); ``seed`` is ours.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ipinsights.errors import UserError
+
+MAX_NEGATIVES = 500
+"""The most negatives a positive may have, random and shuffled together."""
+
+_UNBOUNDED = 2**31 - 1
+"""Stands for "no upper limit" where a document needs one."""
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What is promised of one hyperparameter."""
+
+    name: str
+    type: type[int] | type[float]
+    low: float
+    high: float
+    default: int | float | None
+    """None where the hyperparameter is required."""
+    tuning: tuple[float, float] | None
+    """The range recommended to a tuner; None where tuning it makes no sense."""
+    help: str
+
+    def parse(self, text: str) -> int | float:
+        """Read a value. Raises ValueError with the reason."""
+        expected = "a whole number" if self.type is int else "a number"
+        try:
+            value = float(_unquote(text))
+        except ValueError:
+            raise ValueError(f"{self.name}={text!r} is not {expected}") from None
+        if not math.isfinite(value) or (self.type is int and value != int(value)):
+            raise ValueError(f"{self.name}={text!r} is not {expected}")
+        if not self.low <= value <= self.high:
+            limits = f"at least {self.low:g}" if self.high == _UNBOUNDED else f"in [{self.low:g}, {self.high:.9g}]"
+            raise ValueError(f"{self.name}={text} is out of range: it must be {limits}")
+        return self.type(value)
+
+
+def _declare(
+    low: float, high: float, help: str, *, default: int | float | None = None, tuning: tuple[float, float] | None = None
+) -> Any:
+    metadata = {"low": low, "high": high, "help": help, "tuning": tuning}
+    if default is None:
+        return dataclasses.field(metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hyperparameters:
+    """Valid values for one training."""
+
+    num_entity_vectors: int = _declare(
+        1,
+        250_000_000,
+        "Rows of the entity table. Entities are hashed to rows; twice the number of unique entities is good. "
+        "The table takes 4 x num_entity_vectors x vector_dim bytes, training three times that.",
+        tuning=(10_000, 1_000_000),
+    )
+    vector_dim: int = _declare(
+        4, 4096, "Length of the embeddings of entities and addresses. 128 is good; too long overfits.", tuning=(8, 256)
+    )
+    batch_metrics_publish_interval: int = _declare(
+        1, _UNBOUNDED, "Mini-batches between two prints of speed and training metrics.", default=1000
+    )
+    epochs: int = _declare(1, _UNBOUNDED, "Passes over the training data.", default=10, tuning=(1, 100))
+    learning_rate: float = _declare(
+        1e-6,
+        10.0,
+        "Adam's step size for the tables at the start; it falls linearly to 0 over the training. "
+        "The encoder's blocks take a tenth of it.",
+        default=0.001,
+        tuning=(1e-4, 0.1),
+    )
+    mini_batch_size: int = _declare(
+        1,
+        500_000,
+        "Positive pairs in one optimiser step, each with its negatives. The log counts mini-batches of this many "
+        "records, negatives included, as the built-in does: a step is 1 + R + S of them.",
+        default=10_000,
+        tuning=(100, 50_000),
+    )
+    num_ip_encoder_layers: int = _declare(
+        0,
+        100,
+        "Residual blocks of the IP encoder; with 0 it is the plain sum of prefix rows.",
+        default=1,
+        tuning=(1, 10),
+    )
+    random_negative_sampling_rate: int = _declare(
+        0,
+        MAX_NEGATIVES,
+        "R: random negatives a positive, the entity with an address of four uniformly drawn octets. 1 <= R + S <= 500.",
+        default=1,
+        tuning=(0, 10),
+    )
+    shuffled_negative_sampling_rate: int = _declare(
+        0,
+        MAX_NEGATIVES,
+        "S: shuffled negatives a positive, the entity with the address of another event of its mini-batch. "
+        "1 <= R + S <= 500.",
+        default=1,
+        tuning=(0, 10),
+    )
+    weight_decay: float = _declare(
+        0.0,
+        10.0,
+        "Share of a weight that a step takes away, times the learning rate: of the blocks, and of "
+        "the table rows that the step touches.",
+        default=0.00001,
+        tuning=(0.0, 1.0),
+    )
+    seed: int = _declare(
+        0, _UNBOUNDED, "Decides every random draw: the same seed, data and machine give the same model.", default=0
+    )
+
+    def __post_init__(self) -> None:
+        values = {declaration.name: str(getattr(self, declaration.name)) for declaration in declarations()}
+        _, faults = _parse(values)
+        if faults:
+            raise UserError(_describe(faults))
+
+    @classmethod
+    def parse(cls, values: Mapping[str, str]) -> "Hyperparameters":
+        """Read the strings of a training job. Raises one UserError that names every fault.
+
+        Keys that start with ``_`` or ``sagemaker_``, and ``feature_dim``, are the platform's and are ignored.
+        """
+        own = {
+            name: value
+            for name, value in values.items()
+            if not name.startswith(("_", "sagemaker_")) and name != "feature_dim"
+        }
+        parsed, faults = _parse(own)
+        if faults:
+            raise UserError(_describe(faults))
+        return cls(**parsed)
+
+    @property
+    def records_per_positive(self) -> int:
+        """1 + R + S."""
+        return 1 + self.random_negative_sampling_rate + self.shuffled_negative_sampling_rate
+
+
+def declarations() -> list[Declaration]:
+    """Every hyperparameter, in the order of the documentation."""
+    return [
+        Declaration(
+            name=field.name,
+            type=field.type,  # type: ignore[arg-type]  # this file has no postponed annotations: it is the class itself
+            default=None if field.default is dataclasses.MISSING else field.default,
+            **field.metadata,
+        )
+        for field in dataclasses.fields(Hyperparameters)
+    ]
+
+
+def _parse(values: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
+    """The values by name, and a sentence for every fault."""
+    known = {declaration.name: declaration for declaration in declarations()}
+    parsed: dict[str, Any] = {}
+    faults = []
+    for name, text in values.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            faults.append(f"{name!r} is unknown" + (f"; did you mean {near[0]!r}?" if near else ""))
+            continue
+        try:
+            parsed[name] = known[name].parse(text)
+        except ValueError as error:
+            faults.append(str(error))
+    faults += [f"{name} is required" for name, d in known.items() if d.default is None and name not in values]
+    rates: list[int] = [
+        parsed.get(name, known[name].default or 0)
+        for name in ("random_negative_sampling_rate", "shuffled_negative_sampling_rate")
+        if name in parsed or name not in values
+    ]
+    if len(rates) == 2 and not 1 <= sum(rates) <= MAX_NEGATIVES:
+        faults.append(
+            "random_negative_sampling_rate + shuffled_negative_sampling_rate = "
+            f"{sum(rates)} is out of range: the sum must be in [1, {MAX_NEGATIVES}]"
+        )
+    return parsed, faults
+
+
+def _describe(faults: list[str]) -> str:
+    return f"Invalid hyperparameter{'s' if len(faults) > 1 else ''}: " + "; ".join(faults)
+
+
+def _unquote(text: str) -> str:
+    """Undo the JSON quotes that the SageMaker SDK puts around values in script mode: '"128"' is 128."""
+    stripped = text.strip()
+    if len(stripped) >= 2 and stripped[0] == stripped[-1] == '"':
+        inner = json.loads(stripped)
+        return inner if isinstance(inner, str) else stripped
+    return stripped

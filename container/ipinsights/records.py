@@ -1,0 +1,186 @@
+"""Headerless two-column CSV (entity, IPv4 address), as training files and requests hold it, to columns.
+
+The reader is Arrow's. RFC 4180 quotes are understood; one record is one line, so a quoted field cannot hold a line
+break (line numbers in errors stay true, and a large file can be cut at any line end). A byte order mark, CRLF, blank
+lines and blanks around the address are accepted; an entity is taken as it stands: ``NA`` and ``00123`` are names.
+"""
+
+import csv
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import csv as arrow_csv
+
+from ipinsights import addresses
+from ipinsights.errors import UserError
+
+_BOM = b"\xef\xbb\xbf"
+_SHOWN = 120
+"""Characters of a faulty line that an error quotes."""
+_LISTED = 3
+"""Faulty lines that an error lists."""
+
+
+@dataclass(frozen=True)
+class Records:
+    """n (entity, address) pairs in the order of the input."""
+
+    entities: pa.StringArray
+    """The entities' names, [n]."""
+    addresses: npt.NDArray[np.uint32]
+    """The addresses, uint32 [n]."""
+
+    def __len__(self) -> int:
+        return len(self.addresses)
+
+    @classmethod
+    def concat(cls, parts: Sequence["Records"]) -> "Records":
+        """All pairs of the parts, in order."""
+        entities = pa.concat_arrays([pa.array([], pa.string()), *(part.entities for part in parts)])
+        return cls(entities, np.concatenate([np.zeros(0, np.uint32), *(part.addresses for part in parts)]))
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One row that cannot be read."""
+
+    position: int
+    """Its line in the text, or its index in a request; counted from 1 for lines, from 0 for instances."""
+    content: str
+    reason: str
+
+
+class MalformedRecords(UserError):
+    """Some rows cannot be read; ``faults`` holds each, in order."""
+
+    def __init__(self, faults: list[Fault], unit: str) -> None:
+        self.faults = faults
+        self.unit = unit
+        shown = [f"{unit} {f.position}: {f.reason}, in {f.content!r}" for f in faults[:_LISTED]]
+        more = f"; and {len(faults) - _LISTED} more" if len(faults) > _LISTED else ""
+        super().__init__("; ".join(shown) + more)
+
+
+def parse_csv(data: bytes, first_line: int = 1) -> Records:
+    """Read the text of a CSV file, or whole lines of one from ``first_line`` on. Raises MalformedRecords."""
+    if not data.strip():
+        return Records(pa.array([], pa.string()), np.zeros(0, dtype=np.uint32))
+    try:
+        table = arrow_csv.read_csv(
+            pa.BufferReader(data),
+            arrow_csv.ReadOptions(column_names=["entity", "ip"], use_threads=False, block_size=len(data) + 1),
+            arrow_csv.ParseOptions(newlines_in_values=False),
+            arrow_csv.ConvertOptions(
+                column_types={"entity": pa.string(), "ip": pa.string()}, strings_can_be_null=False, check_utf8=True
+            ),
+        )
+    except pa.ArrowInvalid:
+        return _parse_lines(data, first_line)
+    entities, texts = (_single_chunk(table.column(name)) for name in ("entity", "ip"))
+    if b" " in data or b"\t" in data:
+        texts = pc.utf8_trim(texts, " \t")
+    values, valid = addresses.parse(texts)
+    line_break_inside_quotes = b'"' in data and len(entities) != sum(1 for line in data.splitlines() if line)
+    if line_break_inside_quotes or not valid.all() or pc.any(pc.equal(entities, "")).as_py():
+        return _parse_lines(data, first_line)
+    return Records(entities, values)
+
+
+def parse_stream(stream: BinaryIO, name: str, block_size: int = 1 << 22) -> Iterator[tuple[bytes, Records]]:
+    """Read a CSV stream block by block: whole lines, about ``block_size`` bytes of them, and their records.
+
+    Raises UserError that begins with the stream's ``name``, at the first block that holds a row that cannot be read.
+    """
+    for first_line, block in _line_blocks(stream, block_size):
+        try:
+            yield block, parse_csv(block, first_line)
+        except MalformedRecords as error:
+            raise UserError(f"{name}, {error}. Each line must be an entity and an IPv4 address.") from error
+
+
+def from_columns(entities: list[object], texts: list[object]) -> Records:
+    """Build records from parsed instances. Raises MalformedRecords, with positions counted from 0."""
+    faults = [
+        Fault(i, f"{entity!r}, {text!r}"[:_SHOWN], "the entity and the address must be two non-empty strings")
+        for i, (entity, text) in enumerate(zip(entities, texts, strict=True))
+        if not (isinstance(entity, str) and isinstance(text, str) and entity)
+    ]
+    if faults:
+        raise MalformedRecords(faults, unit="instance")
+    column = pc.utf8_trim(pa.array(texts, pa.string()), " \t")
+    values, valid = addresses.parse(column)
+    if not valid.all():
+        raise MalformedRecords(
+            [
+                Fault(int(i), f"{entities[i]}, {texts[i]}"[:_SHOWN], addresses.explain(column[i].as_py()))
+                for i in np.flatnonzero(~valid)
+            ],
+            unit="instance",
+        )
+    return Records(pa.array(entities, pa.string()), values)
+
+
+def _parse_lines(data: bytes, first_line: int) -> Records:
+    """Read line by line: slower by far, and able to say what is wrong with which line."""
+    names: list[str] = []
+    texts: list[str] = []
+    faults: list[Fault] = []
+    for number, line in enumerate(data.removeprefix(_BOM).splitlines(), start=first_line):
+        if not line.strip():
+            continue
+        try:
+            entity, text = _parse_line(line)
+        except ValueError as error:
+            faults.append(Fault(number, line.decode(errors="replace")[:_SHOWN], str(error)))
+        else:
+            names.append(entity)
+            texts.append(text)
+    if faults:
+        raise MalformedRecords(faults, unit="line")
+    values, _ = addresses.parse(pa.array(texts, pa.string()))
+    return Records(pa.array(names, pa.string()), values)
+
+
+def _parse_line(line: bytes) -> tuple[str, str]:
+    """The entity and the valid address of one line. Raises ValueError with the reason."""
+    try:
+        decoded = line.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 text (byte {error.start + 1})") from None
+    try:
+        (fields,) = csv.reader([decoded], strict=True)
+    except csv.Error:
+        raise ValueError("a quote is not closed on its line or stands inside a field") from None
+    if len(fields) != 2:
+        raise ValueError(f"expected 2 columns (entity, IPv4 address), found {len(fields)}")
+    entity, text = fields[0], fields[1].strip(" \t")
+    if not entity:
+        raise ValueError("the entity is empty")
+    if not addresses.parse(pa.array([text], pa.string()))[1][0]:
+        raise ValueError(addresses.explain(text))
+    return entity, text
+
+
+def _single_chunk(column: pa.ChunkedArray) -> pa.StringArray:
+    return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
+
+
+def _line_blocks(stream: BinaryIO, size: int) -> Iterator[tuple[int, bytes]]:
+    """Cut a stream into blocks of whole lines, about ``size`` bytes each, with the number of each one's first line."""
+    number, rest = 1, b""
+    while chunk := stream.read(size):
+        end = chunk.rfind(b"\n") + 1
+        if not end:  # not a single line end: one very long line goes on
+            rest += chunk
+            continue
+        block = rest + chunk[:end]
+        rest = chunk[end:]
+        yield number, block
+        number += block.count(b"\n")
+    if rest:
+        yield number, rest

@@ -1,0 +1,49 @@
+"""Packaging: the algorithm and its SageMaker adapter live under container/."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "container" / "ipinsights" / "__init__.py").read_text())[1]
+
+TEST = ["coverage", "hypothesis", "mypy", "pandas-stubs", "pytest", "pytest-cov", "requests", "ruff", "scikit-learn"]
+DEMO = ["matplotlib", "requests"]
+
+setup(
+    name="ipinsights",
+    version=VERSION,
+    description="Learns which (entity, IP address) pairs are normal: an open SageMaker algorithm container",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    package_dir={"": "container"},
+    packages=find_packages("container"),
+    package_data={"ipinsights": ["py.typed"]},
+    install_requires=[
+        "flask>=3.1,<4",
+        "gunicorn>=23",
+        "numpy>=2,<3",
+        "orjson>=3.10,<4",
+        "pandas>=2.2,<4",
+        "pyarrow>=18",
+        "safetensors>=0.5,<1",
+        "torch==2.13.*",
+        "tqdm>=4.66,<5",
+        "xxhash>=3.5",
+    ],
+    extras_require={
+        "toolkit": ["sagemaker-training>=5.1.4,<6"],  # has no wheel: installing it needs a C compiler
+        "demo": DEMO,
+        "test": TEST + DEMO,
+    },
+    entry_points={
+        "console_scripts": [
+            "ipinsights = ipinsights.cli:main",
+            "train = ipinsights.sagemaker.job:main",
+            "serve = ipinsights.sagemaker.server:main",
+        ]
+    },
+)

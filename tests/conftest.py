@@ -1,0 +1,170 @@
+"""Shared fixtures: small real traffic, a small trained model, and /opt/ml trees with real processes on them."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import requests
+
+from ipinsights import addresses, entities, simulation
+from ipinsights.events import Events
+from ipinsights.records import Records
+
+SMALL = {
+    "num_entity_vectors": "200",
+    "vector_dim": "16",
+    "epochs": "2",
+    "mini_batch_size": "500",
+    "learning_rate": "0.01",
+}
+"""Hyperparameters that train in seconds, as the platform sends them."""
+
+
+def records(traffic: simulation.Traffic) -> Records:
+    return Records(pa.array(traffic.names(), pa.string()), traffic.address)
+
+
+def to_csv(pairs: Records) -> str:
+    lines = zip(pairs.entities.to_pylist(), addresses.render(pairs.addresses), strict=True)
+    return "".join(f"{entity},{address}\n" for entity, address in lines)
+
+
+def to_events(pairs: Records, num_entity_vectors: int) -> Events:
+    return Events(entities.rows(pairs.entities, num_entity_vectors), pairs.addresses)
+
+
+@dataclass(frozen=True)
+class Traffic:
+    train: Records
+    normal: Records
+    attacks: Records
+
+
+@pytest.fixture(scope="session")
+def traffic() -> Traffic:
+    """A hundred users' log-ins, later ones, and attacks on them."""
+    rng = np.random.default_rng(0)
+    ranges = simulation.Ranges.synthetic(rng)
+    log_ins = simulation.simulate(100, ranges, rng)
+    train = log_ins.where(log_ins.day < simulation.TRAIN_DAYS)
+    test = log_ins.where(log_ins.day >= simulation.TRAIN_DAYS)
+    normal, attacks = simulation.attack(train, test, ranges, 2000, rng)
+    return Traffic(records(train), records(normal), records(attacks))
+
+
+PEAK = "int(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
+"""An expression for the most memory, in KB, that this process has held; ru_maxrss would count its parent's, too."""
+
+
+class Tree:
+    """A folder that plays /opt/ml, and the image's two roles run on it as processes."""
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
+        self.failure = base / "output" / "failure"
+        self.model = base / "model"
+
+    def configure(self, hyperparameters: dict[str, str], **others: object) -> None:
+        folder = self.base / "input" / "config"
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in {"hyperparameters": hyperparameters, **others}.items():
+            (folder / f"{name}.json").write_text(json.dumps(content))
+
+    def channel(self, name: str, **files: str) -> Path:
+        folder = self.base / "input" / "data" / name
+        for file, text in files.items():
+            path = folder / file.replace("__", "/")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        return folder
+
+    def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run a command with this tree as /opt/ml, to its end."""
+        return subprocess.run(
+            [sys.executable, "-m", *command],
+            env=self.environment(environment),
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    def train(self, **environment: str) -> subprocess.CompletedProcess[str]:
+        return self.run("ipinsights.sagemaker", "train", **environment)
+
+    def environment(self, extra: dict[str, str]) -> dict[str, str]:
+        return {**os.environ, "SAGEMAKER_BASE_DIR": str(self.base), **extra}
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Tree:
+    return Tree(tmp_path / "ml")
+
+
+@pytest.fixture(scope="session")
+def trained(
+    tmp_path_factory: pytest.TempPathFactory, traffic: Traffic
+) -> tuple[Tree, subprocess.CompletedProcess[str]]:
+    """A tree on which `train` has run, and what it printed."""
+    tree = Tree(tmp_path_factory.mktemp("trained") / "ml")
+    tree.configure({**SMALL, "batch_metrics_publish_interval": "20"})
+    half = len(traffic.train) // 2
+    text = to_csv(traffic.train).splitlines(keepends=True)
+    tree.channel(
+        "train", **{"part-0.csv": "".join(text[:half]), "nested__part-1.csv": "".join(text[half:]), "_SUCCESS": ""}
+    )
+    tree.channel("validation", **{"v.csv": to_csv(traffic.normal)})
+    job = tree.train()
+    assert job.returncode == 0, job.stdout + job.stderr
+    return tree, job
+
+
+class Server:
+    """`serve` as a process on a port of its own."""
+
+    def __init__(self, tree: Tree, **environment: str) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        settings = {"SAGEMAKER_BIND_TO_PORT": str(port), "SAGEMAKER_MODEL_SERVER_WORKERS": "1", **environment}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "ipinsights.sagemaker", "serve"],
+            env=tree.environment(settings),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and self._process.poll() is None:
+            try:
+                if requests.get(f"{self.url}/ping", timeout=2).status_code == 200:
+                    return
+            except requests.ConnectionError:
+                time.sleep(0.1)
+        raise AssertionError("serve did not start: " + self.stop())
+
+    def post(self, body: str | bytes, content_type: str = "text/csv", accept: str | None = None) -> requests.Response:
+        headers = {"Content-Type": content_type, "Accept": accept}
+        return requests.post(f"{self.url}/invocations", data=body, headers=headers, timeout=60)
+
+    def stop(self) -> str:
+        """Stop the process and return what it printed."""
+        self._process.terminate()
+        return self._process.communicate(timeout=30)[0]
+
+
+@pytest.fixture(scope="session")
+def server(trained: tuple[Tree, object]) -> Iterator[Server]:
+    server = Server(trained[0])
+    yield server
+    server.stop()

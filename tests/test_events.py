@@ -1,0 +1,36 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ipinsights import events
+from ipinsights.errors import UserError
+
+
+def test_files_are_found_in_nested_folders_and_markers_are_not_data(tmp_path: Path) -> None:
+    for name in ("b.csv", "a/part-0", "a/_SUCCESS", "a/.part-0.crc", ".hidden/c.csv", "_temporary/d.csv"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x,1.2.3.4\n")
+    (tmp_path / "empty.csv").touch()
+    assert [str(path.relative_to(tmp_path)) for path in events.find_files(tmp_path)] == ["a/part-0", "b.csv"]
+
+
+def test_all_files_are_read_in_order_into_eight_bytes_an_event(tmp_path: Path) -> None:
+    count = 100_000  # more than an array begins with
+    (tmp_path / "a.csv").write_text("".join(f"u{i % 7},0.0.{i >> 8 & 255}.{i & 255}\n" for i in range(count)))
+    (tmp_path / "b.csv").write_text("z,255.255.255.255\n")
+    seen: list[int] = []
+    read = events.read(events.find_files(tmp_path), 1000, seen.append)
+    assert len(read) == count + 1
+    assert read.entity.dtype.itemsize + read.address.dtype.itemsize == 8
+    assert (read.address[:count] == np.arange(count) % 65536).all()
+    assert read.address[-1] == 2**32 - 1
+    assert (read.entity[:count] == read.entity[np.arange(count) % 7]).all()
+    assert sum(seen) == sum(path.stat().st_size for path in tmp_path.iterdir())
+
+
+def test_a_bad_row_is_named_with_its_file(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("u,1.2.3.4\n")
+    (tmp_path / "b.csv").write_text("u,1.2.3.4\nu,nowhere\n")
+    with pytest.raises(UserError, match=r"b\.csv, line 2: .*'u,nowhere'"):
+        events.read(events.find_files(tmp_path), 10)

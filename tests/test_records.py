@@ -1,0 +1,111 @@
+import io
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ipinsights import addresses, records
+from ipinsights.errors import UserError
+from ipinsights.records import MalformedRecords, parse_csv
+
+names = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters='\r\n\x00"\v\f\x1c\x1d\x1e\x85\u2028\u2029'), min_size=1
+)
+
+
+def pairs(data: bytes) -> list[tuple[str, str]]:
+    parsed = parse_csv(data)
+    return list(zip(parsed.entities.to_pylist(), addresses.render(parsed.addresses), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a,1.2.3.4\n", [("a", "1.2.3.4")]),
+        ("a,1.2.3.4", [("a", "1.2.3.4")]),
+        ("a, 1.2.3.4 \nb,\t5.6.7.8\n", [("a", "1.2.3.4"), ("b", "5.6.7.8")]),
+        ("a,1.2.3.4\r\nb,5.6.7.8\r\n", [("a", "1.2.3.4"), ("b", "5.6.7.8")]),
+        ("\ufeffa,1.2.3.4\n", [("a", "1.2.3.4")]),
+        ("\n  \na,1.2.3.4\n\n", [("a", "1.2.3.4")]),
+        ('"a,b",1.2.3.4\n"say ""hi""","5.6.7.8"\n', [("a,b", "1.2.3.4"), ('say "hi"', "5.6.7.8")]),
+        (
+            "NA,1.2.3.4\nnull,1.2.3.4\n-,1.2.3.4\n00123,1.2.3.4\n",
+            [(e, "1.2.3.4") for e in ("NA", "null", "-", "00123")],
+        ),
+        (" a b ,1.2.3.4\n", [(" a b ", "1.2.3.4")]),
+        ("Zoë,1.2.3.4\n", [("Zoë", "1.2.3.4")]),
+        ("", []),
+        ("\n \n", []),
+    ],
+)
+def test_what_is_read(text: str, expected: list[tuple[str, str]]) -> None:
+    assert pairs(text.encode()) == expected
+
+
+@given(st.lists(st.tuples(names, st.ip_addresses(v=4).map(str)), max_size=20), st.sampled_from(["\n", "\r\n"]))
+def test_quoted_records_survive_a_round_trip(rows: list[tuple[str, str]], end: str) -> None:
+    text = "".join(f'"{name}",{address}{end}' for name, address in rows)
+    assert pairs(text.encode()) == rows
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "reason"),
+    [
+        ("a,1.2.3.4\nb,1.2.3.999\n", 2, "Octet 999"),
+        ("a,1.2.3.4\n\nb\n", 3, "expected 2 columns (entity, IPv4 address), found 1"),
+        ('a,1.2.3.4\n3769,"37.244.105.230, 165.225.16.83"\n', 2, "not an IPv4 address"),
+        ("a,1.2.3.4,x\n", 1, "found 3"),
+        (",1.2.3.4\n", 1, "the entity is empty"),
+        ("a,\n", 1, "not an IPv4 address"),
+        ("a,2001:db8::1\n", 1, "IPv6"),
+        ("a,1.2.3.4\nb,010.2.3.4\n", 2, "Leading zeros"),
+        ('a,1.2.3.4\n"b\nc",1.2.3.4\nd,1.2.3.4\n', 2, "quote"),
+        ('"b,1.2.3.4\n', 1, "quote"),
+    ],
+)
+def test_a_bad_row_is_named(text: str, line: int, reason: str) -> None:
+    with pytest.raises(MalformedRecords, match=r"line \d+: ") as caught:
+        parse_csv(text.encode())
+    fault = caught.value.faults[0]
+    assert fault.position == line
+    assert reason in fault.reason
+    assert fault.content == text.split("\n")[line - 1][: len(fault.content)]
+
+
+def test_text_that_is_not_utf8_is_named() -> None:
+    with pytest.raises(MalformedRecords, match="line 2: not UTF-8 text"):
+        parse_csv(b"a,1.2.3.4\nZo\xeb,1.2.3.4\n")
+
+
+def test_every_bad_row_is_known_and_the_first_are_told() -> None:
+    with pytest.raises(MalformedRecords) as caught:
+        parse_csv(b"a,1.2.3.4\n" + b"b,x\n" * 9)
+    assert [fault.position for fault in caught.value.faults] == list(range(2, 11))
+    assert str(caught.value).count("line ") == 3
+    assert str(caught.value).endswith("; and 6 more")
+
+
+@given(st.lists(st.tuples(names, st.ip_addresses(v=4).map(str)), max_size=30), st.integers(1, 200))
+def test_a_stream_reads_as_the_whole_whatever_the_block_size(rows: list[tuple[str, str]], size: int) -> None:
+    text = "".join(f'"{name}",{address}\n' for name, address in rows).encode()
+    blocks = list(records.parse_stream(io.BytesIO(text), "x.csv", block_size=size))
+    assert b"".join(block for block, _ in blocks) == text
+    whole = records.Records.concat([part for _, part in blocks])
+    assert whole.entities.to_pylist() == [name for name, _ in rows]
+    assert addresses.render(whole.addresses) == [address for _, address in rows]
+
+
+def test_a_stream_names_itself_and_the_line_in_the_whole() -> None:
+    text = b"a,1.2.3.4\n" * 1000 + b"b,1.2.3\n"
+    with pytest.raises(UserError, match=r"^part-7\.csv, line 1001: .*'b,1\.2\.3'"):
+        list(records.parse_stream(io.BytesIO(text), "part-7.csv", block_size=64))
+
+
+def test_columns_of_a_request_are_checked() -> None:
+    good = records.from_columns(["a", "b"], [" 1.2.3.4", "5.6.7.8"])
+    assert good.entities == pa.array(["a", "b"])
+    with pytest.raises(MalformedRecords, match="instance 1: "):
+        records.from_columns(["a", 7], ["1.2.3.4", "5.6.7.8"])
+    with pytest.raises(MalformedRecords, match="instance 0: .*IPv6"):
+        records.from_columns(["a"], ["::1"])
