@@ -1,0 +1,49 @@
+"""What training tells while it runs: the numbers, and who hears them."""
+
+from dataclasses import dataclass
+
+from ipinsights.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class BatchProgress:
+    """Running means since the epoch began, as of one mini-batch (counted as the hyperparameter's help says)."""
+
+    epoch: int
+    batch: int
+    accuracy: float
+    cross_entropy: float
+    records_per_second: float
+    """Since the last print."""
+
+
+@dataclass(frozen=True)
+class EpochSummary:
+    """What an epoch came to."""
+
+    epoch: int
+    records: int
+    """Positives and negatives."""
+    batches: int
+    seconds: float
+    """Of training, without validation."""
+    accuracy: float
+    cross_entropy: float
+    discriminator_auc: float | None
+    """Validation events against as many random negatives (R = 1, S = 0, whatever training uses); None without any."""
+
+
+class Listener:
+    """Hears how training goes; every method may be overridden."""
+
+    def vocabulary_built(self, vocabulary: Vocabulary, device: str) -> None:
+        """Training is about to start."""
+
+    def step_done(self, epoch: int, positives: int) -> None:
+        """An optimiser step on that many positives is over."""
+
+    def batches_done(self, progress: BatchProgress) -> None:
+        """The first mini-batch of an epoch is over, or a multiple of batch_metrics_publish_interval."""
+
+    def epoch_done(self, summary: EpochSummary) -> None:
+        """An epoch is over and validated."""

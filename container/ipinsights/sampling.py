@@ -1,0 +1,38 @@
+"""Negative samples: pairs nobody observed, which the model learns to tell from the observed ones.
+
+A random negative is an entity with an address of four uniformly drawn octets: it teaches which addresses anybody uses.
+A shuffled negative is an entity with the address of another event of its mini-batch: it teaches who uses which.
+All functions are pure: what they draw is decided by the generator alone.
+"""
+
+import torch
+
+from ipinsights import addresses
+
+GROUP = 5
+"""Entities that share their random addresses, at most. Each entity still meets ``R`` independent uniform addresses, so
+its gradient is unbiased; only 1 / GROUP as many addresses need encoding."""
+
+
+def group_size(batch: int, random_rate: int) -> int:
+    """How many entities of a mini-batch share random addresses; a divisor of ``batch``."""
+    size = min(GROUP, random_rate)
+    return size if size and batch % size == 0 else 1
+
+
+def random_addresses(batch: int, random_rate: int, generator: torch.Generator) -> torch.Tensor:
+    """Uniform addresses for a mini-batch: int64 [batch / group_size, random_rate]."""
+    shape = (batch // group_size(batch, random_rate), random_rate)
+    return torch.randint(1 << addresses.WIDTH, shape, generator=generator, device=generator.device)
+
+
+def shifts(batch: int, shuffled_rate: int, generator: torch.Generator) -> list[int]:
+    """Cyclic shifts that pair each entity of a shuffled mini-batch with others' addresses, one a shuffled negative.
+
+    They differ from one another where the batch is large enough. A batch of one has nothing to shuffle: its shift is 0,
+    which pairs the entity with its own address and so carries no weight.
+    """
+    if batch == 1:
+        return [0] * shuffled_rate
+    start = int(torch.randint(batch - 1, (1,), generator=generator, device=generator.device))
+    return [1 + (start + i) % (batch - 1) for i in range(shuffled_rate)]

@@ -1,0 +1,198 @@
+"""One optimiser step: the loss, its gradients in closed form, and Adam on the rows touched.
+
+The loss is the mean cross entropy of the records of a mini-batch: each positive (label 1) with its R random and S
+shuffled negatives (label 0). With sigma the logistic function, a record's gradient with respect to its score is
+(sigma(score) - label) / records; everything else is the chain rule, written out below, which costs half of what
+autograd costs and keeps nothing that is not needed. `tests/test_step.py` holds it against autograd.
+
+A shuffled negative whose entity is the address's own is no negative: it carries no weight.
+
+`gradients` takes rows of the tables and returns gradients of those rows, already summed over duplicates; `Optimiser`
+applies them. Between the two is the seam where several machines would exchange rows.
+"""
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from ipinsights.model import Encoder
+
+# Torch says so once a process; the one product that is used here has been stable since 1.12.
+warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+
+BETA1, BETA2 = 0.9, 0.999
+EPSILON = 1e-5
+"""Far above Adam's usual 1e-8, since a gradient here is a mean over thousands of records: rows whose records are right
+already come to rest, where Adam would move them by whole steps until every event is known by heart. On the tutorial
+it lifts ``discriminator_auc`` from .988 to .992 (5 epochs); on real address changes it costs .0005."""
+ENCODER_RATE = 0.1
+"""The blocks' learning rate, relative to the tables': every step moves them, but a row only when it is met."""
+_TILE = 512
+"""Rows updated at a time, so that what an update holds stays in the processor's cache (2.4 times as fast as whole)."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """b positives with their negatives, as rows of the tables."""
+
+    entity: torch.Tensor
+    """Entity row of each positive, int [b]."""
+    positive: torch.Tensor
+    """Prefix rows of each positive's address, int [b, L]."""
+    random: torch.Tensor
+    """Prefix rows of the random addresses, int [groups, R, L]; consecutive entities form a group of b / groups."""
+    shifts: list[int]
+    """Shuffled negative k pairs entity i with the address of positive i - shifts[k]."""
+
+
+@dataclass(frozen=True)
+class RowGradients:
+    """Gradients of some rows of a table."""
+
+    rows: torch.Tensor
+    """Distinct rows, int64 [n], ascending."""
+    values: torch.Tensor
+    """[n, D]"""
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """What one step learns from a batch."""
+
+    entity: RowGradients
+    prefix: RowGradients
+    blocks: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+    """Of w1, b1, w2, b2."""
+    totals: torch.Tensor
+    """Summed cross entropy, records classified rightly, records: float32 [3], on the device."""
+
+
+def gradients(entity_table: torch.Tensor, encoder: Encoder, batch: Batch) -> Gradients:
+    """The gradients of the mean cross entropy over the batch's records."""
+    b, (groups, random_rate, levels) = len(batch.entity), batch.random.shape
+    dim = entity_table.shape[1]
+
+    # Forward: all addresses at once, remembering what each block saw.
+    rows = torch.cat([batch.positive, batch.random.view(-1, levels)])
+    x = F.embedding_bag(rows, encoder.prefix, mode="sum")
+    inputs, hiddens = [], []
+    for w1, b1, w2, b2 in zip(encoder.w1, encoder.b1, encoder.w2, encoder.b2, strict=True):
+        hidden = torch.addmm(b1, x, w1.T).relu_()
+        inputs.append(x)
+        hiddens.append(hidden)
+        x = torch.addmm(b2, hidden, w2.T).add_(x)
+    entity = entity_table.index_select(0, batch.entity)
+    phi, phi_random = x[:b], x[b:].view(groups, random_rate, dim)
+
+    # Scores, and the loss with its gradient with respect to each.
+    score = (entity * phi).sum(1)
+    others = [(phi.roll(k, 0), batch.entity.roll(k) != batch.entity) for k in batch.shifts]
+    score_shuffled = [(entity * other).sum(1) for other, _ in others]
+    grouped = entity.view(groups, -1, dim)
+    score_random = torch.bmm(grouped, phi_random.transpose(1, 2))
+    weights = [real.to(x.dtype) for _, real in others]
+    records = b + score_random.numel() + sum((weight.sum() for weight in weights), x.new_zeros(()))
+    d_score = (torch.sigmoid(score) - 1) / records
+    d_random = torch.sigmoid(score_random) / records
+    d_shuffled = [torch.sigmoid(s) * weight / records for s, weight in zip(score_shuffled, weights, strict=True)]
+    loss = F.softplus(-score).sum() + F.softplus(score_random).sum()
+    right = (score > 0).sum() + (score_random <= 0).sum()
+    for s, weight in zip(score_shuffled, weights, strict=True):
+        loss = loss + (F.softplus(s) * weight).sum()
+        right = right + ((s <= 0) * weight).sum()
+
+    # Backward through the scores ...
+    d_entity = d_score[:, None] * phi + torch.bmm(d_random, phi_random).view(b, dim)
+    d_x = torch.empty_like(x)
+    torch.mul(d_score[:, None], entity, out=d_x[:b])
+    for k, (other, _), d in zip(batch.shifts, others, d_shuffled, strict=True):
+        d_entity += d[:, None] * other
+        d_x[:b] += (d[:, None] * entity).roll(-k, 0)
+    d_x[b:] = torch.bmm(d_random.transpose(1, 2), grouped).view(-1, dim)
+
+    # ... and through the blocks, last first.
+    d_blocks = tuple(torch.empty_like(p) for p in (encoder.w1, encoder.b1, encoder.w2, encoder.b2))
+    d_w1, d_b1, d_w2, d_b2 = d_blocks
+    for i in reversed(range(len(inputs))):
+        torch.mm(d_x.T, hiddens[i], out=d_w2[i])
+        torch.sum(d_x, 0, out=d_b2[i])
+        d_hidden = torch.mm(d_x, encoder.w2[i]).mul_(hiddens[i] > 0)
+        torch.mm(d_hidden.T, inputs[i], out=d_w1[i])
+        torch.sum(d_hidden, 0, out=d_b1[i])
+        d_x = d_x.addmm_(d_hidden, encoder.w1[i])
+
+    return Gradients(
+        entity=sum_rows(batch.entity[:, None], d_entity),
+        prefix=sum_rows(rows, d_x),
+        blocks=(d_w1, d_b1, d_w2, d_b2),
+        totals=torch.stack([loss, right.to(x.dtype), records]),
+    )
+
+
+def sum_rows(rows: torch.Tensor, gradient: torch.Tensor) -> RowGradients:
+    """Sum the gradients of embedding bags over the table rows they were summed from.
+
+    rows: int [n, L], the table rows of each bag; gradient: [n, D], that of each bag. This is M^T gradient with M the
+    sparse n x rows matrix of ones, in row order, which a sort of the row numbers builds.
+    """
+    ordered, position = torch.sort(rows.reshape(-1))
+    distinct, counts = torch.unique_consecutive(ordered, return_counts=True)
+    starts = F.pad(counts.cumsum(0), (1, 0))
+    bags = position // rows.shape[1]
+    membership = torch.sparse_csr_tensor(
+        starts, bags, gradient.new_ones(len(bags)), (len(distinct), len(gradient)), check_invariants=False
+    )
+    return RowGradients(distinct.long(), membership @ gradient)
+
+
+class _State(NamedTuple):
+    """A parameter with the running means of its gradient and of its square."""
+
+    weight: torch.Tensor
+    mean: torch.Tensor
+    square: torch.Tensor
+
+    @classmethod
+    def of(cls, parameter: torch.Tensor) -> "_State":
+        return cls(parameter, torch.zeros_like(parameter), torch.zeros_like(parameter))
+
+
+class Optimiser:
+    """Adam with weight decay; on a table, of the rows that a step touches alone, whatever the table's size.
+
+    Bias correction counts the steps of all rows together. An untouched row neither moves nor decays. The decay is
+    decoupled: inside the gradient Adam would blow it up for rare rows, and the tuning range to 1 would wipe the model.
+    """
+
+    def __init__(self, entity_table: torch.Tensor, encoder: Encoder, weight_decay: float) -> None:
+        self._weight_decay = weight_decay
+        self._tables = [_State.of(entity_table), _State.of(encoder.prefix)]
+        self._blocks = [_State.of(p) for p in (encoder.w1, encoder.b1, encoder.w2, encoder.b2)]
+        self._steps = 0
+
+    def apply(self, gradients: Gradients, learning_rate: float) -> None:
+        """Take one step."""
+        self._steps += 1
+        for table, gradient in zip(self._tables, (gradients.entity, gradients.prefix), strict=True):
+            for rows, values in zip(
+                torch.split(gradient.rows, _TILE), torch.split(gradient.values, _TILE), strict=True
+            ):
+                tile = _State(*(array.index_select(0, rows) for array in table))
+                self._update(tile, values, learning_rate)
+                for array, updated in zip(table, tile, strict=True):
+                    array.index_copy_(0, rows, updated)
+        for block, d_block in zip(self._blocks, gradients.blocks, strict=True):
+            self._update(block, d_block, ENCODER_RATE * learning_rate)
+
+    def _update(self, state: _State, gradient: torch.Tensor, rate: float) -> None:
+        """Adam (Kingma and Ba, ICLR 2015) with decoupled weight decay (Loshchilov and Hutter, ICLR 2019), in place."""
+        weight, mean, square = state
+        weight.mul_(1 - rate * self._weight_decay)
+        mean.lerp_(gradient, 1 - BETA1)
+        square.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
+        deviation = square.sqrt().div_(math.sqrt(1 - BETA2**self._steps)).add_(EPSILON)
+        weight.addcdiv_(mean, deviation, value=-rate / (1 - BETA1**self._steps))

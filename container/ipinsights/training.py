@@ -1,0 +1,197 @@
+"""Training: events in, a model out.
+
+`fit` draws mini-batches of shuffled events, gives each its negatives, and takes one optimiser step a mini-batch, while
+the learning rate falls linearly to 0. It knows neither files nor log lines: a `Listener` hears what happens.
+
+Prefix dropout. A table row met once in training would learn that one event by heart, and the unknown rows, met by
+random addresses alone, would learn that the unknown is never real. So a prefix with count c is hidden with probability
+1 / (1 + c), the Good-Turing estimate of the chance that a prefix like it is new, and the level's unknown row takes its
+place, for positives and negatives alike. One uniform number decides for all levels of an address; counts never grow
+with depth, so what stays visible is a chain from the coarsest level down, as it is when scoring.
+"""
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from ipinsights import addresses, metrics, sampling
+from ipinsights.errors import AlgorithmError, UserError
+from ipinsights.events import Events
+from ipinsights.hyperparameters import Hyperparameters
+from ipinsights.model import Encoder, Model
+from ipinsights.progress import BatchProgress, EpochSummary, Listener
+from ipinsights.step import Batch, Optimiser, gradients
+from ipinsights.vocabulary import Vocabulary
+
+INITIAL_SCALE = 0.01
+"""Standard deviation of the tables at the start: small, so that scores start near 0."""
+_VALIDATION_CHUNK = 1 << 14
+
+
+def fit(
+    train: Events,
+    hyperparameters: Hyperparameters,
+    validation: Events | None = None,
+    listener: Listener | None = None,
+    device: str | None = None,
+) -> Model:
+    """Train a model on observed pairs.
+
+    Entities of both event sets are rows below ``num_entity_vectors``. The device defaults to the first GPU, and to the
+    CPU where there is none. Raises UserError where the events cannot be learnt from.
+    """
+    if len(train) == 0:
+        raise UserError("there are no training events: the train channel holds no rows")
+    listener = listener or Listener()
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    vocabulary = Vocabulary.build(train.address)
+    listener.vocabulary_built(vocabulary, str(place))
+    trainer = _Trainer(train, hyperparameters, vocabulary, place)
+    validator = _Validator(validation, vocabulary, hyperparameters.seed, place) if validation else None
+    for epoch in range(hyperparameters.epochs):
+        accuracy, cross_entropy, seconds = trainer.run(epoch, listener)
+        listener.epoch_done(
+            EpochSummary(
+                epoch=epoch,
+                records=len(train) * hyperparameters.records_per_positive,
+                batches=trainer.steps_per_epoch * hyperparameters.records_per_positive,
+                seconds=seconds,
+                accuracy=accuracy,
+                cross_entropy=cross_entropy,
+                discriminator_auc=validator.discriminator_auc(trainer) if validator else None,
+            )
+        )
+    return trainer.model()
+
+
+class _Trainer:
+    """The state of a training: events, parameters and optimiser, all on one device."""
+
+    def __init__(self, train: Events, hp: Hyperparameters, vocabulary: Vocabulary, device: torch.device) -> None:
+        self._hp = hp
+        self._vocabulary = vocabulary
+        self._generator = torch.Generator(device).manual_seed(hp.seed)
+        self.index = _PrefixIndex(vocabulary, device)
+        self._entity = torch.from_numpy(train.entity).to(device)
+        self._leaf = torch.from_numpy(vocabulary.leaves(train.address)).to(device)
+        self.table = self._normal(INITIAL_SCALE, hp.num_entity_vectors, hp.vector_dim)
+        self.encoder = self._initial_encoder()
+        self._optimiser = Optimiser(self.table, self.encoder, hp.weight_decay)
+        self.steps_per_epoch = -(-len(train) // hp.mini_batch_size)
+
+    def _normal(self, scale: float, *shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=self._generator, device=self._generator.device).mul_(scale)
+
+    def _initial_encoder(self) -> Encoder:
+        dim, blocks = self._hp.vector_dim, self._hp.num_ip_encoder_layers
+        zeros = torch.zeros(blocks, dim, device=self._generator.device)
+        return Encoder(
+            prefix=self._normal(INITIAL_SCALE, self._vocabulary.num_rows, dim),
+            w1=self._normal((2 / dim) ** 0.5, blocks, dim, dim),
+            b1=zeros.clone(),
+            w2=torch.zeros(blocks, dim, dim, device=self._generator.device),
+            b2=zeros.clone(),
+        )
+
+    def run(self, epoch: int, listener: Listener) -> tuple[float, float, float]:
+        """Train for one epoch. Returns its mean accuracy, mean cross entropy, and seconds."""
+        hp, started = self._hp, time.perf_counter()
+        steps = hp.epochs * self.steps_per_epoch
+        totals = torch.zeros(3, dtype=torch.float64, device=self._generator.device)
+        batches, next_print, printed = 0, 0, (started, 0)
+        for number, batch in enumerate(self._batches(), start=epoch * self.steps_per_epoch):
+            learnt = gradients(self.table, self.encoder, batch)
+            self._optimiser.apply(learnt, hp.learning_rate * (1 - number / steps))
+            totals += learnt.totals
+            listener.step_done(epoch, len(batch.entity))
+            batches += hp.records_per_positive
+            while next_print < batches:
+                cross_entropy, accuracy = _means(totals)
+                now, before = time.perf_counter(), printed
+                printed = (now, batches)
+                speed = (batches - before[1]) * hp.mini_batch_size / max(now - before[0], 1e-9)
+                listener.batches_done(BatchProgress(epoch, next_print, accuracy, cross_entropy, speed))
+                next_print += hp.batch_metrics_publish_interval
+        cross_entropy, accuracy = _means(totals)
+        return accuracy, cross_entropy, time.perf_counter() - started
+
+    def _batches(self) -> Iterator[Batch]:
+        """The epoch's mini-batches: every event once, in random order."""
+        hp, device = self._hp, self._generator.device
+        order = torch.randperm(len(self._entity), generator=self._generator, device=device)
+        for chosen in torch.split(order, hp.mini_batch_size):
+            size = len(chosen)
+            drawn = sampling.random_addresses(size, hp.random_negative_sampling_rate, self._generator)
+            leaves = torch.cat([self._leaf[chosen], self.index.leaves(drawn.view(-1))])
+            rows = self.index.rows_with_dropout(leaves, self._generator)
+            yield Batch(
+                entity=self._entity[chosen],
+                positive=rows[:size],
+                random=rows[size:].view(*drawn.shape, rows.shape[1]),
+                shifts=sampling.shifts(size, hp.shuffled_negative_sampling_rate, self._generator),
+            )
+
+    def model(self) -> Model:
+        """The model as trained so far."""
+        encoder = Encoder(**{name: array.numpy(force=True) for name, array in vars(self.encoder).items()})
+        return Model(self._vocabulary, self.table.numpy(force=True), encoder)
+
+
+class _PrefixIndex:
+    """The vocabulary on the training device."""
+
+    def __init__(self, vocabulary: Vocabulary, device: torch.device) -> None:
+        starts, leaves = vocabulary.intervals
+        self._starts = torch.from_numpy(starts.astype(np.int64)).to(device)
+        self._leaves = torch.from_numpy(leaves).to(device)
+        self._chains = torch.from_numpy(vocabulary.chains).to(device)
+        self._hidden = torch.from_numpy((1 / (1 + vocabulary.chain_counts)).astype(np.float32)).to(device)
+        self._unknown = torch.arange(len(vocabulary.levels), dtype=torch.int32, device=device)
+
+    def leaves(self, queries: torch.Tensor) -> torch.Tensor:
+        """The leaf of each address (int64 [n]): int32 [n]."""
+        return self._leaves[torch.searchsorted(self._starts, queries, right=True) - 1]
+
+    def rows(self, leaves: torch.Tensor) -> torch.Tensor:
+        """The prefix rows of each leaf: int32 [n, L]."""
+        return self._chains[leaves]
+
+    def rows_with_dropout(self, leaves: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """The same with prefixes hidden at random, as the module's docstring says."""
+        drawn = torch.rand(len(leaves), 1, generator=generator, device=generator.device)
+        return torch.where(drawn < self._hidden[leaves], self._unknown, self._chains[leaves])
+
+
+class _Validator:
+    """The validation events with one fixed random negative each, so that epochs compare."""
+
+    def __init__(self, events: Events, vocabulary: Vocabulary, seed: int, device: torch.device) -> None:
+        rng = np.random.default_rng(seed)
+        drawn = rng.integers(1 << addresses.WIDTH, size=len(events), dtype=np.uint32)
+        self._entity = torch.from_numpy(events.entity).to(device)
+        self._leaves = [torch.from_numpy(vocabulary.leaves(a)).to(device) for a in (events.address, drawn)]
+
+    def discriminator_auc(self, trainer: _Trainer) -> float:
+        """The area under the ROC curve of observed against random addresses."""
+        positive, negative = (self._score(trainer, leaves) for leaves in self._leaves)
+        return metrics.auc(positive.numpy(force=True), negative.numpy(force=True))
+
+    def _score(self, trainer: _Trainer, leaves: torch.Tensor) -> torch.Tensor:
+        return torch.cat(
+            [
+                (trainer.table[entity] * trainer.encoder(trainer.index.rows(leaf))).sum(1)
+                for entity, leaf in zip(
+                    torch.split(self._entity, _VALIDATION_CHUNK), torch.split(leaves, _VALIDATION_CHUNK), strict=True
+                )
+            ]
+        )
+
+
+def _means(totals: torch.Tensor) -> tuple[float, float]:
+    """Mean cross entropy and accuracy. Raises AlgorithmError where training has diverged."""
+    cross_entropy, right, records = totals.tolist()
+    if not np.isfinite(cross_entropy):
+        raise AlgorithmError("the training loss is no longer a number; lower learning_rate")
+    return cross_entropy / records, right / records
