@@ -1,0 +1,152 @@
+"""The ``ipinsights`` command: simulate, score and evaluate from a shell. Each command calls one part of the package."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+import ipinsights
+from ipinsights import addresses, artifact, evaluation, simulation
+from ipinsights.errors import UserError
+from ipinsights.events import find_files
+from ipinsights.records import Records, parse_stream
+from ipinsights.scoring import Scorer
+
+_CSV = "Headerless CSV, one log-in a line: the entity (any string) and an IPv4 address."
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command. A fault of the input ends it with one sentence and exit code 1."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except UserError as error:
+        sys.exit(f"ipinsights: {error}")
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+        sys.stderr.close()
+        sys.exit(1)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ipinsights",
+        description="Which (entity, IP address) pairs are normal? Train with `train`, serve with `serve`; this is for "
+        "the shell.",
+        epilog="A first walk:\n"
+        "  ipinsights simulate --users 1000 --out traffic\n"
+        "  mkdir -p ml/input/config ml/input/data && cp -r traffic/train ml/input/data/train\n"
+        '  echo \'{"num_entity_vectors": "2000", "vector_dim": "64"}\' > ml/input/config/hyperparameters.json\n'
+        "  SAGEMAKER_BASE_DIR=ml train\n"
+        "  ipinsights score --model ml/model traffic/attacks/attacks.csv | sort -t, -k3 -g | head\n"
+        "  ipinsights evaluate --model ml/model traffic/test/normal.csv",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=ipinsights.__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser(
+        "simulate",
+        help="make log-ins like the AWS tutorial's",
+        description="Make ten days of log-ins like the tutorial's: users with a home and a work network, who travel "
+        "now and then. Writes OUT/train/log-ins.csv (the first seven days), OUT/test/normal.csv "
+        "(later log-ins of known users) and OUT/attacks/attacks.csv (as many, from networks drawn at random).",
+    )
+    command.add_argument("--out", type=Path, required=True, help="the folder to write to")
+    command.add_argument(
+        "--users", type=int, default=10_000, help="how many users; 10000, the default, make 3 million log-ins"
+    )
+    command.add_argument(
+        "--ranges",
+        type=Path,
+        help="a table of address ranges in iptoasn's format (first TAB last TAB ..., as integers; may be gzip); "
+        "without it an allocation of the address space is made up",
+    )
+    command.add_argument(
+        "--test-size", type=int, default=100_000, help="log-ins to test with, and attacks (default 100000)"
+    )
+    command.add_argument("--seed", type=int, default=0, help="decides every random draw (default 0)")
+    command.set_defaults(run=_simulate)
+
+    command = commands.add_parser(
+        "score",
+        help="append a score to each line of a CSV file",
+        description=f"{_CSV} Every line is written again with its score behind it: higher is more normal; below 0 "
+        "the model holds the pair for made up. Reads and writes as it goes, in constant memory.",
+    )
+    command.add_argument(
+        "--model", type=Path, required=True, help="the folder of a model: what `train` wrote, or model.tar.gz unpacked"
+    )
+    command.add_argument("file", nargs="?", default="-", help="the file to score; - or nothing: standard input")
+    command.set_defaults(run=_score)
+
+    command = commands.add_parser(
+        "evaluate",
+        help="measure how well a model tells real log-ins from made-up ones",
+        description=f"Real log-ins against as many made-up ones: ROC AUC, and what a threshold catches. {_CSV}",
+    )
+    command.add_argument("--model", type=Path, required=True, help="the folder of a model")
+    command.add_argument(
+        "data", type=Path, help="real log-ins that training did not see: a CSV file or a folder of them"
+    )
+    command.add_argument("--threshold", type=float, default=0.0, help="flag scores below this (default 0)")
+    command.add_argument("--seed", type=int, default=0, help="decides the made-up addresses (default 0)")
+    command.set_defaults(run=_evaluate)
+    return parser
+
+
+def _simulate(options: argparse.Namespace) -> None:
+    if options.users < 1 or options.test_size < 1:
+        raise UserError("--users and --test-size must be at least 1")
+    rng = np.random.default_rng(options.seed)
+    ranges = simulation.Ranges.read(options.ranges) if options.ranges else simulation.Ranges.synthetic(rng)
+    traffic = simulation.simulate(options.users, ranges, rng)
+    train = traffic.where(traffic.day < simulation.TRAIN_DAYS)
+    normal, attacks = simulation.attack(
+        train, traffic.where(traffic.day >= simulation.TRAIN_DAYS), ranges, options.test_size, rng
+    )
+    for name, part in (("train/log-ins", train), ("test/normal", normal), ("attacks/attacks", attacks)):
+        path = options.out / f"{name}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = zip(part.names(), addresses.render(part.address), strict=True)
+        path.write_text("".join(f"{user},{address}\n" for user, address in lines))
+        print(f"{path}: {len(part.user):,} log-ins")
+
+
+def _score(options: argparse.Namespace) -> None:
+    scorer = Scorer(artifact.load(options.model)[0])
+    name = "standard input" if options.file == "-" else options.file
+    with ExitStack() as stack:
+        stream = sys.stdin.buffer if options.file == "-" else stack.enter_context(_open(Path(options.file)))
+        for block, pairs in parse_stream(stream, name):
+            lines = (line for line in block.splitlines() if line.strip())
+            scores = scorer.score(pairs).tolist()
+            sys.stdout.buffer.write(b"".join(b"%s,%.9g\n" % pair for pair in zip(lines, scores, strict=True)))
+    sys.stdout.buffer.flush()
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    scorer = Scorer(artifact.load(options.model)[0])
+    files = find_files(options.data) if options.data.is_dir() else [options.data]
+    parts = []
+    for path in files:
+        with _open(path) as stream:
+            parts += [pairs for _, pairs in parse_stream(stream, str(path))]
+    log_ins = Records.concat(parts)
+    if not len(log_ins):
+        raise UserError(f"{options.data} holds no log-ins")
+    print(f"{len(log_ins):,} log-ins, flagged below a score of {options.threshold:g}")
+    print(f"{'against':28}{'AUC':>8}{'precision':>11}{'recall':>9}{'F1':>8}{'FPR':>8}")
+    for c in evaluation.evaluate(scorer, log_ins, options.threshold, options.seed):
+        d = c.detection
+        print(f"{c.negatives:28}{c.auc:8.4f}{d.precision:11.4f}{d.recall:9.4f}{d.f1:8.4f}{d.false_positive_rate:8.4f}")
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error

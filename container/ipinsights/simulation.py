@@ -1,0 +1,138 @@
+"""Simulated log-ins: the traffic of the AWS IP Insights tutorial.
+
+Every user has a home and a work network, drawn from a table of address ranges: home uniformly, work within 50,000 rows
+of it. A log-in comes from a uniformly drawn range with the user's travel probability, Beta(1, 30), and otherwise from
+home, with probability Beta(3, 5), or work, moved by a normal step of 10 rows, since people roam near their places. The
+address is uniform in the range, the time uniform over ten days, and a user logs in 50 (1 + Pareto(1)) times, at most
+10,000. Parameters from the tutorial's generate_data.py, github aws/amazon-sagemaker-examples.
+"""
+
+import gzip
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from ipinsights.errors import UserError
+
+DAYS = 10
+TRAIN_DAYS = 7
+"""The tutorial trains on the first seven days and tests on the last three."""
+
+_WORK_WINDOW = 50_000
+_ROAMING_SIGMA = 10
+_TRAVEL_BETA = (1.0, 30.0)
+_HOME_BETA = (3.0, 5.0)
+_EVENTS_SCALE, _EVENTS_MAX = 50, 10_000
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """A table of address ranges, ascending: row i holds the addresses first[i] to last[i], both included."""
+
+    first: npt.NDArray[np.uint32]
+    last: npt.NDArray[np.uint32]
+
+    @classmethod
+    def read(cls, path: Path) -> "Ranges":
+        """Read a table in iptoasn's format: first TAB last TAB ..., as integers; gzip if named ``.gz``."""
+        opened = gzip.open if path.suffix == ".gz" else open
+        try:
+            with opened(path, "rb") as file:
+                bounds = pd.read_csv(file, sep="\t", header=None, usecols=[0, 1], dtype=np.uint32, quoting=3).to_numpy()
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: not a table of address ranges (first TAB last TAB ...): {error}") from error
+        if len(bounds) == 0 or (bounds[:, 0] > bounds[:, 1]).any():
+            raise UserError(
+                f"{path}: not a table of address ranges (first TAB last TAB ...): no rows, or last below first"
+            )
+        return cls(bounds[:, 0], bounds[:, 1])
+
+    @classmethod
+    def synthetic(cls, rng: np.random.Generator) -> "Ranges":
+        """Make an allocation table that needs no download, of about the size of the real one.
+
+        Unicast space is dealt out in blocks of /11 to /18, as registries do; a provider cuts its block into networks
+        that are 2 to 9 bits longer, /24 at most; three in ten blocks stay unrouted.
+        """
+        lengths, cuts = rng.integers(11, 19, size=1 << 16), rng.integers(2, 10, size=1 << 16)
+        routed = rng.random(1 << 16) < 0.7
+        networks: list[npt.NDArray[np.int64]] = []
+        sizes: list[npt.NDArray[np.int64]] = []
+        block = 1 << 24
+        for length, cut, is_routed in zip(lengths.tolist(), cuts.tolist(), routed.tolist(), strict=True):
+            block = -(-block >> 32 - length) << 32 - length  # the next free block of that size
+            end = block + (1 << 32 - length)
+            if end > 224 << 24:
+                break
+            if is_routed:
+                size = 1 << 32 - min(length + cut, 24)
+                networks.append(np.arange(block, end, size))
+                sizes.append(np.full(len(networks[-1]), size))
+            block = end
+        first = np.concatenate(networks)
+        return cls(first.astype(np.uint32), (first + np.concatenate(sizes) - 1).astype(np.uint32))
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def draw(self, rows: npt.NDArray[np.int64], rng: np.random.Generator) -> npt.NDArray[np.uint32]:
+        """One uniform address from each given row."""
+        first, last = self.first[rows].astype(np.int64), self.last[rows].astype(np.int64)
+        return rng.integers(first, last + 1).astype(np.uint32)
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """n log-ins in order of time."""
+
+    user: npt.NDArray[np.int32]
+    """The user's number, [n]."""
+    address: npt.NDArray[np.uint32]
+    day: npt.NDArray[np.float32]
+    """Time in days since the first day began, in [0, DAYS)."""
+
+    def names(self) -> list[str]:
+        """The users' names, [n]."""
+        return [f"user_{user}" for user in self.user.tolist()]
+
+    def where(self, chosen: npt.NDArray[np.bool_] | npt.NDArray[np.intp]) -> "Traffic":
+        """Some of the log-ins."""
+        return Traffic(self.user[chosen], self.address[chosen], self.day[chosen])
+
+
+def simulate(num_users: int, ranges: Ranges, rng: np.random.Generator) -> Traffic:
+    """Draw the log-ins of ``num_users`` users over ten days."""
+    n = len(ranges)
+    home = rng.integers(n, size=num_users)
+    work = home + rng.integers(-_WORK_WINDOW, _WORK_WINDOW, size=num_users)
+    work = np.where(work == home, work + 1, work) % n
+    travel, at_home = rng.beta(*_TRAVEL_BETA, size=num_users), rng.beta(*_HOME_BETA, size=num_users)
+    events = np.minimum(_EVENTS_SCALE * (1 + rng.pareto(1.0, size=num_users)), _EVENTS_MAX).astype(np.int64)
+
+    user = np.repeat(np.arange(num_users), events)
+    place = np.where(rng.random(len(user)) < at_home[user], home[user], work[user])
+    place = (place + rng.normal(scale=_ROAMING_SIGMA, size=len(user)).astype(np.int64)) % n
+    row = np.where(rng.random(len(user)) < travel[user], rng.integers(n, size=len(user)), place)
+    address = ranges.draw(row, rng)
+    day = rng.random(len(user)) * DAYS
+    order = np.argsort(day, kind="stable")
+    return Traffic(user[order].astype(np.int32), address[order], day[order].astype(np.float32))
+
+
+def attack(
+    train: Traffic, test: Traffic, ranges: Ranges, size: int, rng: np.random.Generator
+) -> tuple[Traffic, Traffic]:
+    """The tutorial's test case: ``size`` later log-ins of known users, and as many attacks.
+
+    An attack is a known user met from an address of a uniformly drawn range.
+    """
+    known = test.where(np.isin(test.user, train.user))
+    if len(known.user) == 0:
+        raise UserError("no user of the test days was seen on the training days: simulate more users")
+    normal = known.where(rng.choice(len(known.user), size=min(size, len(known.user)), replace=False))
+    victims = rng.choice(np.unique(known.user), size=len(normal.user))
+    foreign = ranges.draw(rng.integers(len(ranges), size=len(victims)), rng)
+    return normal, Traffic(victims, foreign, normal.day)

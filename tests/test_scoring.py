@@ -1,0 +1,46 @@
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from conftest import Traffic, to_events
+from ipinsights import scoring
+from ipinsights.hyperparameters import Hyperparameters
+from ipinsights.records import Records
+from ipinsights.scoring import Scorer
+from ipinsights.training import fit
+
+
+@pytest.fixture(scope="module")
+def scorer(traffic: Traffic) -> Scorer:
+    hp = Hyperparameters(num_entity_vectors=200, vector_dim=16, epochs=1, mini_batch_size=500, num_ip_encoder_layers=2)
+    return Scorer(fit(to_events(traffic.train, 200), hp))
+
+
+def test_a_score_is_the_inner_product_of_the_embeddings(scorer: Scorer, traffic: Traffic) -> None:
+    embedded = scorer.embed(traffic.normal)
+    assert embedded.entity.shape == embedded.ip.shape == (len(traffic.normal), 16)
+    exact = (embedded.entity.astype(np.float64) * embedded.ip).sum(1)
+    np.testing.assert_allclose(embedded.scores, exact, atol=1e-5)
+    np.testing.assert_allclose(scorer.score(traffic.normal), exact, atol=1e-5)
+
+
+def test_a_score_does_not_depend_on_its_company(
+    scorer: Scorer, traffic: Traffic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = scorer.score(traffic.normal)
+    monkeypatch.setattr(scoring, "_CHUNK", 7)
+    np.testing.assert_allclose(scorer.score(traffic.normal), whole, atol=1e-5)
+
+
+def test_nothing_and_strangers_can_be_scored(scorer: Scorer) -> None:
+    assert scorer.score(Records(pa.array([], pa.string()), np.zeros(0, np.uint32))).shape == (0,)
+    stranger = Records(pa.array(["nobody has seen me"]), np.array([0], np.uint32))
+    assert np.isfinite(scorer.score(stranger)).all()
+
+
+def test_scoring_needs_no_torch() -> None:
+    code = "import sys, ipinsights.sagemaker.server, ipinsights.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
