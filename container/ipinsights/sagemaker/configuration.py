@@ -1,0 +1,83 @@
+"""What the platform tells a training job: hyperparameters, channels and hosts, read from /opt/ml/input/config."""
+
+import json
+from dataclasses import dataclass
+from email.message import Message
+from pathlib import Path
+from typing import Any
+
+from ipinsights import events
+from ipinsights.errors import UserError
+from ipinsights.hyperparameters import Hyperparameters
+from ipinsights.sagemaker.paths import Paths
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A training job's input, checked."""
+
+    provided: dict[str, str]
+    """The hyperparameters as they came."""
+    hyperparameters: Hyperparameters
+    train: list[Path]
+    """The files of the train channel."""
+    validation: list[Path] | None
+    """Those of the validation channel; None where the job has none."""
+    host: str
+    """This host's name, as log lines carry it."""
+
+
+def read(paths: Paths) -> Configuration:
+    """Read and check a job's input. Raises UserError."""
+    values = _read_json(paths.hyperparameters)
+    if values is None:
+        raise UserError(f"{paths.hyperparameters} is missing: num_entity_vectors and vector_dim must be given")
+    provided = {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
+    resources = _read_json(paths.resource_config) or {}
+    if len(resources.get("hosts", [])) > 1:
+        raise UserError("training on several hosts is not supported by this release: set the instance count to 1")
+    channels = _read_json(paths.input_data_config) or {}
+    return Configuration(
+        provided=provided,
+        hyperparameters=Hyperparameters.parse(provided),
+        train=_channel(paths, "train", channels.get("train", {})),
+        validation=_channel(paths, "validation", channels.get("validation", {})) if _has(paths, "validation") else None,
+        host=resources.get("current_host", "algo-1"),
+    )
+
+
+def _channel(paths: Paths, name: str, declared: dict[str, Any]) -> list[Path]:
+    """The files of a channel, of which there must be one."""
+    mode = declared.get("TrainingInputMode", "File")
+    if mode == "Pipe":
+        raise UserError(f"channel {name!r} comes in Pipe mode; use File or FastFile mode")
+    content_type = _mime_type(declared.get("ContentType") or "text/csv")
+    if content_type != "text/csv":
+        raise UserError(f"channel {name!r} has content type {content_type!r}; it must be text/csv")
+    files = events.find_files(paths.channel(name))
+    if not files:
+        raise UserError(f"channel {name!r} has no data: put CSV files (entity,IPv4 address) in {paths.channel(name)}")
+    return files
+
+
+def _has(paths: Paths, channel: str) -> bool:
+    return paths.channel(channel).is_dir()
+
+
+def _mime_type(text: str) -> str:
+    """The type without its parameters, such as the ``label_size=0`` that generic CSV channels carry."""
+    message = Message()
+    message["Content-Type"] = text
+    return message.get_content_type()
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a JSON object")
+    return content

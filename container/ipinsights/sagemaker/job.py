@@ -1,0 +1,101 @@
+"""A training job, from /opt/ml/input to /opt/ml/model.
+
+`train` serves two callers: the console script of the same name, and the sagemaker-training toolkit, which the image
+installs and which is told of it by ``SAGEMAKER_TRAINING_MODULE=ipinsights.sagemaker.job:train``. The toolkit is an
+extra: a machine without a C compiler cannot install it and trains all the same.
+"""
+
+import dataclasses
+import importlib.util
+import logging
+import os
+import sys
+import time
+from typing import NoReturn
+
+from ipinsights import artifact, events
+from ipinsights.errors import AlgorithmError, UserError
+from ipinsights.sagemaker import configuration, reporting
+from ipinsights.sagemaker.paths import Paths
+
+FAILURE_LIMIT = 1024
+"""Characters of a failure file that the platform shows."""
+
+_TOOLKIT, _TOOLKIT_TARGET = "sagemaker_training", "SAGEMAKER_TRAINING_MODULE"
+
+logger = logging.getLogger("ipinsights")
+
+
+def main() -> None:
+    """The console script ``train``: under the toolkit where the image asks for it, else directly."""
+    if os.environ.get(_TOOLKIT_TARGET) and importlib.util.find_spec(_TOOLKIT):
+        from sagemaker_training import trainer  # importing it makes folders, so it is imported here alone
+
+        trainer.train()
+    else:
+        train()
+
+
+def train() -> None:
+    """Run the job that the environment describes. A failure is written to the failure file and ends the process."""
+    paths = Paths.from_environment()
+    paths.failure.unlink(missing_ok=True)
+    reporting.configure_logging()
+    try:
+        run(paths)
+    except UserError as error:
+        _fail(paths, f"ClientError: {error}")
+    except AlgorithmError as error:
+        _fail(paths, f"AlgorithmError: {error}")
+    except Exception as error:
+        logger.exception("A fault of the program")
+        _fail(paths, f"AlgorithmError: a fault of the program, please report it: {error!r}")
+
+
+def run(paths: Paths) -> None:
+    """Read, train and save. Raises UserError where the input is at fault."""
+    started = time.time()
+    logger.info("Docker entrypoint called with argument(s): train")
+    job = configuration.read(paths)
+    hp = job.hyperparameters
+    logger.info("Merging with provided configuration from %s: %s", paths.hyperparameters, job.provided)
+    logger.info("Final configuration: %s", {name: str(value) for name, value in dataclasses.asdict(hp).items()})
+
+    reading = time.time()
+    files = {"train": job.train, "validation": job.validation or []}
+    data = {}
+    for channel, members in files.items():
+        with reporting.progress_bar(sum(f.stat().st_size for f in members), "B", f"reading {channel}") as bar:
+            data[channel] = events.read(members, hp.num_entity_vectors, bar.update)
+    logger.info("Read %s training and %s validation events", *(f"{len(data[c]):,}" for c in ("train", "validation")))
+    if job.validation is None:
+        logger.info("Test data is not provided.")
+
+    # Threads that wait must sleep: spinning, as is the default, makes a step ten times as slow where cores are shared.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from ipinsights.training import fit  # loads torch, which takes seconds and must see the setting above
+
+    report = reporting.TrainingReport(job.host, hp.epochs, len(data["train"]))
+    report.initialized(started, (reading, time.time()))
+    model = fit(data["train"], hp, data["validation"] if job.validation else None, report)
+    saving = time.time()
+    facts = {
+        "hyperparameters": dataclasses.asdict(hp),
+        "training": {"events": len(data["train"]), "seconds": round(saving - started, 3)},
+        "metrics": dataclasses.asdict(report.last_epoch) if report.last_epoch else {},
+    }
+    artifact.save(model, paths.model, facts)
+    logger.info("Saved the model to %s", paths.model)
+    report.finished(saving)
+
+
+def _fail(paths: Paths, message: str) -> NoReturn:
+    """Write the failure file and leave with a non-zero exit code."""
+    logger.error(message)
+    paths.failure.parent.mkdir(parents=True, exist_ok=True)
+    paths.failure.write_text(message[:FAILURE_LIMIT])
+    toolkit_errors = sys.modules.get(f"{_TOOLKIT}.errors")
+    if toolkit_errors is None:
+        sys.exit(1)
+    # The toolkit turns SystemExit into success, and this into exit code 1 without a traceback.
+    raise toolkit_errors.ClientError(message)

@@ -1,0 +1,203 @@
+"""Every log line of a training job, and the regular expressions that read metrics back from them.
+
+Lines and expressions are the built-in's (its tutorial's output, and the MetricDefinitions it registers), so dashboards
+and tuners made for it keep working. A person at a terminal sees a progress bar besides.
+"""
+
+import json
+import logging
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+from ipinsights.progress import BatchProgress, EpochSummary, Listener
+from ipinsights.vocabulary import Vocabulary
+
+METRIC_DEFINITIONS = {
+    "train:binary_classification_accuracy": (
+        r"#quality_metric: host=\S+, epoch=\S+, batch=\S+ train binary_classification_accuracy <score>=(\S+)"
+    ),
+    "train:binary_classification_cross_entropy": (
+        r"#quality_metric: host=\S+, epoch=\S+, batch=\S+ train binary_classification_cross_entropy <loss>=(\S+)"
+    ),
+    "train:binary_classification_accuracy:epoch": (
+        r"#quality_metric: host=\S+, epoch=\S+, train binary_classification_accuracy <score>=(\S+)"
+    ),
+    "train:binary_classification_cross_entropy:epoch": (
+        r"#quality_metric: host=\S+, epoch=\S+, train binary_classification_cross_entropy <loss>=(\S+)"
+    ),
+    "validation:discriminator_auc": r"#quality_metric: host=\S+, epoch=\S+, validation discriminator_auc <score>=(\S+)",
+    "train:progress": r"#progress_metric: host=\S+, completed (\S+) %",
+    "train:throughput": r"#throughput_metric: host=\S+, train throughput=(\S+) records/second",
+}
+"""Metric name -> regular expression with the value as its group."""
+
+logger = logging.getLogger("ipinsights")
+
+
+def configure_logging() -> None:
+    """Send log lines to standard output in the built-in's form, above a progress bar if there is one."""
+    handler = _AboveProgressBar()
+    handler.setFormatter(
+        logging.Formatter("[%(asctime)s %(levelname)s %(thread)d] %(message)s", datefmt="%m/%d/%Y %H:%M:%S")
+    )
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+class _AboveProgressBar(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        _print(self.format(record))
+
+
+def _print(line: str) -> None:
+    tqdm.write(line, file=sys.stdout)
+    sys.stdout.flush()
+
+
+def progress_bar(total: int, unit: str, description: str) -> "tqdm[Any]":
+    """A bar on standard error; silent where no person watches."""
+    return tqdm(total=total, unit=unit, unit_scale=True, desc=description, disable=None, leave=False)
+
+
+@dataclass(frozen=True)
+class _Host:
+    """Renders the lines that carry the host's name."""
+
+    name: str
+
+    def quality(self, epoch: int, metric: str, value: float, *, subset: str = "train", batch: int | None = None) -> str:
+        kind = "loss" if metric.endswith("cross_entropy") else "score"
+        where = f"epoch={epoch}," if batch is None else f"epoch={epoch}, batch={batch}"
+        return f"#quality_metric: host={self.name}, {where} {subset} {metric} <{kind}>={value}"
+
+    def progress(self, percent: float) -> str:
+        return f"#progress_metric: host={self.name}, completed {percent} % of epochs"
+
+    def throughput(self, records_per_second: float) -> str:
+        return f"#throughput_metric: host={self.name}, train throughput={records_per_second} records/second"
+
+    def metrics(self, started: float, ended: float, values: dict[str, list[float]], **dimensions: Any) -> str:
+        document = {
+            "StartTime": started,
+            "EndTime": ended,
+            "Dimensions": {"Algorithm": "ipinsights", "Host": self.name, "Operation": "training", **dimensions},
+            "Metrics": {
+                name: {"sum": sum(v), "count": len(v), "min": min(v), "max": max(v)} for name, v in values.items()
+            },
+        }
+        return f"#metrics {json.dumps(document)}\n"
+
+
+class TrainingReport(Listener):
+    """Writes the lines of one job as training goes."""
+
+    def __init__(self, host: str, epochs: int, events: int) -> None:
+        self._host = _Host(host)
+        self._epochs = epochs
+        self._events = events
+        self._started = self._epoch_started = time.time()
+        self._setup = 0.0
+        self._bar: tqdm[Any] | None = None
+        self._seen = {"records": 0, "batches": 0}
+        self.last_epoch: EpochSummary | None = None
+
+    def initialized(self, started: float, reading: tuple[float, float]) -> None:
+        """The data is in memory. ``reading`` is when it began and ended, in Unix seconds."""
+        self._started = started
+        begin, end = reading
+        self._metrics(
+            started, end, {"initialize.time": [_ms(end - started)], "init_train_data_iter": [_ms(end - begin)]}
+        )
+
+    def vocabulary_built(self, vocabulary: Vocabulary, device: str) -> None:
+        """What the vocabulary knows, and where training runs."""
+        logger.info(
+            "Known prefixes: %s (at least %d events each); training on %s",
+            ", ".join(f"{n:,} of /{level}" for level, n in zip(vocabulary.levels, vocabulary.sizes, strict=True)),
+            vocabulary.counts.min() if len(vocabulary.counts) else 0,
+            device,
+        )
+        self._epoch_started = time.time()
+        self._setup = self._epoch_started - self._started
+
+    def step_done(self, epoch: int, positives: int) -> None:
+        """The progress bar."""
+        if self._bar is None:
+            self._bar = progress_bar(self._events, "events", f"epoch {epoch + 1} of {self._epochs}")
+        self._bar.update(positives)
+
+    def batches_done(self, progress: BatchProgress) -> None:
+        """Speed so far, and the means so far."""
+        if progress.batch:
+            logger.info(
+                "Epoch[%d] Batch [%d]\tSpeed: %.2f samples/sec\tbinary_classification_accuracy=%.6f"
+                "\tbinary_classification_cross_entropy=%.6f",
+                progress.epoch,
+                progress.batch,
+                progress.records_per_second,
+                progress.accuracy,
+                progress.cross_entropy,
+            )
+        self._quality(progress.epoch, progress.accuracy, progress.cross_entropy, progress.batch)
+
+    def epoch_done(self, summary: EpochSummary) -> None:
+        """The epoch's metrics, counters and throughput."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        self.last_epoch = summary
+        ended, number = time.time(), summary.epoch + 1
+        logger.info("Epoch[%d] Train-binary_classification_accuracy=%.6f", summary.epoch, summary.accuracy)
+        logger.info("Epoch[%d] Train-binary_classification_cross_entropy=%.6f", summary.epoch, summary.cross_entropy)
+        logger.info("Epoch[%d] Time cost=%.3f", summary.epoch, summary.seconds)
+        self._quality(summary.epoch, summary.accuracy, summary.cross_entropy)
+        if summary.discriminator_auc is not None:
+            logger.info(
+                self._host.quality(summary.epoch, "discriminator_auc", summary.discriminator_auc, subset="validation")
+            )
+        self._metrics(
+            self._epoch_started, ended, {"epochs": [self._epochs], "update.time": [_ms(ended - self._epoch_started)]}
+        )
+        logger.info(self._host.progress(100 * number / self._epochs))
+        self._seen["records"] += summary.records
+        self._seen["batches"] += summary.batches
+        counters = {
+            "Total Records Seen": self._seen["records"],
+            "Total Batches Seen": self._seen["batches"],
+            "Max Records Seen Between Resets": summary.records,
+            "Max Batches Seen Between Resets": summary.batches,
+            "Reset Count": number,
+            "Number of Records Since Last Reset": summary.records,
+            "Number of Batches Since Last Reset": summary.batches,
+        }
+        self._metrics(
+            self._epoch_started,
+            ended,
+            {name: [value] for name, value in counters.items()},
+            epoch=summary.epoch,
+            Meta="training_data_iter",
+        )
+        logger.info(self._host.throughput(summary.records / summary.seconds))
+        self._epoch_started = ended
+
+    def finished(self, saving_started: float) -> None:
+        """The model is saved; ``saving_started`` is when that began, in Unix seconds."""
+        ended = time.time()
+        self._metrics(saving_started, ended, {"finalize.time": [_ms(ended - saving_started)]})
+        self._metrics(ended, ended, {"setuptime": [_ms(self._setup)], "totaltime": [_ms(ended - self._started)]})
+
+    def _quality(self, epoch: int, accuracy: float, cross_entropy: float, batch: int | None = None) -> None:
+        logger.info(self._host.quality(epoch, "binary_classification_accuracy", accuracy, batch=batch))
+        logger.info(self._host.quality(epoch, "binary_classification_cross_entropy", cross_entropy, batch=batch))
+
+    def _metrics(self, started: float, ended: float, values: dict[str, list[float]], **dimensions: Any) -> None:
+        _print(self._host.metrics(started, ended, values, **dimensions))
+
+
+def _ms(seconds: float) -> float:
+    return seconds * 1000

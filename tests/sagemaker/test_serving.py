@@ -1,0 +1,180 @@
+"""`serve` as the platform runs it: a process, and HTTP."""
+
+import concurrent.futures
+import json
+
+import numpy as np
+import pytest
+import requests
+
+from conftest import Server, Traffic, Tree, to_csv
+from ipinsights import addresses, artifact
+from ipinsights.records import Records, parse_csv
+from ipinsights.scoring import Scorer
+
+CSV = "user_1, 192.168.1.2\nuser_2, 10.10.1.2"
+SHAPES = [{"data": {"features": {"values": ["user_1", "192.168.1.2"]}}}, {"features": ["user_2", "10.10.1.2"]}]
+JSON = json.dumps({"instances": SHAPES})
+JSONLINES = "\n".join(map(json.dumps, SHAPES))
+
+
+@pytest.fixture(scope="module")
+def expected(trained: tuple[Tree, object]) -> list[float]:
+    return Scorer(artifact.load(trained[0].model)[0]).score(parse_csv(CSV.encode())).tolist()
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        ("text/csv", CSV),
+        ("text/csv; charset=utf-8", CSV + "\n"),
+        ("application/json", JSON),
+        ("application/jsonlines", JSONLINES),
+        ("application/jsonlines", JSONLINES + "\n\n"),
+        ("Application/JSON", JSON),
+    ],
+)
+def test_every_format_in_gives_the_same_json_out(
+    server: Server, expected: list[float], content_type: str, body: str
+) -> None:
+    for accept in (None, "*/*", "application/json", "text/csv, application/json", "APPLICATION/JSON"):
+        answer = server.post(body, content_type, accept)
+        assert answer.status_code == 200, answer.text
+        assert answer.headers["Content-Type"] == "application/json"
+        assert answer.json() == {"predictions": [{"dot_product": score} for score in expected]}
+
+
+def test_json_lines_out(server: Server, expected: list[float]) -> None:
+    answer = server.post(CSV, accept="application/jsonlines")
+    assert answer.headers["Content-Type"] == "application/jsonlines"
+    assert [json.loads(line) for line in answer.text.split("\n")] == [{"dot_product": score} for score in expected]
+
+
+@pytest.mark.parametrize(
+    "accept", ["application/json;verbose=True", "application/json; verbose=true", "application/jsonlines; verbose=True"]
+)
+def test_verbose_answers_carry_the_embeddings_whose_inner_product_is_the_score(
+    server: Server, expected: list[float], accept: str
+) -> None:
+    answer = server.post(JSON, "application/json", accept)
+    lines = "jsonlines" in accept
+    predictions = [json.loads(line) for line in answer.text.split("\n")] if lines else answer.json()["predictions"]
+    for prediction, score in zip(predictions, expected, strict=True):
+        assert list(prediction) == ["dot_product", "ip_embedding", "entity_embedding"]
+        assert len(prediction["ip_embedding"]) == len(prediction["entity_embedding"]) == 16
+        product = np.dot(prediction["ip_embedding"], prediction["entity_embedding"])
+        assert prediction["dot_product"] == pytest.approx(product, abs=1e-5)
+        assert prediction["dot_product"] == pytest.approx(score, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "accept", "status", "parts"),
+    [
+        ("", "text/csv", None, 204, []),
+        ("  \n", "application/json", None, 204, []),
+        (CSV, "application/octet-stream", None, 415, ["application/octet-stream", "text/csv", "application/jsonlines"]),
+        (CSV, None, None, 415, ["not supported"]),
+        (CSV, "text/csv", "image/png", 406, ["image/png", "application/json"]),
+        ("user_1,1.2.3.4\nuser_2,1.2.3\n", "text/csv", None, 400, ["line 2", "'user_2,1.2.3'", "4 octets"]),
+        ("{", "application/json", None, 400, ["the body is not JSON"]),
+        ("[]", "application/json", None, 400, ["instances"]),
+        (
+            '{"instances": [{"features": ["a", "1.2.3.4"]}, {"features": ["a"]}]}',
+            "application/json",
+            None,
+            400,
+            ["instance 1"],
+        ),
+        ('{"instances": [{"features": ["a", 7]}]}', "application/json", None, 400, ["instance 0", "strings"]),
+        ('{"instances": [{"data": 1}]}', "application/json", None, 400, ["instance 0"]),
+        ('{"features": ["a", "1.2.3.4"]}\n{x', "application/jsonlines", None, 400, ["instance 1 is not JSON"]),
+        ('{"features": ["a", "::1"]}', "application/jsonlines", None, 400, ["instance 0", "IPv6"]),
+    ],
+)
+def test_statuses(
+    server: Server, body: str, content_type: str, accept: str | None, status: int, parts: list[str]
+) -> None:
+    answer = server.post(body, content_type, accept)
+    assert answer.status_code == status, answer.text
+    for part in parts:
+        assert part in answer.text
+    assert "Traceback" not in answer.text
+
+
+def test_no_instances_have_no_predictions(server: Server) -> None:
+    assert server.post('{"instances": []}', "application/json").json() == {"predictions": []}
+
+
+def test_ping_and_execution_parameters(server: Server) -> None:
+    ping = requests.get(f"{server.url}/ping", timeout=2)
+    assert (ping.status_code, ping.content) == (200, b"")
+    parameters = requests.get(f"{server.url}/execution-parameters", timeout=2).json()
+    assert parameters == {"MaxConcurrentTransforms": 1, "BatchStrategy": "MULTI_RECORD", "MaxPayloadInMB": 6}
+    assert requests.get(f"{server.url}/elsewhere", timeout=2).status_code == 404
+    assert requests.get(f"{server.url}/invocations", timeout=2).status_code == 405
+
+
+def test_many_rows_at_once_keep_their_order(server: Server, traffic: Traffic, trained: tuple[Tree, object]) -> None:
+    scorer = Scorer(artifact.load(trained[0].model)[0])
+    both = Records.concat([traffic.normal, traffic.attacks])
+    body = to_csv(both)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: server.post(body), range(8)))
+    expected = scorer.score(both)
+    for answer in answers:
+        scores = [prediction["dot_product"] for prediction in answer.json()["predictions"]]
+        np.testing.assert_allclose(scores, expected, atol=1e-5)
+
+
+def test_ping_answers_while_a_large_request_is_scored(server: Server, traffic: Traffic) -> None:
+    body = to_csv(traffic.normal) * 60
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+        large = [pool.submit(server.post, body) for _ in range(3)]
+        while not all(answer.done() for answer in large):
+            assert requests.get(f"{server.url}/ping", timeout=2).status_code == 200
+    assert all(answer.result().status_code == 200 for answer in large)
+
+
+def test_a_body_beyond_the_limit_is_refused(trained: tuple[Tree, object]) -> None:
+    server = Server(trained[0], MAX_CONTENT_LENGTH="1000")
+    try:
+        assert server.post("u,1.2.3.4\n" * 90).status_code == 200
+        answer = server.post("u,1.2.3.4\n" * 110)
+        assert answer.status_code == 413
+        assert "1000 bytes" in answer.text
+    finally:
+        server.stop()
+
+
+def test_a_fault_of_ours_shows_the_client_no_traceback(trained: tuple[Tree, object]) -> None:
+    """Here in process: no request is known that provokes one."""
+    from ipinsights.sagemaker.app import create_app
+    from ipinsights.sagemaker.models import ModelStore
+    from ipinsights.sagemaker.settings import ServerSettings
+
+    models = ModelStore(trained[0].model)  # never loaded
+    client = create_app(models, ServerSettings()).test_client()
+    assert client.get("/ping").status_code == 503
+    answer = client.post("/invocations", data=CSV, content_type="text/csv")
+    assert answer.status_code == 500
+    assert answer.get_data() == b"Internal error; the log has the details\n"
+
+
+def test_without_a_model_serve_says_so_and_ends(tree: Tree) -> None:
+    result = tree.run("ipinsights.sagemaker", "serve")
+    assert result.returncode == 1
+    assert "ClientError: there is no model in" in result.stdout
+    assert "Traceback" not in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("name", ["SAGEMAKER_BIND_TO_PORT", "SAGEMAKER_MODEL_SERVER_WORKERS", "MAX_CONTENT_LENGTH"])
+def test_a_setting_that_is_no_number_is_told(trained: tuple[Tree, object], name: str) -> None:
+    result = trained[0].run("ipinsights.sagemaker", "serve", **{name: "many"})
+    assert result.returncode == 1
+    assert f"environment variable {name}='many'" in result.stdout
+
+
+def test_addresses_of_the_documentation_score_alike_in_every_row(server: Server) -> None:
+    body = "".join(f"user_1,{address}\n" for address in addresses.render(np.arange(5, dtype=np.uint32)))
+    one, again = server.post(body).json(), server.post(body).json()
+    assert one == again
