@@ -8,7 +8,7 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "container" / "ipinsights" / "__init__.py").read_text())[1]
 
-TEST = ["coverage", "hypothesis", "mypy", "pandas-stubs", "pytest", "pytest-cov", "requests", "ruff", "scikit-learn"]
+TEST = ["coverage", "hypothesis", "mypy", "pandas-stubs", "pytest", "requests", "ruff", "scikit-learn"]
 DEMO = ["matplotlib", "requests"]
 
 setup(

@@ -57,8 +57,8 @@ def traffic() -> Traffic:
     log_ins = simulation.simulate(100, ranges, rng)
     train = log_ins.where(log_ins.day < simulation.TRAIN_DAYS)
     test = log_ins.where(log_ins.day >= simulation.TRAIN_DAYS)
-    normal, attacks = simulation.attack(train, test, ranges, 2000, rng)
-    return Traffic(records(train), records(normal), records(attacks))
+    case = simulation.make_test_case(train, test, ranges, 2000, rng)
+    return Traffic(records(train), records(case.normal), records(case.attacks))
 
 
 PEAK = "int(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"

@@ -26,7 +26,7 @@ def test_help_teaches(command: list[str]) -> None:
 def test_simulate_writes_what_training_reads(tmp_path: Path) -> None:
     result = run("simulate", "--users", "30", "--test-size", "200", "--out", str(tmp_path))
     assert result.returncode == 0, result.stderr
-    files = [tmp_path / name for name in ("train/log-ins.csv", "test/normal.csv", "attacks/attacks.csv")]
+    files = [tmp_path / name for name in ("train/log-ins.csv", "test/normal.csv", "test/attacks.csv")]
     train, normal, attacks = (parse_csv(path.read_bytes()) for path in files)
     assert len(normal) == len(attacks) == 200
     assert set(normal.entities.to_pylist()) <= set(train.entities.to_pylist())

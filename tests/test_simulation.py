@@ -67,11 +67,18 @@ def test_attacks_meet_known_users_from_anywhere(ranges: Ranges) -> None:
     rng = np.random.default_rng(2)
     traffic = simulation.simulate(300, ranges, rng)
     train, test = traffic.where(traffic.day < 7), traffic.where(traffic.day >= 7)
-    normal, attacks = simulation.attack(train, test, ranges, 5000, rng)
+    case = simulation.make_test_case(train, test, ranges, 5000, rng)
+    normal, attacks = case.normal, case.attacks
     assert len(normal.user) == len(attacks.user) == 5000
     assert set(normal.user) <= set(train.user)
     assert set(attacks.user) <= set(train.user)
     assert (normal.day >= 7).all()
+    assert len(case.validation.user) == 5000
+    assert (case.validation.day >= 7).all()
+    moments = {*zip(normal.user.tolist(), normal.day.tolist(), normal.address.tolist(), strict=True)}
+    spare = case.validation
+    again = zip(spare.user.tolist(), spare.day.tolist(), spare.address.tolist(), strict=True)
+    assert not moments.intersection(again)
     seen = set(zip(traffic.user.tolist(), (traffic.address >> 8).tolist(), strict=True))
     assert sum((u, a >> 8) in seen for u, a in zip(attacks.user.tolist(), attacks.address.tolist(), strict=True)) < 50
 

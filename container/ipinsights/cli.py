@@ -38,10 +38,10 @@ def _parser() -> argparse.ArgumentParser:
         "the shell.",
         epilog="A first walk:\n"
         "  ipinsights simulate --users 1000 --out traffic\n"
-        "  mkdir -p ml/input/config ml/input/data && cp -r traffic/train ml/input/data/train\n"
+        "  mkdir -p ml/input/config ml/input/data && cp -r traffic/train traffic/validation ml/input/data\n"
         '  echo \'{"num_entity_vectors": "2000", "vector_dim": "64"}\' > ml/input/config/hyperparameters.json\n'
         "  SAGEMAKER_BASE_DIR=ml train\n"
-        "  ipinsights score --model ml/model traffic/attacks/attacks.csv | sort -t, -k3 -g | head\n"
+        "  ipinsights score --model ml/model traffic/test/attacks.csv | sort -t, -k3 -g | head\n"
         "  ipinsights evaluate --model ml/model traffic/test/normal.csv",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -51,9 +51,10 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "simulate",
         help="make log-ins like the AWS tutorial's",
-        description="Make ten days of log-ins like the tutorial's: users with a home and a work network, who travel "
-        "now and then. Writes OUT/train/log-ins.csv (the first seven days), OUT/test/normal.csv "
-        "(later log-ins of known users) and OUT/attacks/attacks.csv (as many, from networks drawn at random).",
+        description="Make ten days of log-ins like the AWS tutorial's: users with a home and a work network, who "
+        "travel now and then. Writes OUT/train/log-ins.csv (the first seven days), OUT/test/normal.csv (later log-ins "
+        "of known users), OUT/test/attacks.csv (as many, from random networks) and OUT/validation/log-ins.csv (other "
+        "later log-ins).",
     )
     command.add_argument("--out", type=Path, required=True, help="the folder to write to")
     command.add_argument(
@@ -105,10 +106,15 @@ def _simulate(options: argparse.Namespace) -> None:
     ranges = simulation.Ranges.read(options.ranges) if options.ranges else simulation.Ranges.synthetic(rng)
     traffic = simulation.simulate(options.users, ranges, rng)
     train = traffic.where(traffic.day < simulation.TRAIN_DAYS)
-    normal, attacks = simulation.attack(
-        train, traffic.where(traffic.day >= simulation.TRAIN_DAYS), ranges, options.test_size, rng
-    )
-    for name, part in (("train/log-ins", train), ("test/normal", normal), ("attacks/attacks", attacks)):
+    later = traffic.where(traffic.day >= simulation.TRAIN_DAYS)
+    case = simulation.make_test_case(train, later, ranges, options.test_size, rng)
+    parts = {
+        "train/log-ins": train,
+        "validation/log-ins": case.validation,
+        "test/normal": case.normal,
+        "test/attacks": case.attacks,
+    }
+    for name, part in parts.items():
         path = options.out / f"{name}.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = zip(part.names(), addresses.render(part.address), strict=True)

@@ -122,17 +122,25 @@ def simulate(num_users: int, ranges: Ranges, rng: np.random.Generator) -> Traffi
     return Traffic(user[order].astype(np.int32), address[order], day[order].astype(np.float32))
 
 
-def attack(
-    train: Traffic, test: Traffic, ranges: Ranges, size: int, rng: np.random.Generator
-) -> tuple[Traffic, Traffic]:
-    """The tutorial's test case: ``size`` later log-ins of known users, and as many attacks.
+@dataclass(frozen=True)
+class TestCase:
+    """The tutorial's test case, and log-ins to validate with."""
 
-    An attack is a known user met from an address of a uniformly drawn range.
-    """
-    known = test.where(np.isin(test.user, train.user))
+    normal: Traffic
+    """Later log-ins of users that training saw."""
+    attacks: Traffic
+    """As many: a user that training saw, met from an address of a uniformly drawn range."""
+    validation: Traffic
+    """Other later log-ins of such users, at most as many."""
+
+
+def make_test_case(train: Traffic, later: Traffic, ranges: Ranges, size: int, rng: np.random.Generator) -> TestCase:
+    """Draw a test case of ``size`` log-ins and as many attacks. Raises UserError where no user was seen before."""
+    known = later.where(np.isin(later.user, train.user))
     if len(known.user) == 0:
         raise UserError("no user of the test days was seen on the training days: simulate more users")
-    normal = known.where(rng.choice(len(known.user), size=min(size, len(known.user)), replace=False))
+    order = rng.permutation(len(known.user))
+    normal, validation = known.where(order[:size]), known.where(order[size : 2 * size])
     victims = rng.choice(np.unique(known.user), size=len(normal.user))
     foreign = ranges.draw(rng.integers(len(ranges), size=len(victims)), rng)
-    return normal, Traffic(victims, foreign, normal.day)
+    return TestCase(normal, Traffic(victims, foreign, normal.day), validation)

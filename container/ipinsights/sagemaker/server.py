@@ -50,6 +50,7 @@ class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn is untyped
             "timeout": settings.timeout,
             "keepalive": 60,
             "preload_app": True,
+            "control_socket_disable": True,  # it would be a file in a home that may be read-only
         }
         for name, value in options.items():
             self.cfg.set(name, value)

@@ -1,0 +1,1 @@
+"""Ways to try the algorithm on this machine, without AWS."""

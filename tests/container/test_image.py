@@ -1,0 +1,116 @@
+"""The image itself, in real containers, wherever a Docker engine answers."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import requests
+
+ROOT = Path(__file__).parents[2]
+IMAGE = "ipinsights:test"
+
+
+def docker(*arguments: str, timeout: int = 300) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["docker", *arguments], capture_output=True, text=True, timeout=timeout, check=False)
+
+
+def engine_answers() -> bool:
+    return shutil.which("docker") is not None and docker("info").returncode == 0
+
+
+pytestmark = pytest.mark.skipif(not engine_answers(), reason="no Docker engine answers here")
+
+
+@pytest.fixture(scope="module")
+def image() -> str:
+    build = subprocess.run(
+        ["make", "image", f"IMAGE={IMAGE}"], cwd=ROOT, capture_output=True, text=True, timeout=1800, check=False
+    )
+    assert build.returncode == 0, build.stdout[-3000:] + build.stderr[-3000:]
+    return IMAGE
+
+
+@pytest.fixture(scope="module")
+def folder(image: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of local_test/test_dir on which the image has trained."""
+    folder = tmp_path_factory.mktemp("opt") / "ml"
+    shutil.copytree(ROOT / "local_test" / "test_dir" / "input", folder / "input")
+    script = [str(ROOT / "local_test" / "train_local.sh"), image, str(folder)]
+    job = subprocess.run(script, capture_output=True, text=True, timeout=300, check=False)
+    assert job.returncode == 0, job.stdout + job.stderr
+    assert "#quality_metric: host=algo-1, epoch=2, validation discriminator_auc <score>=" in job.stdout
+    assert "Imported framework ipinsights.sagemaker.job" in job.stderr  # so the training toolkit ran it
+    return folder
+
+
+def test_training_leaves_a_model(folder: Path) -> None:
+    assert sorted(path.name for path in (folder / "model").iterdir()) == ["manifest.json", "model.safetensors"]
+    assert not (folder / "output" / "failure").exists()
+
+
+def test_serving_answers_a_request(image: str, folder: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = [str(ROOT / "local_test" / "serve_local.sh"), image, str(folder), str(port)]
+    with subprocess.Popen(script, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
+        try:
+            deadline = time.monotonic() + 60
+            while True:
+                try:
+                    assert requests.get(f"http://127.0.0.1:{port}/ping", timeout=2).status_code == 200
+                    break
+                except requests.ConnectionError:
+                    assert server.poll() is None, server.stdout and server.stdout.read()
+                    assert time.monotonic() < deadline
+                    time.sleep(0.2)
+            local_test = ROOT / "local_test"
+            predict = [str(local_test / "predict.sh"), str(local_test / "payload.csv"), "text/csv", str(port)]
+            answer = json.loads(subprocess.run(predict, capture_output=True, text=True, check=True).stdout)
+            assert [list(prediction) for prediction in answer["predictions"]] == [["dot_product"], ["dot_product"]]
+        finally:
+            server.terminate()
+            server.communicate(timeout=60)
+    assert server.returncode == 0  # it was asked to stop, and did
+
+
+def test_a_malformed_row_reaches_the_failure_file(image: str, folder: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "ml"
+    shutil.copytree(folder / "input", bad / "input")
+    (bad / "input" / "data" / "train" / "more.csv").write_text("user_1,1.2.3.4\nuser_1,1.2.3\n")
+    job = docker("run", "--rm", "-v", f"{bad}:/opt/ml", image, "train")
+    assert job.returncode == 1
+    failure = (bad / "output" / "failure").read_text()
+    assert failure.startswith("ClientError: /opt/ml/input/data/train/more.csv, line 2: ")
+    assert "'user_1,1.2.3'" in failure
+    assert "Traceback" not in job.stdout + job.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["bash"]])
+def test_anything_else_prints_the_usage(image: str, arguments: list[str]) -> None:
+    result = docker("run", "--rm", image, *arguments)
+    assert result.returncode == 2
+    assert "usage: docker run IMAGE {train|serve}" in result.stderr
+
+
+def test_both_roles_are_on_the_path(image: str) -> None:
+    """For platforms that override the entry point; ours must win over the toolkit's command of the same name."""
+    result = docker("run", "--rm", "--entrypoint", "sh", image, "-c", "cat $(which train) $(which serve)")
+    assert result.stdout.count("from ipinsights.sagemaker") == 2, result.stdout + result.stderr
+
+
+def test_torch_has_no_cuda_where_the_index_offers_a_cpu_build(image: str) -> None:
+    if "PIP_" not in os.environ.get("DOCKER_BUILD_ARGS", ""):
+        pytest.skip("the build was given no index with a CPU build")
+    result = docker("run", "--rm", "--entrypoint", "python", image, "-c", "import torch; print(torch.version.cuda)")
+    assert result.stdout == "None\n", result.stderr
+
+
+def test_labels_promise_what_works(image: str) -> None:
+    labels = json.loads(docker("inspect", "--format", "{{json .Config.Labels}}", image).stdout)
+    assert labels == {"com.amazonaws.sagemaker.capabilities.accept-bind-to-port": "true"}
