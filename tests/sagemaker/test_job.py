@@ -201,16 +201,36 @@ def test_a_person_at_a_terminal_sees_progress(ready: Tree, traffic: Traffic) -> 
     assert "#progress_metric: host=algo-1, completed 100.0 % of epochs" in shown
 
 
+TOOLKIT = {"SAGEMAKER_TRAINING_MODULE": "ipinsights.sagemaker.job:train"}
+PLATFORM = {
+    "inputdataconfig": {"train": {"TrainingInputMode": "File"}},
+    "resourceconfig": {"current_host": "algo-1", "hosts": ["algo-1"], "network_interface_name": "eth0"},
+}
+
+
+@pytest.fixture
+def _toolkit() -> None:
+    pytest.importorskip("sagemaker_training", reason="the sagemaker-training toolkit is not installed (extra: toolkit)")
+
+
+@pytest.mark.usefixtures("_toolkit")
 def test_it_runs_under_the_training_toolkit(ready: Tree) -> None:
     """The toolkit calls the same function; a failure keeps our failure file and the exit code."""
-    pytest.importorskip("sagemaker_training", reason="the sagemaker-training toolkit is not installed (extra: toolkit)")
-    module = {"SAGEMAKER_TRAINING_MODULE": "ipinsights.sagemaker.job:train"}
-    job = ready.train(**module)
+    ready.configure(SMALL, **PLATFORM)
+    job = ready.train(**TOOLKIT)
     assert job.returncode == 0, job.stderr
     assert "Imported framework ipinsights.sagemaker.job" in job.stderr
     assert (ready.model / "manifest.json").exists()
     ready.configure({"vector_dim": "2"})
-    job = ready.train(**module)
+    job = ready.train(**TOOLKIT)
     assert job.returncode == 1
     assert ready.failure.read_text().startswith("ClientError: Invalid hyperparameters")
     assert "Traceback" not in job.stdout + job.stderr
+
+
+@pytest.mark.usefixtures("_toolkit")
+def test_a_tree_that_the_toolkit_would_silently_refuse_is_trained_on_directly(ready: Tree) -> None:
+    job = ready.train(**TOOLKIT)
+    assert job.returncode == 0
+    assert "Imported framework" not in job.stderr
+    assert (ready.model / "manifest.json").exists()

@@ -27,10 +27,17 @@ logger = logging.getLogger("ipinsights")
 
 
 def main() -> None:
-    """The console script ``train``: under the toolkit where the image asks for it, else directly."""
-    if os.environ.get(_TOOLKIT_TARGET) and importlib.util.find_spec(_TOOLKIT):
+    """The console script ``train``: under the toolkit where the image asks for it, else directly.
+
+    The toolkit needs all three configuration files and a folder for its failure file, and where it misses one it ends
+    with exit code 0 and without a word. So a tree with less, as people make them by hand, is trained on directly.
+    """
+    paths = Paths.from_environment()
+    configured = paths.hyperparameters.exists() and paths.input_data_config.exists() and paths.resource_config.exists()
+    if os.environ.get(_TOOLKIT_TARGET) and importlib.util.find_spec(_TOOLKIT) and configured:
         from sagemaker_training import trainer  # importing it makes folders, so it is imported here alone
 
+        paths.failure.parent.mkdir(parents=True, exist_ok=True)
         trainer.train()
     else:
         train()
