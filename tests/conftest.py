@@ -19,6 +19,8 @@ from ipinsights import addresses, entities, simulation
 from ipinsights.events import Events
 from ipinsights.records import Records
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small jobs side by side: threads would wait for one another
+
 SMALL = {
     "num_entity_vectors": "200",
     "vector_dim": "16",

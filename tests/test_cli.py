@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,30 @@ def test_simulate_writes_what_training_reads(tmp_path: Path) -> None:
     assert len(normal) == len(attacks) == 200
     assert set(normal.entities.to_pylist()) <= set(train.entities.to_pylist())
     assert f"{len(train):,} log-ins" in result.stdout
+
+
+def test_the_walk_of_the_readme_and_of_the_help_works(tmp_path: Path) -> None:
+    """Every command of it as it stands, with fewer users."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    walk = readme.partition("pip install .\n")[2].partition("SAGEMAKER_BASE_DIR=ml serve")[0]
+    help_text = run("--help").stdout.partition("A first walk:\n")[2]
+    for commands in (walk, help_text):
+        assert commands.count("ipinsights ") == 3
+        script = commands.replace("--users 1000", "--users 60")
+        folder = tmp_path / str(len(script))
+        folder.mkdir()
+        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        result = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", script.replace("| head", "| tail -3")],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert "validation discriminator_auc" in result.stdout
+        assert "other entities' addresses" in result.stdout
 
 
 def test_simulate_draws_from_a_given_table(tmp_path: Path) -> None:
@@ -102,6 +127,8 @@ def test_evaluate_prints_both_comparisons(
         (["score", "--model", "/nowhere"], "there is no model in /nowhere"),
         (["simulate", "--users", "0", "--out", "x"], "--users and --test-size must be at least 1"),
         (["simulate", "--ranges", "/nowhere", "--out", "x"], "/nowhere: not a table"),
+        (["simulate", "--users", "9", "--out", "/dev/null"], "cannot write to /dev/null/train: Not a directory"),
+        (["score", "--model", "/dev/null"], "there is no model in /dev/null"),
     ],
 )
 def test_a_fault_of_the_input_is_one_sentence(arguments: list[str], complaint: str) -> None:

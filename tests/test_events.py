@@ -11,7 +11,16 @@ from ipinsights.errors import UserError
 
 
 def test_files_are_found_in_nested_folders_and_markers_are_not_data(tmp_path: Path) -> None:
-    for name in ("b.csv", "a/part-0", "a/_SUCCESS", "a/.part-0.crc", ".hidden/c.csv", "_temporary/d.csv"):
+    for name in (
+        "b.csv",
+        "a/part-0",
+        "a/_SUCCESS",
+        "a/.part-0.crc",
+        "b.csv.metadata",
+        "b.csv.crc",
+        ".hidden/c.csv",
+        "_temporary/d.csv",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x,1.2.3.4\n")
     (tmp_path / "empty.csv").touch()

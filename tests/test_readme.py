@@ -6,7 +6,6 @@ from ipinsights.hyperparameters import Declaration, declarations
 
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- hyperparameters: made by tests/test_readme.py -->\n", "<!-- end of hyperparameters -->\n"
-UNBOUNDED = 2**31 - 1
 
 
 def number(value: float) -> str:
@@ -14,10 +13,9 @@ def number(value: float) -> str:
 
 
 def line(d: Declaration) -> str:
-    high = "no limit" if d.high == UNBOUNDED else number(d.high)
     default = "*required*" if d.default is None else number(d.default)
     tuning = f"{number(d.tuning[0])} to {number(d.tuning[1])}" if d.tuning else ""
-    return f"| `{d.name}` | {number(d.low)} to {high} | {default} | {tuning} | {d.help} |\n"
+    return f"| `{d.name}` | {number(d.low)} to {number(d.high)} | {default} | {tuning} | {d.help} |\n"
 
 
 def table() -> str:

@@ -78,6 +78,29 @@ def test_text_that_is_not_utf8_is_named() -> None:
         parse_csv(b"a,1.2.3.4\nZo\xeb,1.2.3.4\n")
 
 
+@given(st.lists(st.text('a", ', max_size=6).map(lambda name: f"{name},1.2.3.4"), min_size=1, max_size=4))
+def test_the_fast_and_the_exact_reader_agree(lines: list[str]) -> None:
+    """Whether a line is good must not depend on its neighbours, of which a bad one brings in the exact reader."""
+    alone = []
+    for line in lines:
+        try:
+            alone += pairs(line.encode())
+        except MalformedRecords:
+            alone.append(("bad", line))
+    try:
+        pairs(("\n".join(lines) + "\nx,nowhere\n").encode())
+    except MalformedRecords as error:
+        bad = {fault.position for fault in error.faults}
+    assert bad == {number for number, pair in enumerate(alone, 1) if pair[0] == "bad"} | {len(lines) + 1}
+
+
+def test_a_long_name_is_no_fault_and_a_bad_row_among_many_is_found_at_once() -> None:
+    name = "n" * 200_000
+    with pytest.raises(MalformedRecords) as caught:
+        parse_csv(f"{name},1.2.3.4\n{'u,1.2.3.4' + chr(10)}x\n".encode() + b"u,1.2.3.4\n" * 100_000)
+    assert [fault.position for fault in caught.value.faults] == [3]
+
+
 def test_every_bad_row_is_known_and_the_first_are_told() -> None:
     with pytest.raises(MalformedRecords) as caught:
         parse_csv(b"a,1.2.3.4\n" + b"b,x\n" * 9)

@@ -5,7 +5,7 @@ import pytest
 
 from conftest import Traffic, to_events
 from ipinsights import metrics, training
-from ipinsights.errors import AlgorithmError, UserError
+from ipinsights.errors import UserError
 from ipinsights.events import Events
 from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.scoring import Scorer
@@ -138,5 +138,5 @@ def test_no_events_are_the_users_fault() -> None:
 def test_divergence_is_told(train: Events, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing in the documented ranges is known to diverge, so the tables start at infinity here."""
     monkeypatch.setattr(training, "INITIAL_SCALE", float("inf"))
-    with pytest.raises(AlgorithmError, match="lower learning_rate"):
+    with pytest.raises(UserError, match="lower learning_rate"):
         fit(train, HP)

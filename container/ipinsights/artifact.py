@@ -79,15 +79,15 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"there is no model in {folder}: {MANIFEST} is missing") from None
+    except OSError as error:
+        raise UserError(f"there is no model in {folder}: {MANIFEST} cannot be read ({error.strerror})") from None
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from error
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if version != FORMAT_VERSION:
         raise UserError(f"{path} has format version {version}; this release reads version {FORMAT_VERSION}")
-    if manifest["entity_hash"] != {"name": entities.HASH, "seed": entities.HASH_SEED}:
-        raise UserError(f"{path} hashes entities with {manifest['entity_hash']}; this release cannot")
+    if manifest.get("entity_hash") != {"name": entities.HASH, "seed": entities.HASH_SEED}:
+        raise UserError(f"{path} hashes entities with {manifest.get('entity_hash')}; this release cannot")
     return dict(manifest)
 
 

@@ -39,7 +39,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog="A first walk:\n"
         "  ipinsights simulate --users 1000 --out traffic\n"
         "  mkdir -p ml/input/config ml/input/data && cp -r traffic/train traffic/validation ml/input/data\n"
-        '  echo \'{"num_entity_vectors": "2000", "vector_dim": "64"}\' > ml/input/config/hyperparameters.json\n'
+        '  echo \'{"num_entity_vectors": "2000", "vector_dim": "64", "learning_rate": "0.01",\n'
+        '    "mini_batch_size": "1000"}\' > ml/input/config/hyperparameters.json\n'
         "  SAGEMAKER_BASE_DIR=ml train\n"
         "  ipinsights score --model ml/model traffic/test/attacks.csv | sort -t, -k3 -g | head\n"
         "  ipinsights evaluate --model ml/model traffic/test/normal.csv",
@@ -69,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--test-size", type=int, default=100_000, help="log-ins to test with, and attacks (default 100000)"
     )
-    command.add_argument("--seed", type=int, default=0, help="decides every random draw (default 0)")
+    command.add_argument("--seed", type=_seed, default=0, help="decides every random draw (default 0)")
     command.set_defaults(run=_simulate)
 
     command = commands.add_parser(
@@ -94,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         "data", type=Path, help="real log-ins that training did not see: a CSV file or a folder of them"
     )
     command.add_argument("--threshold", type=float, default=0.0, help="flag scores below this (default 0)")
-    command.add_argument("--seed", type=int, default=0, help="decides the made-up addresses (default 0)")
+    command.add_argument("--seed", type=_seed, default=0, help="decides the made-up addresses (default 0)")
     command.set_defaults(run=_evaluate)
     return parser
 
@@ -116,7 +117,10 @@ def _simulate(options: argparse.Namespace) -> None:
     }
     for name, part in parts.items():
         path = options.out / f"{name}.csv"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write to {path.parent}: {error.strerror}") from error
         lines = zip(part.names(), addresses.render(part.address), strict=True)
         path.write_text("".join(f"{user},{address}\n" for user, address in lines))
         print(f"{path}: {len(part.user):,} log-ins")
@@ -128,7 +132,7 @@ def _score(options: argparse.Namespace) -> None:
     with ExitStack() as stack:
         stream = sys.stdin.buffer if options.file == "-" else stack.enter_context(_open(Path(options.file)))
         for block, pairs in parse_stream(stream, name):
-            lines = (line for line in block.splitlines() if line.strip())
+            lines = (line for line in block.removeprefix(b"\xef\xbb\xbf").splitlines() if line.strip())
             scores = scorer.score(pairs).tolist()
             sys.stdout.buffer.write(b"".join(b"%s,%.9g\n" % pair for pair in zip(lines, scores, strict=True)))
     sys.stdout.buffer.flush()
@@ -149,6 +153,12 @@ def _evaluate(options: argparse.Namespace) -> None:
     for c in evaluation.evaluate(scorer, log_ins, options.threshold, options.seed):
         d = c.detection
         print(f"{c.negatives:28}{c.auc:8.4f}{d.precision:11.4f}{d.recall:9.4f}{d.f1:8.4f}{d.false_positive_rate:8.4f}")
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
+    return int(text)
 
 
 def _open(path: Path) -> BinaryIO:

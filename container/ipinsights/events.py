@@ -33,13 +33,15 @@ class Events:
 def find_files(folder: Path) -> list[Path]:
     """The data files below a folder, nested ones too, in order of their paths.
 
-    Hidden files and those whose names begin with ``_`` (``_SUCCESS`` and the like) are not data; empty ones hold none.
+    Names that begin with ``.`` or ``_`` (``_SUCCESS``, ``_temporary/``) and those that end in ``.crc`` or ``.metadata``
+    are the marks of other programs, not data; empty files hold none.
     """
     return sorted(
         path
         for path in folder.rglob("*")
         if path.is_file()
         and path.stat().st_size
+        and path.suffix not in (".crc", ".metadata")
         and not any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
     )
 

@@ -1,8 +1,8 @@
 """The hyperparameters, each declared once: name, type, range, default, help and tuning range.
 
-Validation, the README's table and the CreateAlgorithm document are all made from these declarations. Names, ranges and
-defaults are the built-in's as documented (its container's own default file differs: mini_batch_size 5000,
-num_entity_vectors 100000, vector_dim 128); ``seed`` is ours.
+Validation and the README's table are made from these declarations. Names, ranges and defaults are the built-in's as
+documented (its container's own default file differs: mini_batch_size 5000, num_entity_vectors 100000, vector_dim 128);
+``seed`` is ours.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ MAX_NEGATIVES = 500
 """The most negatives a positive may have, random and shuffled together."""
 
 _UNBOUNDED = 2**31 - 1
-"""Stands for "no upper limit" where a document needs one."""
+"""The upper limit where AWS documents none."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,7 @@ class Declaration:
         if not math.isfinite(value) or (self.type is int and value != int(value)):
             raise ValueError(f"{self.name}={text!r} is not {expected}")
         if not self.low <= value <= self.high:
-            limits = f"at least {self.low:g}" if self.high == _UNBOUNDED else f"in [{self.low:g}, {self.high:.9g}]"
-            raise ValueError(f"{self.name}={text} is out of range: it must be {limits}")
+            raise ValueError(f"{self.name}={text} is out of range: it must be in [{self.low:g}, {self.high:.10g}]")
         return self.type(value)
 
 

@@ -6,6 +6,7 @@ lines and blanks around the address are accepted; an entity is taken as it stand
 """
 
 import csv
+import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -24,6 +25,9 @@ _SHOWN = 120
 """Characters of a faulty line that an error quotes."""
 _LISTED = 3
 """Faulty lines that an error lists."""
+
+_brief = reprlib.Repr()
+_brief.maxlevel, _brief.maxstring, _brief.maxother = 4, _SHOWN, _SHOWN
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ def parse_stream(stream: BinaryIO, name: str, block_size: int = 1 << 22) -> Iter
 def from_columns(entities: list[object], texts: list[object]) -> Records:
     """Build records from parsed instances. Raises MalformedRecords, with positions counted from 0."""
     faults = [
-        Fault(i, f"{entity!r}, {text!r}"[:_SHOWN], "the entity and the address must be two non-empty strings")
+        Fault(i, shown([entity, text]), "the entity and the address must be two non-empty strings")
         for i, (entity, text) in enumerate(zip(entities, texts, strict=True))
         if not (isinstance(entity, str) and isinstance(text, str) and entity)
     ]
@@ -117,7 +121,7 @@ def from_columns(entities: list[object], texts: list[object]) -> Records:
     if not valid.all():
         raise MalformedRecords(
             [
-                Fault(int(i), f"{entities[i]}, {texts[i]}"[:_SHOWN], addresses.explain(column[i].as_py()))
+                Fault(int(i), shown([entities[i], texts[i]]), _explain(column[i].as_py()))
                 for i in np.flatnonzero(~valid)
             ],
             unit="instance",
@@ -125,45 +129,61 @@ def from_columns(entities: list[object], texts: list[object]) -> Records:
     return Records(pa.array(entities, pa.string()), values)
 
 
+def shown(value: object) -> str:
+    """A value as an error quotes it: brief, however long or deeply nested it is."""
+    return _brief.repr(value)[:_SHOWN]
+
+
 def _parse_lines(data: bytes, first_line: int) -> Records:
-    """Read line by line: slower by far, and able to say what is wrong with which line."""
+    """Read line by line: slower, and able to say what is wrong with which line."""
+    csv.field_size_limit(max(csv.field_size_limit(), len(data)))
+    numbers: list[int] = []
+    lines: list[bytes] = []
     names: list[str] = []
     texts: list[str] = []
     faults: list[Fault] = []
+
+    def fault(number: int, line: bytes, reason: str) -> None:
+        faults.append(Fault(number, line.decode(errors="replace")[:_SHOWN], reason))
+
     for number, line in enumerate(data.removeprefix(_BOM).splitlines(), start=first_line):
         if not line.strip():
             continue
         try:
-            entity, text = _parse_line(line)
+            entity, text = _split_line(line)
         except ValueError as error:
-            faults.append(Fault(number, line.decode(errors="replace")[:_SHOWN], str(error)))
+            fault(number, line, str(error))
         else:
+            numbers.append(number)
+            lines.append(line)
             names.append(entity)
             texts.append(text)
+    values, valid = addresses.parse(pa.array(texts, pa.string()))
+    for i in np.flatnonzero(~valid):
+        fault(numbers[i], lines[i], _explain(texts[i]))
     if faults:
-        raise MalformedRecords(faults, unit="line")
-    values, _ = addresses.parse(pa.array(texts, pa.string()))
+        raise MalformedRecords(sorted(faults, key=lambda f: f.position), unit="line")
     return Records(pa.array(names, pa.string()), values)
 
 
-def _parse_line(line: bytes) -> tuple[str, str]:
-    """The entity and the valid address of one line. Raises ValueError with the reason."""
+def _split_line(line: bytes) -> tuple[str, str]:
+    """The entity and the text of the address. Raises ValueError with the reason."""
     try:
         decoded = line.decode()
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 text (byte {error.start + 1})") from None
-    try:
-        (fields,) = csv.reader([decoded], strict=True)
-    except csv.Error:
-        raise ValueError("a quote is not closed on its line or stands inside a field") from None
+    (fields,) = csv.reader([decoded])
     if len(fields) != 2:
+        if decoded.count('"') % 2:
+            raise ValueError("a quote is not closed on its line")
         raise ValueError(f"expected 2 columns (entity, IPv4 address), found {len(fields)}")
-    entity, text = fields[0], fields[1].strip(" \t")
-    if not entity:
+    if not fields[0]:
         raise ValueError("the entity is empty")
-    if not addresses.parse(pa.array([text], pa.string()))[1][0]:
-        raise ValueError(addresses.explain(text))
-    return entity, text
+    return fields[0], fields[1].strip(" \t")
+
+
+def _explain(text: str) -> str:
+    return addresses.explain(text[:_SHOWN])  # what is longer than an address stays so
 
 
 def _single_chunk(column: pa.ChunkedArray) -> pa.StringArray:

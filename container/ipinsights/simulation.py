@@ -42,7 +42,7 @@ class Ranges:
         try:
             with opened(path, "rb") as file:
                 bounds = pd.read_csv(file, sep="\t", header=None, usecols=[0, 1], dtype=np.uint32, quoting=3).to_numpy()
-        except (OSError, ValueError) as error:
+        except (OSError, EOFError, ValueError) as error:
             raise UserError(f"{path}: not a table of address ranges (first TAB last TAB ...): {error}") from error
         if len(bounds) == 0 or (bounds[:, 0] > bounds[:, 1]).any():
             raise UserError(
@@ -135,10 +135,14 @@ class TestCase:
 
 
 def make_test_case(train: Traffic, later: Traffic, ranges: Ranges, size: int, rng: np.random.Generator) -> TestCase:
-    """Draw a test case of ``size`` log-ins and as many attacks. Raises UserError where no user was seen before."""
+    """Draw a test case of ``size`` log-ins and as many attacks; of fewer where that leaves none to validate with.
+
+    Raises UserError where no user was seen before.
+    """
     known = later.where(np.isin(later.user, train.user))
-    if len(known.user) == 0:
+    if len(known.user) < 2:
         raise UserError("no user of the test days was seen on the training days: simulate more users")
+    size = min(size, len(known.user) // 2)
     order = rng.permutation(len(known.user))
     normal, validation = known.where(order[:size]), known.where(order[size : 2 * size])
     victims = rng.choice(np.unique(known.user), size=len(normal.user))

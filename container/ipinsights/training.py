@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from ipinsights import addresses, metrics, sampling
-from ipinsights.errors import AlgorithmError, UserError
+from ipinsights.errors import UserError
 from ipinsights.events import Events
 from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.model import Encoder, Model
@@ -49,7 +49,7 @@ def fit(
     vocabulary = Vocabulary.build(train.address)
     listener.vocabulary_built(vocabulary, str(place))
     trainer = _Trainer(train, hyperparameters, vocabulary, place)
-    validator = _Validator(validation, vocabulary, hyperparameters.seed, place) if validation else None
+    validator = _Validator(validation, vocabulary, hyperparameters.seed, place) if validation is not None else None
     for epoch in range(hyperparameters.epochs):
         accuracy, cross_entropy, seconds = trainer.run(epoch, listener)
         listener.epoch_done(
@@ -100,18 +100,21 @@ class _Trainer:
         hp, started = self._hp, time.perf_counter()
         steps = hp.epochs * self.steps_per_epoch
         totals = torch.zeros(3, dtype=torch.float64, device=self._generator.device)
-        batches, next_print, printed = 0, 0, (started, 0)
+        batches, next_print = 0, 0
+        records, before = 0, (started, 0)
         for number, batch in enumerate(self._batches(), start=epoch * self.steps_per_epoch):
             learnt = gradients(self.table, self.encoder, batch)
             self._optimiser.apply(learnt, hp.learning_rate * (1 - number / steps))
             totals += learnt.totals
             listener.step_done(epoch, len(batch.entity))
             batches += hp.records_per_positive
-            while next_print < batches:
+            records += hp.records_per_positive * len(batch.entity)
+            if next_print < batches:
                 cross_entropy, accuracy = _means(totals)
-                now, before = time.perf_counter(), printed
-                printed = (now, batches)
-                speed = (batches - before[1]) * hp.mini_batch_size / max(now - before[0], 1e-9)
+                now = (time.perf_counter(), records)
+                speed = (now[1] - before[1]) / (now[0] - before[0])
+                before = now
+            while next_print < batches:  # a step may hold several of them
                 listener.batches_done(BatchProgress(epoch, next_print, accuracy, cross_entropy, speed))
                 next_print += hp.batch_metrics_publish_interval
         cross_entropy, accuracy = _means(totals)
@@ -120,7 +123,7 @@ class _Trainer:
     def _batches(self) -> Iterator[Batch]:
         """The epoch's mini-batches: every event once, in random order."""
         hp, device = self._hp, self._generator.device
-        order = torch.randperm(len(self._entity), generator=self._generator, device=device)
+        order = torch.randperm(len(self._entity), generator=self._generator, dtype=torch.int32, device=device)
         for chosen in torch.split(order, hp.mini_batch_size):
             size = len(chosen)
             drawn = sampling.random_addresses(size, hp.random_negative_sampling_rate, self._generator)
@@ -190,8 +193,8 @@ class _Validator:
 
 
 def _means(totals: torch.Tensor) -> tuple[float, float]:
-    """Mean cross entropy and accuracy. Raises AlgorithmError where training has diverged."""
+    """Mean cross entropy and accuracy. Raises UserError where training has diverged."""
     cross_entropy, right, records = totals.tolist()
     if not np.isfinite(cross_entropy):
-        raise AlgorithmError("the training loss is no longer a number; lower learning_rate")
+        raise UserError("the training loss is no longer a number: lower learning_rate")
     return cross_entropy / records, right / records

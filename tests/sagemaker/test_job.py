@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import termios
+from pathlib import Path
 
 import pytest
 
@@ -64,6 +65,7 @@ def test_every_expression_reads_its_values_back(trained: Trained, traffic: Traff
 
 
 def test_lines_have_the_built_ins_form(trained: Trained) -> None:
+    assert trained[1].stdout.startswith("Docker entrypoint called with argument(s): train\n")
     prefix = r"\[\d\d/\d\d/\d{4} \d\d:\d\d:\d\d (INFO|WARNING) \d+\] "
     lines = trained[1].stdout.split("\n")
     for number, line in enumerate(lines):
@@ -72,11 +74,10 @@ def test_lines_have_the_built_ins_form(trained: Trained) -> None:
             assert document["Dimensions"]["Algorithm"] == "ipinsights"
             assert document["EndTime"] >= document["StartTime"]
             assert lines[number + 1] == ""
-        elif line:
+        elif line and number:
             assert re.match(prefix, line), line
     text = trained[1].stdout
     for pattern in (
-        r"Docker entrypoint called with argument\(s\): train\n",
         r"Epoch\[0\] Batch \[20\]\tSpeed: [\d.]+ samples/sec\tbinary_classification_accuracy=0\.\d{6}\tbinary_",
         r"Epoch\[1\] Train-binary_classification_accuracy=[\d.]+\n",
         r"Epoch\[1\] Time cost=[\d.]+\n",
@@ -143,6 +144,7 @@ def test_what_the_platform_leaves_out_may_be_left_out(ready: Tree) -> None:
     ("others", "complaint"),
     [
         ({"inputdataconfig": {"train": {"ContentType": "application/x-recordio"}}}, "it must be text/csv"),
+        ({"inputdataconfig": {"train": {"ContentType": "csv"}}}, "has content type 'csv'; it must be text/csv"),
         ({"inputdataconfig": {"train": {"TrainingInputMode": "Pipe"}}}, "Pipe mode"),
         ({"resourceconfig": {"current_host": "algo-1", "hosts": ["algo-1", "algo-2"]}}, "several hosts"),
     ],
@@ -157,7 +159,15 @@ def test_missing_input_is_told(tree: Tree) -> None:
     tree.configure(SMALL)
     fails(tree, "channel 'train' has no data")
     tree.channel("train", **{"a.csv": "\n\n"})
-    fails(tree, "holds no rows")
+    fails(tree, "channel 'train' holds no rows")
+    tree.channel("train", **{"a.csv": "u,1.2.3.4\n"})
+    tree.channel("validation", **{"a.csv": "\n\n"})
+    fails(tree, "channel 'validation' holds no rows")
+
+
+def test_a_validation_channel_that_was_promised_is_not_done_without(ready: Tree) -> None:
+    ready.configure(SMALL, inputdataconfig={"train": {}, "validation": {"TrainingInputMode": "File"}})
+    fails(ready, "channel 'validation' has no data")
 
 
 def test_a_fault_of_ours_is_told_apart(ready: Tree) -> None:
@@ -221,7 +231,7 @@ def test_it_runs_under_the_training_toolkit(ready: Tree) -> None:
     assert job.returncode == 0, job.stderr
     assert "Imported framework ipinsights.sagemaker.job" in job.stderr
     assert (ready.model / "manifest.json").exists()
-    ready.configure({"vector_dim": "2"})
+    ready.configure({"vector_dim": "2"}, **PLATFORM)
     job = ready.train(**TOOLKIT)
     assert job.returncode == 1
     assert ready.failure.read_text().startswith("ClientError: Invalid hyperparameters")
@@ -229,8 +239,21 @@ def test_it_runs_under_the_training_toolkit(ready: Tree) -> None:
 
 
 @pytest.mark.usefixtures("_toolkit")
-def test_a_tree_that_the_toolkit_would_silently_refuse_is_trained_on_directly(ready: Tree) -> None:
-    job = ready.train(**TOOLKIT)
+def test_configuration_that_the_toolkit_cannot_judge_is_ours(ready: Tree) -> None:
+    job = ready.train(**TOOLKIT)  # two files missing, as in a tree made by hand
     assert job.returncode == 0
     assert "Imported framework" not in job.stderr
     assert (ready.model / "manifest.json").exists()
+    ready.configure(SMALL, **PLATFORM)
+    (ready.base / "input" / "config" / "inputdataconfig.json").write_text("{")
+    job = ready.train(**TOOLKIT)
+    assert job.returncode == 1
+    assert ready.failure.read_text().startswith("ClientError: ")
+    assert "inputdataconfig.json is not JSON" in ready.failure.read_text()
+    assert "Traceback" not in job.stdout + job.stderr
+
+
+def test_a_file_of_any_name_can_be_told_of(ready: Tree) -> None:
+    folder = ready.channel("train")
+    Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.csv")).write_text("u,nowhere\n")
+    fails(ready, "caf\\udce9.csv, line 1")

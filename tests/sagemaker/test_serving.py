@@ -6,10 +6,16 @@ import json
 import numpy as np
 import pytest
 import requests
+from hypothesis import given
+from hypothesis import strategies as st
 
 from conftest import Server, Traffic, Tree, to_csv
-from ipinsights import addresses, artifact
+from ipinsights import artifact
 from ipinsights.records import Records, parse_csv
+from ipinsights.sagemaker import media
+from ipinsights.sagemaker.app import create_app
+from ipinsights.sagemaker.models import ModelStore
+from ipinsights.sagemaker.settings import ServerSettings
 from ipinsights.scoring import Scorer
 
 CSV = "user_1, 192.168.1.2\nuser_2, 10.10.1.2"
@@ -89,6 +95,8 @@ def test_verbose_answers_carry_the_embeddings_whose_inner_product_is_the_score(
         ('{"instances": [{"data": 1}]}', "application/json", None, 400, ["instance 0"]),
         ('{"features": ["a", "1.2.3.4"]}\n{x', "application/jsonlines", None, 400, ["instance 1 is not JSON"]),
         ('{"features": ["a", "::1"]}', "application/jsonlines", None, 400, ["instance 0", "IPv6"]),
+        ('{"instances": [' + "[" * 900 + "]" * 900 + "]}", "application/json", None, 400, ["instance 0", "expected"]),
+        ('{"features": ["a", ' + "[" * 900 + "]" * 900 + "]}", "application/jsonlines", None, 400, ["instance 0"]),
     ],
 )
 def test_statuses(
@@ -99,6 +107,22 @@ def test_statuses(
     for part in parts:
         assert part in answer.text
     assert "Traceback" not in answer.text
+    assert len(answer.text) < 1000
+
+
+def test_a_refusal_is_brief_however_long_the_row(server: Server) -> None:
+    for body, kind in (
+        ("a," + "9" * 10**6, "text/csv"),
+        (json.dumps({"features": ["a", "9" * 10**6]}), "application/jsonlines"),
+    ):
+        answer = server.post(body, kind)
+        assert answer.status_code == 400
+        assert len(answer.text) < 1000
+
+
+def test_extra_keys_are_ignored(server: Server, expected: list[float]) -> None:
+    body = json.dumps({"features": ["user_1", "192.168.1.2"], "data": "2020-01-01", "id": 7})
+    assert server.post(body, "application/jsonlines").json() == {"predictions": [{"dot_product": expected[0]}]}
 
 
 def test_no_instances_have_no_predictions(server: Server) -> None:
@@ -126,10 +150,10 @@ def test_many_rows_at_once_keep_their_order(server: Server, traffic: Traffic, tr
         np.testing.assert_allclose(scores, expected, atol=1e-5)
 
 
-def test_ping_answers_while_a_large_request_is_scored(server: Server, traffic: Traffic) -> None:
-    body = to_csv(traffic.normal) * 60
-    with concurrent.futures.ThreadPoolExecutor(3) as pool:
-        large = [pool.submit(server.post, body) for _ in range(3)]
+def test_ping_answers_while_more_requests_wait_than_are_scored(server: Server, traffic: Traffic) -> None:
+    body = to_csv(traffic.normal) * 30
+    with concurrent.futures.ThreadPoolExecutor(10) as pool:
+        large = [pool.submit(server.post, body) for _ in range(10)]
         while not all(answer.done() for answer in large):
             assert requests.get(f"{server.url}/ping", timeout=2).status_code == 200
     assert all(answer.result().status_code == 200 for answer in large)
@@ -138,21 +162,46 @@ def test_ping_answers_while_a_large_request_is_scored(server: Server, traffic: T
 def test_a_body_beyond_the_limit_is_refused(trained: tuple[Tree, object]) -> None:
     server = Server(trained[0], MAX_CONTENT_LENGTH="1000")
     try:
-        assert server.post("u,1.2.3.4\n" * 90).status_code == 200
-        answer = server.post("u,1.2.3.4\n" * 110)
-        assert answer.status_code == 413
-        assert "1000 bytes" in answer.text
+        assert server.post("u,1.2.3.4\n" * 100).status_code == 200
+        in_chunks = iter([b"u,1.2.3.4\n"] * 101)  # without a Content-Length to refuse it by
+        for body in ("u,1.2.3.4\n" * 101, in_chunks):
+            answer = server.post(body)
+            assert answer.status_code == 413
+            assert "1000 bytes" in answer.text
     finally:
         server.stop()
 
 
-def test_a_fault_of_ours_shows_the_client_no_traceback(trained: tuple[Tree, object]) -> None:
-    """Here in process: no request is known that provokes one."""
-    from ipinsights.sagemaker.app import create_app
-    from ipinsights.sagemaker.models import ModelStore
-    from ipinsights.sagemaker.settings import ServerSettings
+@given(st.integers(1, 300), st.integers(1, 2**31))
+def test_execution_parameters_keep_their_product_within_the_platforms_limit(workers: int, limit: int) -> None:
+    settings = ServerSettings(workers=workers, max_content_length=limit)
+    assert 1 <= settings.concurrent_transforms * settings.max_payload_mb <= 100
+    assert settings.max_payload_mb == 1 or settings.max_payload_mb << 20 <= limit
 
-    models = ModelStore(trained[0].model)  # never loaded
+
+@pytest.mark.parametrize(
+    ("accept", "expected"),
+    [
+        ("", "application/json False"),
+        ("text/csv, application/jsonlines, application/json", "application/jsonlines False"),
+        ("application/json, application/jsonlines;verbose=True", "application/json False"),
+        ("application/json;q=0.1, application/jsonlines;verbose=TRUE;q=0.5", "application/jsonlines True"),
+        ("application/jsonlines;q=0, */*;q=0.1", "application/json False"),
+    ],
+)
+def test_accept_is_by_q_then_in_order(accept: str, expected: str) -> None:
+    writer = media.writer(accept)
+    assert f"{writer.content_type} {writer.verbose}" == expected
+
+
+def test_what_is_refused_altogether_is_not_acceptable() -> None:
+    with pytest.raises(media.NotAcceptable):
+        media.writer("application/json;q=0")
+
+
+def test_a_fault_of_ours_shows_the_client_no_traceback(trained: tuple[Tree, object]) -> None:
+    """Here in process, with a model that was never loaded: no request is known that provokes one."""
+    models = ModelStore(trained[0].model)
     client = create_app(models, ServerSettings()).test_client()
     assert client.get("/ping").status_code == 503
     answer = client.post("/invocations", data=CSV, content_type="text/csv")
@@ -167,14 +216,11 @@ def test_without_a_model_serve_says_so_and_ends(tree: Tree) -> None:
     assert "Traceback" not in result.stdout + result.stderr
 
 
-@pytest.mark.parametrize("name", ["SAGEMAKER_BIND_TO_PORT", "SAGEMAKER_MODEL_SERVER_WORKERS", "MAX_CONTENT_LENGTH"])
-def test_a_setting_that_is_no_number_is_told(trained: tuple[Tree, object], name: str) -> None:
-    result = trained[0].run("ipinsights.sagemaker", "serve", **{name: "many"})
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("SAGEMAKER_BIND_TO_PORT", "99999"), ("SAGEMAKER_MODEL_SERVER_WORKERS", "0"), ("MAX_CONTENT_LENGTH", "many")],
+)
+def test_a_setting_that_cannot_be_is_told(trained: tuple[Tree, object], name: str, value: str) -> None:
+    result = trained[0].run("ipinsights.sagemaker", "serve", **{name: value})
     assert result.returncode == 1
-    assert f"environment variable {name}='many'" in result.stdout
-
-
-def test_addresses_of_the_documentation_score_alike_in_every_row(server: Server) -> None:
-    body = "".join(f"user_1,{address}\n" for address in addresses.render(np.arange(5, dtype=np.uint32)))
-    one, again = server.post(body).json(), server.post(body).json()
-    assert one == again
+    assert f"environment variable {name}={value!r} must be a whole number from 1 to" in result.stdout

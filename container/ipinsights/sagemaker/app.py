@@ -12,6 +12,7 @@
 """
 
 import logging
+from threading import BoundedSemaphore
 
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
@@ -27,7 +28,9 @@ logger = logging.getLogger("ipinsights")
 def create_app(models: ModelStore, settings: ServerSettings) -> Flask:
     """The WSGI application that scores with the model in the store."""
     app = Flask("ipinsights")
-    app.config["MAX_CONTENT_LENGTH"] = settings.max_content_length
+    # A body sent in chunks is cut at this limit without a word, so the limit lies one byte beyond the one promised.
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_content_length + 1
+    scoring = BoundedSemaphore(settings.scoring_slots)
 
     @app.get("/ping")
     def ping() -> Response:
@@ -37,7 +40,7 @@ def create_app(models: ModelStore, settings: ServerSettings) -> Flask:
     def execution_parameters() -> dict[str, int | str]:
         """What Batch Transform should do unless its request says otherwise."""
         return {
-            "MaxConcurrentTransforms": settings.workers,
+            "MaxConcurrentTransforms": settings.concurrent_transforms,
             "BatchStrategy": "MULTI_RECORD",
             "MaxPayloadInMB": settings.max_payload_mb,
         }
@@ -46,10 +49,13 @@ def create_app(models: ModelStore, settings: ServerSettings) -> Flask:
     def invocations() -> Response:
         writer = media.writer(request.headers.get("Accept", ""))
         body = request.get_data(cache=False)
+        if len(body) > settings.max_content_length:
+            raise RequestEntityTooLarge
         if not body.strip():
             return Response(status=204)
-        pairs = media.read(request.headers.get("Content-Type", ""), body)
-        return Response(writer.write(models.scorer, pairs), content_type=writer.content_type)
+        with scoring:
+            pairs = media.read(request.headers.get("Content-Type", ""), body)
+            return Response(writer.write(models.scorer, pairs), content_type=writer.content_type)
 
     @app.errorhandler(media.UnsupportedContentType)
     def unsupported(error: media.UnsupportedContentType) -> Response:

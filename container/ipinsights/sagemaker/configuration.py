@@ -2,9 +2,10 @@
 
 import json
 from dataclasses import dataclass
-from email.message import Message
 from pathlib import Path
 from typing import Any
+
+from werkzeug.http import parse_options_header
 
 from ipinsights import events
 from ipinsights.errors import UserError
@@ -41,9 +42,22 @@ def read(paths: Paths) -> Configuration:
         provided=provided,
         hyperparameters=Hyperparameters.parse(provided),
         train=_channel(paths, "train", channels.get("train", {})),
-        validation=_channel(paths, "validation", channels.get("validation", {})) if _has(paths, "validation") else None,
+        validation=(
+            _channel(paths, "validation", channels.get("validation", {}))
+            if "validation" in channels or paths.channel("validation").is_dir()
+            else None
+        ),
         host=resources.get("current_host", "algo-1"),
     )
+
+
+def is_complete(paths: Paths) -> bool:
+    """Whether all three files are there and whole, as the platform writes them."""
+    try:
+        files = [_read_json(p) for p in (paths.hyperparameters, paths.input_data_config, paths.resource_config)]
+    except UserError:
+        return False
+    return None not in files and {"current_host", "hosts"} <= (files[2] or {}).keys()
 
 
 def _channel(paths: Paths, name: str, declared: dict[str, Any]) -> list[Path]:
@@ -51,24 +65,14 @@ def _channel(paths: Paths, name: str, declared: dict[str, Any]) -> list[Path]:
     mode = declared.get("TrainingInputMode", "File")
     if mode == "Pipe":
         raise UserError(f"channel {name!r} comes in Pipe mode; use File or FastFile mode")
-    content_type = _mime_type(declared.get("ContentType") or "text/csv")
-    if content_type != "text/csv":
+    # Parameters, such as the label_size=0 that generic CSV channels carry, change nothing.
+    content_type, _ = parse_options_header(declared.get("ContentType") or "text/csv")
+    if content_type.lower() != "text/csv":
         raise UserError(f"channel {name!r} has content type {content_type!r}; it must be text/csv")
     files = events.find_files(paths.channel(name))
     if not files:
         raise UserError(f"channel {name!r} has no data: put CSV files (entity,IPv4 address) in {paths.channel(name)}")
     return files
-
-
-def _has(paths: Paths, channel: str) -> bool:
-    return paths.channel(channel).is_dir()
-
-
-def _mime_type(text: str) -> str:
-    """The type without its parameters, such as the ``label_size=0`` that generic CSV channels carry."""
-    message = Message()
-    message["Content-Type"] = text
-    return message.get_content_type()
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -29,12 +29,12 @@ logger = logging.getLogger("ipinsights")
 def main() -> None:
     """The console script ``train``: under the toolkit where the image asks for it, else directly.
 
-    The toolkit needs all three configuration files and a folder for its failure file, and where it misses one it ends
-    with exit code 0 and without a word. So a tree with less, as people make them by hand, is trained on directly.
+    The toolkit answers configuration that is missing or broken with a traceback, or, where it has no folder for its
+    failure file, with exit code 0 and not a word. So it is given whole configuration only; the rest is ours to judge.
     """
     paths = Paths.from_environment()
-    configured = paths.hyperparameters.exists() and paths.input_data_config.exists() and paths.resource_config.exists()
-    if os.environ.get(_TOOLKIT_TARGET) and importlib.util.find_spec(_TOOLKIT) and configured:
+    wanted = os.environ.get(_TOOLKIT_TARGET) and importlib.util.find_spec(_TOOLKIT)
+    if wanted and configuration.is_complete(paths):
         from sagemaker_training import trainer  # importing it makes folders, so it is imported here alone
 
         paths.failure.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def train() -> None:
 def run(paths: Paths) -> None:
     """Read, train and save. Raises UserError where the input is at fault."""
     started = time.time()
-    logger.info("Docker entrypoint called with argument(s): train")
+    reporting.print_line("Docker entrypoint called with argument(s): train")
     job = configuration.read(paths)
     hp = job.hyperparameters
     logger.info("Merging with provided configuration from %s: %s", paths.hyperparameters, job.provided)
@@ -74,6 +74,9 @@ def run(paths: Paths) -> None:
     for channel, members in files.items():
         with reporting.progress_bar(sum(f.stat().st_size for f in members), "B", f"reading {channel}") as bar:
             data[channel] = events.read(members, hp.num_entity_vectors, bar.update)
+        if members and not len(data[channel]):
+            raise UserError(f"channel {channel!r} holds no rows")
+    read = time.time()
     logger.info("Read %s training and %s validation events", *(f"{len(data[c]):,}" for c in ("train", "validation")))
     if job.validation is None:
         logger.info("Test data is not provided.")
@@ -86,7 +89,7 @@ def run(paths: Paths) -> None:
     from ipinsights.training import fit  # loads torch, which takes seconds and must see the setting above
 
     report = reporting.TrainingReport(job.host, hp.epochs, len(data["train"]))
-    report.initialized(started, (reading, time.time()))
+    report.initialized(started, (reading, read))
     model = fit(data["train"], hp, data["validation"] if job.validation else None, report)
     saving = time.time()
     facts = {
@@ -101,9 +104,9 @@ def run(paths: Paths) -> None:
 
 def _fail(paths: Paths, message: str) -> NoReturn:
     """Write the failure file and leave with a non-zero exit code."""
-    logger.error(message)
     paths.failure.parent.mkdir(parents=True, exist_ok=True)
-    paths.failure.write_text(message[:FAILURE_LIMIT])
+    paths.failure.write_text(message[:FAILURE_LIMIT], errors="backslashreplace")
+    logger.error(message)
     toolkit_errors = sys.modules.get(f"{_TOOLKIT}.errors")
     if toolkit_errors is None:
         sys.exit(1)

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from werkzeug.datastructures import MIMEAccept
-from werkzeug.http import parse_accept_header, parse_options_header
+from werkzeug.http import parse_options_header
 
 from ipinsights import records
 from ipinsights.errors import UserError
@@ -56,15 +55,29 @@ def read(content_type: str, body: bytes) -> Records:
 
 
 def writer(accept: str) -> Writer:
-    """The writer for an Accept header: its best entry that there is one for. Raises NotAcceptable."""
-    for entry, _ in parse_accept_header(accept or "*/*", MIMEAccept):
-        name, options = parse_options_header(entry)
-        name = DEFAULT_ACCEPT if name in ("*/*", "application/*") else name.lower()
+    """The writer for an Accept header: for its most preferred type that has one. Raises NotAcceptable."""
+    for name, options in _by_preference(accept or "*/*"):
+        name = DEFAULT_ACCEPT if name in ("*/*", "application/*") else name
         if name in _WRITERS:
             return Writer(name, verbose=options.get("verbose", "").lower() == "true")
     raise NotAcceptable(
         f"Accept {accept!r} is not supported; use one of: {', '.join(_WRITERS)}, each with ;verbose=True"
     )
+
+
+def _by_preference(accept: str) -> list[tuple[str, dict[str, str]]]:
+    """The types that an Accept header admits with their parameters: by q, highest first, then in the order given."""
+    entries = [(name.lower(), options) for name, options in map(parse_options_header, accept.split(","))]
+    weighted = [(_quality(options.get("q", "1")), name, options) for name, options in entries]
+    return [(name, options) for q, name, options in sorted(weighted, key=lambda entry: -entry[0]) if q > 0]
+
+
+def _quality(text: str) -> float:
+    """The weight that a ``q`` gives; 0, as refused, where it is not a number."""
+    try:
+        return float(text)
+    except ValueError:
+        return 0.0
 
 
 def _verbose(embedded: Embedded) -> list[dict[str, Any]]:
@@ -102,7 +115,7 @@ def _from_instances(instances: list[Any]) -> Records:
             columns[1].append(features[1])
         else:
             shapes = '{"features": [entity, address]} or {"data": {"features": {"values": [entity, address]}}}'
-            faults.append(Fault(i, str(instance)[:120], f"expected {shapes}"))
+            faults.append(Fault(i, records.shown(instance), f"expected {shapes}"))
     if faults:
         raise MalformedRecords(faults, unit="instance")
     return records.from_columns(*columns)
@@ -112,9 +125,9 @@ def _features(instance: Any) -> Any:
     """The two values of an instance of either shape; None where it has neither."""
     if not isinstance(instance, dict):
         return None
-    if "data" not in instance:
-        return instance.get("features")
-    value = instance["data"]
+    if "features" in instance:
+        return instance["features"]
+    value = instance.get("data")
     for key in ("features", "values"):
         value = value.get(key) if isinstance(value, dict) else None
     return value

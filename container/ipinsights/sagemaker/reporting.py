@@ -4,6 +4,7 @@ Lines and expressions are the built-in's (its tutorial's output, and the MetricD
 and tuners made for it keep working. A person at a terminal sees a progress bar besides.
 """
 
+import io
 import json
 import logging
 import sys
@@ -40,6 +41,8 @@ logger = logging.getLogger("ipinsights")
 
 def configure_logging() -> None:
     """Send log lines to standard output in the built-in's form, above a progress bar if there is one."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file may have any name
     handler = _AboveProgressBar()
     handler.setFormatter(
         logging.Formatter("[%(asctime)s %(levelname)s %(thread)d] %(message)s", datefmt="%m/%d/%Y %H:%M:%S")
@@ -51,10 +54,11 @@ def configure_logging() -> None:
 
 class _AboveProgressBar(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        _print(self.format(record))
+        print_line(self.format(record))
 
 
-def _print(line: str) -> None:
+def print_line(line: str) -> None:
+    """Write a line as it stands to standard output, above a progress bar if there is one."""
     tqdm.write(line, file=sys.stdout)
     sys.stdout.flush()
 
@@ -196,7 +200,7 @@ class TrainingReport(Listener):
         logger.info(self._host.quality(epoch, "binary_classification_cross_entropy", cross_entropy, batch=batch))
 
     def _metrics(self, started: float, ended: float, values: dict[str, list[float]], **dimensions: Any) -> None:
-        _print(self._host.metrics(started, ended, values, **dimensions))
+        print_line(self._host.metrics(started, ended, values, **dimensions))
 
 
 def _ms(seconds: float) -> float:

@@ -1,7 +1,7 @@
 """A server for the model in /opt/ml/model: Flask under gunicorn.
 
-The model is loaded before workers are forked, so they share one copy of its pages. Workers are one a core, each with a
-few threads, so that /ping is answered while others score.
+The model is loaded before workers are forked, so they share one copy of its pages. Workers are one a core; each has
+more threads than may score at a time, so that /ping does not wait for them.
 """
 
 import gc

@@ -20,28 +20,35 @@ class ServerSettings:
     """``SAGEMAKER_MODEL_SERVER_WORKERS``; one a processor core by default."""
     max_content_length: int = BATCH_PAYLOAD_MB << 20
     """``MAX_CONTENT_LENGTH``: bytes of a request's body at most."""
-    threads: int = 4
-    """Threads of a worker, so that /ping is answered while a large request is scored."""
+    threads: int = 32
+    """Threads of a worker: more than ``scoring_slots``, so that /ping is answered while all of those are taken."""
+    scoring_slots: int = 2
+    """Requests that a worker scores at a time; others wait."""
     timeout: int = 60
-    """Seconds for an answer, as endpoints allow."""
+    """Seconds without a sign of life after which a worker is replaced."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "ServerSettings":
         """Read the settings. Raises UserError."""
         return cls(
-            port=_positive(environment, "SAGEMAKER_BIND_TO_PORT", cls.port),
-            workers=_positive(environment, "SAGEMAKER_MODEL_SERVER_WORKERS", len(os.sched_getaffinity(0))),
-            max_content_length=_positive(environment, "MAX_CONTENT_LENGTH", cls.max_content_length),
+            port=_whole(environment, "SAGEMAKER_BIND_TO_PORT", cls.port, high=65535),
+            workers=_whole(environment, "SAGEMAKER_MODEL_SERVER_WORKERS", len(os.sched_getaffinity(0))),
+            max_content_length=_whole(environment, "MAX_CONTENT_LENGTH", cls.max_content_length),
         )
 
     @property
+    def concurrent_transforms(self) -> int:
+        """Requests that Batch Transform should send at a time."""
+        return min(self.workers, BATCH_PAYLOAD_MB)
+
+    @property
     def max_payload_mb(self) -> int:
-        """The payload that as many concurrent transforms as workers may have."""
-        return max(1, min(6, BATCH_PAYLOAD_MB // self.workers, self.max_content_length >> 20))
+        """The payload that so many concurrent transforms may have: 6 MB, as is usual, or what the limits leave."""
+        return max(1, min(6, BATCH_PAYLOAD_MB // self.concurrent_transforms, self.max_content_length >> 20))
 
 
-def _positive(environment: Mapping[str, str], name: str, default: int) -> int:
+def _whole(environment: Mapping[str, str], name: str, default: int, high: int = 2**31 - 1) -> int:
     text = environment.get(name) or str(default)
-    if not text.isdecimal() or int(text) < 1:
-        raise UserError(f"environment variable {name}={text!r} must be a whole number above 0")
+    if not text.isdecimal() or not 1 <= int(text) <= high:
+        raise UserError(f"environment variable {name}={text!r} must be a whole number from 1 to {high}")
     return int(text)
