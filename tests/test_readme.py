@@ -1,11 +1,14 @@
-"""The README's table of hyperparameters is made from the declarations: python tests/test_readme.py writes it anew."""
+"""Parts of the README are made from the declarations: python tests/test_readme.py writes them anew."""
 
 from pathlib import Path
 
+import pytest
+
 from ipinsights.hyperparameters import Declaration, declarations
+from ipinsights.sagemaker.reporting import METRIC_DEFINITIONS
 
 README = Path(__file__).parents[1] / "README.md"
-BEGIN, END = "<!-- hyperparameters: made by tests/test_readme.py -->\n", "<!-- end of hyperparameters -->\n"
+BEGIN, END = "<!-- {}: made by tests/test_readme.py -->\n", "<!-- end of {} -->\n"
 
 
 def number(value: float) -> str:
@@ -18,21 +21,31 @@ def line(d: Declaration) -> str:
     return f"| `{d.name}` | {number(d.low)} to {number(d.high)} | {default} | {tuning} | {d.help} |\n"
 
 
-def table() -> str:
+def hyperparameters() -> str:
     head = "| name | range | default | worth tuning in | what it does |\n|---|---|---|---|---|\n"
     return head + "".join(map(line, declarations()))
 
 
-def split(text: str) -> tuple[str, str, str]:
-    before, _, rest = text.partition(BEGIN)
-    current, _, after = rest.partition(END)
+def metrics() -> str:
+    entries = "".join(f'    {{"Name": "{name}", "Regex": r"{regex}"}},\n' for name, regex in METRIC_DEFINITIONS.items())
+    return f"```python\nmetric_definitions = [\n{entries}]\n```\n"
+
+
+PARTS = {"hyperparameters": hyperparameters, "metric definitions": metrics}
+
+
+def split(text: str, name: str) -> tuple[str, str, str]:
+    before, _, rest = text.partition(BEGIN.format(name))
+    current, _, after = rest.partition(END.format(name))
     return before, current, after
 
 
-def test_the_readme_tells_every_hyperparameter() -> None:
-    assert split(README.read_text())[1] == table(), "run: python tests/test_readme.py"
+@pytest.mark.parametrize("name", PARTS)
+def test_the_readme_tells_what_is_declared(name: str) -> None:
+    assert split(README.read_text(), name)[1] == PARTS[name](), "run: python tests/test_readme.py"
 
 
 if __name__ == "__main__":
-    before, _, after = split(README.read_text())
-    README.write_text(before + BEGIN + table() + END + after)
+    for name, make in PARTS.items():
+        before, _, after = split(README.read_text(), name)
+        README.write_text(before + BEGIN.format(name) + make() + END.format(name) + after)
