@@ -14,12 +14,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import requests
+from hypothesis import settings
 
 from ipinsights import addresses, entities, simulation
 from ipinsights.events import Events
 from ipinsights.records import Records
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small jobs side by side: threads would wait for one another
+
+settings.register_profile("untimed", deadline=None)  # how long an example takes is no property of the code
+settings.load_profile("untimed")
 
 SMALL = {
     "num_entity_vectors": "200",

@@ -1,9 +1,7 @@
 import numpy as np
 import pyarrow as pa
-import pytest
 
 from ipinsights import evaluation
-from ipinsights.errors import UserError
 from ipinsights.records import Records
 
 
@@ -27,7 +25,14 @@ def test_negatives_are_pairs_that_nobody_observed() -> None:
     assert others.detection.false_positive_rate == 0.0
 
 
-def test_an_entity_that_uses_every_address_cannot_be_compared() -> None:
+def test_nearly_every_log_in_has_a_counterpart() -> None:
+    rng = np.random.default_rng(0)
+    log_ins = Records(pa.array([f"u{i % 9}" for i in range(500)]), rng.integers(300, size=500).astype(np.uint32))
+    _, others = evaluation.evaluate(Knows(log_ins), log_ins, threshold=0.0)
+    assert others.detection.attacks == 500
+
+
+def test_an_entity_that_uses_every_address_has_nobody_to_compare_with() -> None:
     log_ins = Records(pa.array(["a", "a"]), np.array([1, 2], np.uint32))
-    with pytest.raises(UserError, match="nothing to compare with"):
-        evaluation.evaluate(Knows(log_ins), log_ins, threshold=0.0)
+    (random,) = evaluation.evaluate(Knows(log_ins), log_ins, threshold=0.0)
+    assert random.negatives == "random addresses"

@@ -42,7 +42,7 @@ def make(
     )
 
 
-def mean_cross_entropy(table: torch.Tensor, encoder: Encoder, batch: Batch) -> tuple[torch.Tensor, float, int]:
+def cross_entropy(table: torch.Tensor, encoder: Encoder, batch: Batch) -> tuple[torch.Tensor, float, int]:
     """One record at a time, as the documentation puts it. Returns the loss, the records right, and the records."""
     size = len(batch.entity)
     group = size // batch.random.shape[0]
@@ -58,7 +58,7 @@ def mean_cross_entropy(table: torch.Tensor, encoder: Encoder, batch: Batch) -> t
     scores = (table[batch.entity[[i for i, _, _ in records]]] * encoder(rows)).sum(1)
     labels = torch.tensor([label for _, _, label in records], dtype=scores.dtype)
     right = float(((scores > 0) == (labels > 0)).sum())
-    return F.binary_cross_entropy_with_logits(scores, labels), right, len(records)
+    return F.binary_cross_entropy_with_logits(scores, labels, reduction="sum"), right, len(records)
 
 
 def dense(gradient: RowGradients, rows: int) -> torch.Tensor:
@@ -80,10 +80,10 @@ def test_gradients_are_those_of_the_loss(
 
     parameters = {name: array.clone().requires_grad_() for name, array in vars(encoder).items()}
     table.requires_grad_()
-    loss, right, records = mean_cross_entropy(table, Encoder(**parameters), drawn)
+    loss, right, records = cross_entropy(table, Encoder(**parameters), drawn)
     loss.backward()
 
-    assert learnt.totals.tolist() == pytest.approx([loss.item() * records, right, records])
+    assert learnt.totals.tolist() == pytest.approx([loss.item(), right, records])
     torch.testing.assert_close(dense(learnt.entity, ENTITIES), table.grad)
     torch.testing.assert_close(dense(learnt.prefix, PREFIXES), parameters["prefix"].grad)
     for name, gradient in zip(("w1", "b1", "w2", "b2"), learnt.blocks, strict=True):
@@ -131,9 +131,15 @@ def test_adam_is_torchs_adamw_on_rows_met_every_step_and_leaves_others_alone() -
     for _ in range(5):
         ours.apply(gradients(table, encoder, met), rate)
         torch_adamw.zero_grad()
-        mean_cross_entropy(table_reference, Encoder(**reference), met)[0].backward()
+        cross_entropy(table_reference, Encoder(**reference), met)[0].backward()
         torch_adamw.step()
     torch.testing.assert_close(table[:ENTITIES], table_reference[:ENTITIES])
     assert torch.equal(table[ENTITIES:], spare)
     for name, array in vars(encoder).items():
         torch.testing.assert_close(array, reference[name])
+
+
+def test_a_score_of_zero_says_made_up() -> None:
+    table, encoder, drawn = make(8, 1, 6, 2, 0)
+    totals = gradients(torch.zeros_like(table), encoder, drawn).totals
+    assert totals.tolist() == pytest.approx([18 * math.log(2), 12, 18])  # positives wrong, negatives right

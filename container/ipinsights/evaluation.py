@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 
 from ipinsights import addresses, metrics
-from ipinsights.errors import UserError
 from ipinsights.metrics import Detection
 from ipinsights.records import Records
 from ipinsights.scoring import Scorer
@@ -26,36 +25,30 @@ class Comparison:
 
 
 def evaluate(scorer: Scorer, log_ins: Records, threshold: float, seed: int = 0) -> list[Comparison]:
-    """Score log-ins, give each entity a made-up address of either kind, and compare.
+    """Score log-ins, give their entities made-up addresses of either kind, and compare.
 
-    An address of another entity is one that this entity does not use anywhere in ``log_ins``. ``threshold`` is on the
-    score: below it a log-in is flagged. Raises UserError where there are no addresses of others.
+    An address of another entity is one that this entity does not use anywhere in ``log_ins``; a log-in for which none
+    is found in twenty draws has no such counterpart, and where none has, that comparison is left out. ``threshold`` is
+    on the score: below it a log-in is flagged.
     """
     rng = np.random.default_rng(seed)
     random = rng.integers(1 << addresses.WIDTH, size=len(log_ins), dtype=np.uint32)
+    kinds = {
+        "random addresses": Records(log_ins.entities, random),
+        "other entities' addresses": _others(log_ins, rng),
+    }
     real = scorer.score(log_ins)
-    comparisons = []
-    for kind, made_up in (
-        ("random addresses", Records(log_ins.entities, random)),
-        ("other entities' addresses", _others(log_ins, rng)),
-    ):
-        scores = scorer.score(made_up)
-        comparisons.append(Comparison(kind, metrics.auc(real, scores), Detection.at(threshold, real, scores)))
-    return comparisons
+    scores = {kind: scorer.score(made_up) for kind, made_up in kinds.items() if len(made_up)}
+    return [Comparison(kind, metrics.auc(real, s), Detection.at(threshold, real, s)) for kind, s in scores.items()]
 
 
 def _others(log_ins: Records, rng: np.random.Generator) -> Records:
-    """Every entity with an address drawn from those of the others; entities that use them all are left out."""
-    encoded = log_ins.entities.dictionary_encode()
-    entity = encoded.indices.to_numpy().astype(np.uint64)
-    used = np.unique(entity << np.uint64(addresses.WIDTH) | log_ins.addresses)
+    """Entities with addresses of others; log-ins for which none is found are left out."""
+    entity = log_ins.entities.dictionary_encode().indices.to_numpy().astype(np.uint64) << np.uint64(addresses.WIDTH)
+    used = np.unique(entity | log_ins.addresses)
     drawn = rng.permutation(log_ins.addresses)
+    own = np.isin(entity | drawn, used)
     for _ in range(20):
-        own = np.isin(entity << np.uint64(addresses.WIDTH) | drawn, used)
-        if not own.any():
-            break
         drawn[own] = rng.choice(log_ins.addresses, size=int(own.sum()))
-    own = np.isin(entity << np.uint64(addresses.WIDTH) | drawn, used)
-    if own.all():
-        raise UserError("the log-ins hold no entity that does not use every address: there is nothing to compare with")
+        own = np.isin(entity | drawn, used)
     return Records(log_ins.entities.filter(pa.array(~own)), drawn[~own])

@@ -7,7 +7,8 @@ The encoder starts from prefixes: s is the sum of the address's rows, one a leve
 An unknown prefix has its level's unknown row, so an address never seen backs off to the longest prefix that was.
 Residual blocks follow, x <- x + W2 relu(W1 x + b1) + b2, as many as ``num_ip_encoder_layers``.
 
-This file computes in whatever arrays it is given: numpy to score, torch to train and to validate. Symbols: E entity
+This file computes in whatever arrays it is given: numpy to score, torch to validate (and `step` trains with the same
+sum written out together with its gradient). Symbols: E entity
 rows, P prefix rows, L levels, B blocks, D ``vector_dim``; every array is float32.
 """
 

@@ -16,8 +16,7 @@ its gradient is unbiased; only 1 / GROUP as many addresses need encoding."""
 
 def group_size(batch: int, random_rate: int) -> int:
     """How many entities of a mini-batch share random addresses; a divisor of ``batch``."""
-    size = min(GROUP, random_rate)
-    return size if size and batch % size == 0 else 1
+    return next((size for size in range(min(GROUP, random_rate), 1, -1) if batch % size == 0), 1)
 
 
 def random_addresses(batch: int, random_rate: int, generator: torch.Generator) -> torch.Tensor:
@@ -30,9 +29,10 @@ def shifts(batch: int, shuffled_rate: int, generator: torch.Generator) -> list[i
     """Cyclic shifts that pair each entity of a shuffled mini-batch with others' addresses, one a shuffled negative.
 
     They differ from one another where the batch is large enough. A batch of one has nothing to shuffle: its shift is 0,
-    which pairs the entity with its own address and so carries no weight.
+    which pairs the entity with its own address and so carries no weight. The generator is one of the CPU's: reading a
+    number back from a GPU would make every step wait for it.
     """
     if batch == 1:
         return [0] * shuffled_rate
-    start = int(torch.randint(batch - 1, (1,), generator=generator, device=generator.device))
+    start = int(torch.randint(batch - 1, (1,), generator=generator))
     return [1 + (start + i) % (batch - 1) for i in range(shuffled_rate)]

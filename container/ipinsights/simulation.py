@@ -119,7 +119,12 @@ def simulate(num_users: int, ranges: Ranges, rng: np.random.Generator) -> Traffi
     address = ranges.draw(row, rng)
     day = rng.random(len(user)) * DAYS
     order = np.argsort(day, kind="stable")
-    return Traffic(user[order].astype(np.int32), address[order], day[order].astype(np.float32))
+    return Traffic(user[order].astype(np.int32), address[order], _below(day[order], DAYS))
+
+
+def _below(values: npt.NDArray[np.float64], limit: int) -> npt.NDArray[np.float32]:
+    """Numbers below a limit in half the bytes; rounding must not carry one up to it."""
+    return np.minimum(values.astype(np.float32), np.nextafter(np.float32(limit), np.float32(0)))
 
 
 @dataclass(frozen=True)

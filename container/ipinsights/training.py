@@ -5,9 +5,10 @@ the learning rate falls linearly to 0. It knows neither files nor log lines: a `
 
 Prefix dropout. A table row met once in training would learn that one event by heart, and the unknown rows, met by
 random addresses alone, would learn that the unknown is never real. So a prefix with count c is hidden with probability
-1 / (1 + c), the Good-Turing estimate of the chance that a prefix like it is new, and the level's unknown row takes its
-place, for positives and negatives alike. One uniform number decides for all levels of an address; counts never grow
-with depth, so what stays visible is a chain from the coarsest level down, as it is when scoring.
+1 / (1 + c), the chance that the next event is of a new kind after c of the known one (a Dirichlet process with
+concentration 1), and the level's unknown row takes its place, for positives and negatives alike. One uniform number
+decides for all levels of an address; counts never grow with depth, so what stays visible is a chain from the coarsest
+level down, as it is when scoring.
 """
 
 import time
@@ -44,6 +45,8 @@ def fit(
     """
     if len(train) == 0:
         raise UserError("there are no training events: the train channel holds no rows")
+    if validation is not None and len(validation) == 0:
+        raise UserError("there are no validation events: the validation channel holds no rows")
     listener = listener or Listener()
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     vocabulary = Vocabulary.build(train.address)
@@ -73,6 +76,7 @@ class _Trainer:
         self._hp = hp
         self._vocabulary = vocabulary
         self._generator = torch.Generator(device).manual_seed(hp.seed)
+        self._shifting = torch.Generator().manual_seed(hp.seed)
         self.index = _PrefixIndex(vocabulary, device)
         self._entity = torch.from_numpy(train.entity).to(device)
         self._leaf = torch.from_numpy(vocabulary.leaves(train.address)).to(device)
@@ -133,7 +137,7 @@ class _Trainer:
                 entity=self._entity[chosen],
                 positive=rows[:size],
                 random=rows[size:].view(*drawn.shape, rows.shape[1]),
-                shifts=sampling.shifts(size, hp.shuffled_negative_sampling_rate, self._generator),
+                shifts=sampling.shifts(size, hp.shuffled_negative_sampling_rate, self._shifting),
             )
 
     def model(self) -> Model:

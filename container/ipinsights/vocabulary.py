@@ -59,9 +59,10 @@ class Vocabulary:
             prefixes = finest >> np.uint32(levels[-1] - level)
             first = np.flatnonzero(np.concatenate([[True], prefixes[1:] != prefixes[:-1]]))
             found.append((prefixes[first], np.add.reduceat(counts, first)))
+        frequent = np.concatenate([count[count >= 2] for _, count in found])
         min_count = 2
-        while sum(int((count >= min_count).sum()) for _, count in found) > max_rows:
-            min_count += 1
+        if len(frequent) > max_rows:  # beyond the most frequent one that there is no room for
+            min_count = int(np.partition(frequent, -max_rows - 1)[-max_rows - 1]) + 1
         kept = [(prefixes[count >= min_count], count[count >= min_count]) for prefixes, count in found]
         return cls(
             levels,
