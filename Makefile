@@ -6,9 +6,6 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c container/const
 IMAGE ?= ipinsights:cpu
 # What `docker build` needs here besides, such as --build-arg PIP_EXTRA_INDEX_URL=...
 DOCKER_BUILD_ARGS ?=
-# The toolkit's tests run where it can be installed, which takes a C compiler.
-comma := ,
-TEST_EXTRAS := test$(if $(shell command -v cc),$(comma)toolkit)
 
 .PHONY: demo test image image-gpu lint clean
 
@@ -46,5 +43,8 @@ $(VENV)/.demo: setup.py container/constraints.txt | $(BIN)/python
 
 $(VENV)/.test: setup.py container/constraints.txt | $(BIN)/python
 	@echo "Installing the package and its test dependencies into $(VENV) (torch is large; some minutes the first time)"
-	$(PIP) -e '.[$(TEST_EXTRAS)]'
+	# The toolkit's tests run where it can be installed, which takes a C compiler. It goes first: it brings a `train` of
+	# its own, which ours is to replace.
+	if command -v cc >/dev/null; then $(PIP) sagemaker-training; fi
+	$(PIP) -e '.[test]'
 	touch $@

@@ -35,7 +35,9 @@ setup(
         "xxhash>=3.5",
     ],
     extras_require={
-        "toolkit": ["sagemaker-training>=5.1.4,<6"],  # has no wheel: installing it needs a C compiler
+        # It has no wheel, so installing it needs a C compiler; and it brings a command `train` of its own that replaces
+        # ours, unless it is installed first, as the Dockerfiles and the Makefile do.
+        "toolkit": ["sagemaker-training>=5.1.4,<6"],
         "demo": DEMO,
         "test": TEST + DEMO,
     },
