@@ -13,7 +13,7 @@ import ipinsights
 from ipinsights import addresses, artifact, evaluation, simulation
 from ipinsights.errors import UserError
 from ipinsights.events import find_files
-from ipinsights.records import Records, parse_stream
+from ipinsights.records import Records, parse_stream, record_lines
 from ipinsights.scoring import Scorer
 
 _CSV = "Headerless CSV, one log-in a line: the entity (any string) and an IPv4 address."
@@ -132,7 +132,7 @@ def _score(options: argparse.Namespace) -> None:
     with ExitStack() as stack:
         stream = sys.stdin.buffer if options.file == "-" else stack.enter_context(_open(Path(options.file)))
         for block, pairs in parse_stream(stream, name):
-            lines = (line for line in block.removeprefix(b"\xef\xbb\xbf").splitlines() if line.strip())
+            lines = (line for _, line in record_lines(block))
             scores = scorer.score(pairs).tolist()
             sys.stdout.buffer.write(b"".join(b"%s,%.9g\n" % pair for pair in zip(lines, scores, strict=True)))
     sys.stdout.buffer.flush()

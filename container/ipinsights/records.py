@@ -129,6 +129,13 @@ def from_columns(entities: list[object], texts: list[object]) -> Records:
     return Records(pa.array(entities, pa.string()), values)
 
 
+def record_lines(data: bytes, first_line: int = 1) -> Iterator[tuple[int, bytes]]:
+    """The lines that hold a record, with their numbers: blank ones and a byte order mark are left out."""
+    for number, line in enumerate(data.removeprefix(_BOM).splitlines(), start=first_line):
+        if line.strip():
+            yield number, line
+
+
 def shown(value: object) -> str:
     """A value as an error quotes it: brief, however long or deeply nested it is."""
     return _brief.repr(value)[:_SHOWN]
@@ -146,9 +153,7 @@ def _parse_lines(data: bytes, first_line: int) -> Records:
     def fault(number: int, line: bytes, reason: str) -> None:
         faults.append(Fault(number, line.decode(errors="replace")[:_SHOWN], reason))
 
-    for number, line in enumerate(data.removeprefix(_BOM).splitlines(), start=first_line):
-        if not line.strip():
-            continue
+    for number, line in record_lines(data, first_line):
         try:
             entity, text = _split_line(line)
         except ValueError as error:
