@@ -1,0 +1,205 @@
+import collections
+import math
+from collections.abc import Sequence
+from typing import TypedDict
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ipinsights.baselines import LikelihoodRatio, LongestPrefix
+
+Pair = tuple[int, int]
+WIDTHS = {32: np.uint32, 64: np.uint64}
+LEVELS = {32: (4, 8, 16, 24, 32), 64: (1, 20, 48, 64)}
+
+
+def pairs(width: int, min_size: int = 1) -> st.SearchStrategy[list[Pair]]:
+    """Few entities and few distinct octets, so that prefixes repeat; and any address, for the bits within octets."""
+    octets = st.lists(st.sampled_from([0, 1, 128, 255]), min_size=width // 8, max_size=width // 8)
+    few = octets.map(lambda chosen: int.from_bytes(bytes(chosen), "big"))
+    return st.lists(st.tuples(st.integers(-1, 3), few | st.integers(0, 2**width - 1)), min_size=min_size, max_size=40)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[int, list[Pair], list[Pair]]:
+    """A width, training pairs, and queries: some new, and training pairs with one bit changed at most."""
+    width = draw(st.sampled_from(sorted(WIDTHS)))
+    training = draw(pairs(width))
+    near = st.tuples(st.sampled_from(training), st.integers(0, width)).map(
+        lambda found: (found[0][0], found[0][1] ^ (1 << found[1] >> 1))
+    )
+    return width, training, draw(pairs(width, 0)) + draw(st.lists(near, max_size=10))
+
+
+def columns(pairs: list[Pair], width: int) -> tuple[np.ndarray, np.ndarray]:
+    return np.array([e for e, _ in pairs], np.int64), np.array([a for _, a in pairs], WIDTHS[width])
+
+
+def longest_prefix(training: list[Pair], query: Pair, width: int, levels: Sequence[int]) -> int:
+    entity, address = query
+    own = [a for e, a in training if e == entity]
+    return max(
+        (level for level in levels for a in own if a >> (width - level) == address >> (width - level)), default=0
+    )
+
+
+@given(cases())
+def test_longest_prefix_is_that_of_the_nearest_own_address(case: tuple[int, list[Pair], list[Pair]]) -> None:
+    width, training, queries = case
+    every = range(1, width + 1)
+    for levels in (every, LEVELS[width]):
+        fitted = LongestPrefix.fit(*columns(training, width), width=width, levels=levels)
+        expected = [longest_prefix(training, query, width, levels) for query in queries]
+        assert fitted.score(*columns(queries, width)).tolist() == expected
+
+
+def test_longest_prefix_by_hand() -> None:
+    fitted = LongestPrefix.fit(np.array([7, 7, 8]), np.array([0x0A000001, 0xC0000200, 0x0A0000FF], np.uint32))
+    queries = np.array([0x0A000001, 0x0A000000, 0x0A0000FF, 0xC0000300, 0x80000000], np.uint32)
+    assert fitted.score(np.full(5, 7), queries).tolist() == [32, 31, 24, 23, 1]
+    assert fitted.score(np.array([9]), queries[:1]).tolist() == [0]  # 9 was never seen
+
+
+def test_longest_prefix_of_ipv6_tells_the_first_36_bits_apart() -> None:
+    fitted = LongestPrefix.fit(np.array([1]), np.array([0x20010DB8_12345678], np.uint64), width=64)
+    queries = np.array([0x20010DB8_12345678, 0x20010DB8_10000000, 0x20010DB8_20000000], np.uint64)
+    assert fitted.score(np.array([1, 1, 1]), queries).tolist() == [36, 36, 34]
+
+
+def test_longest_prefix_of_ipv6_is_exact_where_a_double_is_not() -> None:
+    fitted = LongestPrefix.fit(np.array([1]), np.array([0], np.uint64), width=64, levels=range(1, 65))
+    queries = np.array([2**60 - 1, 2**60, 2**33 - 1, 2**32, 2**32 - 1], np.uint64)
+    assert fitted.score(np.ones(5, np.int64), queries).tolist() == [4, 3, 31, 31, 32]
+
+
+class Settings(TypedDict):
+    concentration: float
+    discount: float
+    prior: float
+    random_share: float
+
+
+SETTINGS = Settings(concentration=0.3, discount=0.6, prior=2.0, random_share=0.2)
+
+
+class Naive:
+    """The formulas of the module's docstring, one pair at a time. A place is the tuple of a prefix and all above it."""
+
+    def __init__(self, training: list[Pair], groups: list[int] | None, width: int, levels: Sequence[int]) -> None:
+        self.levels, self.width = levels, width
+        self.group_count = len(set(groups)) if groups else 0
+        self.seen = collections.Counter[tuple[int | None, tuple[int, ...]]]()  # entity, or None for all; place
+        self.children = collections.defaultdict[tuple[int, ...], set[tuple[int, int]]](
+            set
+        )  # entity and child, by place
+        for row, (entity, address) in enumerate(training):
+            path = self.path(address, groups[row] if groups else None)
+            for depth in range(len(path) + 1):
+                self.seen[None, path[:depth]] += 1
+                self.seen[entity, path[:depth]] += 1
+            for depth, child in enumerate(path):
+                self.children[path[:depth]].add((entity, child))
+
+    def path(self, address: int, group: int | None) -> tuple[int, ...]:
+        return (() if group is None else (group,)) + tuple(address >> (self.width - level) for level in self.levels)
+
+    def score(self, entity: int, address: int, group: int | None, settings: Settings) -> float:
+        concentration, discount = settings["concentration"], settings["discount"]
+        prior, random_share = settings["prior"], settings["random_share"]
+        sizes = ([] if group is None else [1 / self.group_count]) + [2.0**-level for level in self.levels]
+        path = self.path(address, group)
+        by_entity = by_everybody = uniform = above = 1.0
+        for depth, size in enumerate(sizes):
+            parent, place = path[:depth], path[: depth + 1]
+            met = self.children[parent]
+            share = min(1.0, size / above)
+            everybody = (self.seen[None, place] + prior * share) / (self.seen[None, parent] + prior)
+            base = (sum(child == path[depth] for _, child in met) + prior * share) / (len(met) + prior)
+            branches = sum(other == entity for other, _ in met)
+            kept = max(self.seen[entity, place] - discount, 0)
+            by_entity *= (kept + (concentration + discount * branches) * base) / (
+                self.seen[entity, parent] + concentration
+            )
+            by_everybody *= everybody
+            uniform *= share
+            above = size
+        return math.log(by_entity / (random_share * uniform + (1 - random_share) * by_everybody))
+
+
+@given(cases(), st.booleans(), st.data())
+def test_likelihood_ratio_is_that_of_its_formulas(
+    case: tuple[int, list[Pair], list[Pair]], grouped: bool, data: st.DataObject
+) -> None:
+    width, training, queries = case
+    group = st.integers(-1, 3)
+    groups, query_groups = (
+        data.draw(st.lists(group, min_size=len(some), max_size=len(some))) if grouped else None
+        for some in (training, queries)
+    )
+    naive = Naive(training, groups, width, LEVELS[width])
+    fitted = LikelihoodRatio.fit(
+        *columns(training, width),
+        groups=None if groups is None else np.array(groups),
+        width=width,
+        levels=LEVELS[width],
+        **SETTINGS,
+    )
+    scores = fitted.score(*columns(queries, width), None if query_groups is None else np.array(query_groups, np.int64))
+    expected = [
+        naive.score(*query, None if query_groups is None else query_groups[row], SETTINGS)
+        for row, query in enumerate(queries)
+    ]
+    np.testing.assert_allclose(scores, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_likelihood_ratio_by_hand() -> None:
+    """One level, 0.0.0.0/1 and 128.0.0.0/1: entity 1 twice and entity 2 once in the lower half, 2 once in the upper."""
+    entity, address = np.array([1, 1, 2, 2]), np.array([5, 6, 7, 0xF0000000], np.uint32)
+    fitted = LikelihoodRatio.fit(
+        entity, address, levels=(1,), concentration=1, discount=0.5, prior=2, random_share=0.25
+    )
+    # The lower half: 3 of 4 events, 2 of 3 pairs of entity and child; uniformly, 1/2.
+    everybody, base = (3 + 1) / (4 + 2), (2 + 1) / (3 + 2)
+    made_up = 0.25 / 2 + 0.75 * everybody
+    own = (2 - 0.5 + (1 + 0.5 * 1) * base) / (2 + 1)
+    never_seen = base
+    scores = fitted.score(np.array([1, 9]), np.array([5, 5], np.uint32))
+    np.testing.assert_allclose(scores, np.log([own / made_up, never_seen / made_up]))
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_densities_are_those_of_probabilities(width: int) -> None:
+    """With random addresses alone as the made-up ones, the mean likelihood ratio over all addresses is 1."""
+    rng = np.random.default_rng(0)
+    training = rng.integers(8, size=50, dtype=WIDTHS[width]) << WIDTHS[width](width - 3)
+    fitted = LikelihoodRatio.fit(rng.integers(3, size=50), training, width=width, levels=(1, 3, 5), random_share=1)
+    everywhere = np.arange(32, dtype=WIDTHS[width]) << WIDTHS[width](width - 5)
+    for entity in (0, 1, 2, 9):
+        np.testing.assert_allclose(np.exp(fitted.score(np.full(32, entity), everywhere)).mean(), 1)
+
+
+def test_the_defaults_prefer_the_own_network_to_a_foreign_and_an_empty_one() -> None:
+    entity, address = np.array([1, 1, 2, 2, 3]), np.array([0x0A000001, 0x0A000002, 0x14000001, 0x14000002, 0x14000003])
+    for width in WIDTHS:
+        placed = address.astype(WIDTHS[width]) << WIDTHS[width](width - 32)
+        queries = np.array([0x0A000009, 0x14000009, 0xC8000009], WIDTHS[width]) << WIDTHS[width](width - 32)
+        for baseline in (LongestPrefix, LikelihoodRatio):
+            scores = baseline.fit(entity, placed, width=width).score(np.ones(3, np.int64), queries)
+            assert scores.dtype == np.float64
+            assert scores[0] > max(scores[1:])
+
+
+@pytest.mark.parametrize("baseline", [LongestPrefix, LikelihoodRatio])
+def test_without_training_pairs_there_is_nothing_to_fit(baseline: type[LongestPrefix] | type[LikelihoodRatio]) -> None:
+    with pytest.raises(ValueError, match="no training pairs"):
+        baseline.fit(np.zeros(0, np.int64), np.zeros(0, np.uint32))
+
+
+def test_groups_must_be_given_twice_or_never() -> None:
+    entity, address = np.array([1, 2]), np.array([1, 2], np.uint32)
+    with pytest.raises(ValueError, match="groups"):
+        LikelihoodRatio.fit(entity, address).score(entity, address, entity)
+    with pytest.raises(ValueError, match="groups"):
+        LikelihoodRatio.fit(entity, address, groups=entity).score(entity, address)
