@@ -7,6 +7,8 @@ import pytest
 
 from conftest import PEAK
 from ipinsights import events
+from ipinsights.addresses import IPV6
+from ipinsights.entities import EntityIndex
 from ipinsights.errors import UserError
 
 
@@ -32,7 +34,7 @@ def test_all_files_are_read_in_order_into_eight_bytes_an_event(tmp_path: Path) -
     (tmp_path / "a.csv").write_text("".join(f"u{i % 7},0.0.{i >> 8 & 255}.{i & 255}\n" for i in range(count)))
     (tmp_path / "b.csv").write_text("z,255.255.255.255\n")
     seen: list[int] = []
-    read = events.read(events.find_files(tmp_path), 1000, seen.append)
+    read = events.read(events.find_files(tmp_path), EntityIndex(1000), progress=seen.append)
     assert len(read) == count + 1
     assert read.entity.dtype.itemsize + read.address.dtype.itemsize == 8
     assert (read.address[:count] == np.arange(count) % 65536).all()
@@ -45,7 +47,24 @@ def test_a_bad_row_is_named_with_its_file(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("u,1.2.3.4\n")
     (tmp_path / "b.csv").write_text("u,1.2.3.4\nu,nowhere\n")
     with pytest.raises(UserError, match=r"b\.csv, line 2: .*'u,nowhere'"):
-        events.read(events.find_files(tmp_path), 10)
+        events.read(events.find_files(tmp_path), EntityIndex(10))
+
+
+def test_ipv6_is_read_into_twelve_bytes_an_event(tmp_path: Path) -> None:
+    count = 100_000
+    (tmp_path / "a.csv").write_text("".join(f"u{i % 7},2001:db8:{i >> 16:x}:{i & 65535:x}::9\n" for i in range(count)))
+    (tmp_path / "b.csv").write_text("z,ffff:ffff:ffff:ffff::\nz,1.2.3.4\n")
+    read = events.read(events.find_files(tmp_path), EntityIndex(1000), IPV6)
+    assert len(read) == count + 2
+    assert read.entity.dtype.itemsize + read.address.dtype.itemsize == 12
+    assert (read.address[:count] == (0x20010DB8 << 32) + np.arange(count, dtype=np.uint64)).all()
+    assert read.address[count:].tolist() == [2**64 - 1, 0x2002_0102_0304 << 16]
+
+
+def test_ipv6_that_was_not_asked_for_is_named_with_what_to_ask_for(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("u,1.2.3.4\nu,2001:db8::1\n")
+    with pytest.raises(UserError, match=r"a\.csv, line 2: .*ip_version=6, in 'u,2001:db8::1'"):
+        events.read(events.find_files(tmp_path), EntityIndex(10))
 
 
 def test_an_event_costs_eight_bytes_and_its_text_none(tmp_path: Path) -> None:
@@ -55,8 +74,8 @@ def test_an_event_costs_eight_bytes_and_its_text_none(tmp_path: Path) -> None:
     peaks = []
     for copies in (4, 40):
         code = (
-            "import pathlib; from ipinsights import events\n"
-            f"read = events.read([pathlib.Path({str(tmp_path / 'part-0.csv')!r})] * {copies}, 1000)\n"
+            "import pathlib; from ipinsights.entities import EntityIndex; from ipinsights import events\n"
+            f"read = events.read([pathlib.Path({str(tmp_path / 'part-0.csv')!r})] * {copies}, EntityIndex(2000))\n"
             f"assert len(read) == {copies * 200_000}\n"
             f"print({PEAK})"
         )

@@ -1,11 +1,13 @@
 import io
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ipinsights import addresses, records
+from ipinsights.addresses import IPV4, IPV6, Family
 from ipinsights.errors import UserError
 from ipinsights.records import MalformedRecords, parse_csv
 
@@ -14,9 +16,10 @@ names = st.text(
 )
 
 
-def pairs(data: bytes) -> list[tuple[str, str]]:
-    parsed = parse_csv(data)
-    return list(zip(parsed.entities.to_pylist(), addresses.render(parsed.addresses), strict=True))
+def pairs(data: bytes, family: Family = IPV4) -> list[tuple[str, str]]:
+    parsed = parse_csv(data, family)
+    assert parsed.addresses.dtype == family.dtype
+    return list(zip(parsed.entities.to_pylist(), addresses.render(parsed.addresses, family), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -58,7 +61,7 @@ def test_quoted_records_survive_a_round_trip(rows: list[tuple[str, str]], end: s
         ("a,1.2.3.4,x\n", 1, "found 3"),
         (",1.2.3.4\n", 1, "the entity is empty"),
         ("a,\n", 1, "not an IPv4 address"),
-        ("a,2001:db8::1\n", 1, "IPv6"),
+        ("a,2001:db8::1\n", 1, "only IPv4 is supported without the hyperparameter ip_version=6"),
         ("a,1.2.3.4\nb,010.2.3.4\n", 2, "Leading zeros"),
         ('a,1.2.3.4\n"b\nc",1.2.3.4\nd,1.2.3.4\n', 2, "quote"),
         ('"b,1.2.3.4\n', 1, "quote"),
@@ -132,3 +135,70 @@ def test_columns_of_a_request_are_checked() -> None:
         records.from_columns(["a", 7], ["1.2.3.4", "5.6.7.8"])
     with pytest.raises(MalformedRecords, match="instance 0: .*IPv6"):
         records.from_columns(["a"], ["::1"])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a,2001:db8::1\n", [("a", "2001:db8::")]),
+        ("a, 2001:DB8:0:1:2:3:4:5 \r\nb,\t1.2.3.4\r\n", [("a", "2001:db8:0:1::"), ("b", "2002:102:304::")]),
+        ('"a:b, c",::ffff:1.2.3.4\n', [("a:b, c", "2002:102:304::")]),
+        ("", []),
+    ],
+)
+def test_ipv6_is_read_and_ipv4_beside_it(text: str, expected: list[tuple[str, str]]) -> None:
+    assert pairs(text.encode(), IPV6) == expected
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ("b,1::2::3", "not an IP address: At most one '::'"),
+        ("b,[2001:db8::1]", "not an IP address: Only hex digits"),
+        ("b,fe80::1%eth0", "zone id"),
+        ("b,2001:db8::/32", "Unexpected '/'"),
+        ("b,1.2.3.999", "not an IP address: Octet 999"),
+        ("b", "expected 2 columns (entity, IP address), found 1"),
+    ],
+)
+def test_a_bad_row_beside_ipv6_is_named(row: str, reason: str) -> None:
+    with pytest.raises(MalformedRecords) as caught:
+        parse_csv(f"a,2001:db8::1\n{row}\nc,1.2.3.4\n".encode(), IPV6)
+    (fault,) = caught.value.faults
+    assert (fault.position, fault.content) == (2, row)
+    assert reason in fault.reason
+
+
+@given(st.lists(st.tuples(names, st.ip_addresses().map(str)), max_size=30), st.integers(1, 200))
+def test_a_stream_of_both_versions_reads_as_the_whole(rows: list[tuple[str, str]], size: int) -> None:
+    text = "".join(f'"{name}",{address}\n' for name, address in rows).encode()
+    parts = [part for _, part in records.parse_stream(io.BytesIO(text), "x.csv", IPV6, block_size=size)]
+    assert all(part.addresses.dtype == np.uint64 for part in parts)
+    whole = records.Records.concat(parts)
+    expected, _ = addresses.parse(pa.array([address for _, address in rows], pa.string()), IPV6)
+    assert whole.entities.to_pylist() == [name for name, _ in rows]
+    assert whole.addresses.tolist() == expected.tolist()
+
+
+def test_parts_of_either_family_are_joined_in_their_type() -> None:
+    for family in (IPV4, IPV6):
+        parts = [parse_csv(text, family) for text in (b"", b"a,1.2.3.4\n", b"b,255.255.255.255\n")]
+        whole = records.Records.concat(parts)
+        assert whole.addresses.dtype == family.dtype
+        assert whole.addresses.tolist() == [parts[1].addresses[0], parts[2].addresses[0]]
+    assert len(records.Records.concat([])) == 0
+
+
+@pytest.mark.parametrize(
+    ("family", "address", "wanted"), [(IPV4, "::1", "an IPv4 address."), (IPV6, "::g", "an IP address.")]
+)
+def test_a_stream_says_what_each_line_must_be(family: Family, address: str, wanted: str) -> None:
+    with pytest.raises(UserError, match=rf"^x\.csv, line 1: .* Each line must be an entity and {wanted}$"):
+        list(records.parse_stream(io.BytesIO(f"a,{address}\n".encode()), "x.csv", family))
+
+
+def test_columns_of_a_request_may_be_of_ipv6() -> None:
+    good = records.from_columns(["a", "b"], [" 2001:db8::1", "1.2.3.4"], IPV6)
+    assert addresses.render(good.addresses, IPV6) == ["2001:db8::", "2002:102:304::"]
+    with pytest.raises(MalformedRecords, match="instance 1: not an IP address: At most one '::'"):
+        records.from_columns(["a", "b"], ["::1", "1::2::3"], IPV6)

@@ -18,15 +18,19 @@ from safetensors.numpy import save_file
 
 import ipinsights
 from ipinsights import entities
+from ipinsights.addresses import FAMILIES
+from ipinsights.entities import EntityIndex
 from ipinsights.errors import UserError
 from ipinsights.model import Encoder, Model
-from ipinsights.vocabulary import Vocabulary
+from ipinsights.networks import LABELS, Networks
+from ipinsights.vocabulary import Labels, Vocabulary
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 TENSORS, MANIFEST = "model.safetensors", "manifest.json"
 
-_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "U32": np.dtype("<u4"), "I64": np.dtype("<i8")}
+_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "U32": np.dtype("<u4"), "U64": np.dtype("<u8"), "I64": np.dtype("<i8")}
 _ENCODER = ("prefix", "w1", "b1", "w2", "b2")
+_NETWORKS = ("first", "last", "labels")
 
 
 def save(model: Model, folder: Path, facts: Mapping[str, Any]) -> None:
@@ -37,12 +41,23 @@ def save(model: Model, folder: Path, facts: Mapping[str, Any]) -> None:
         **{f"encoder.{name}": getattr(model.encoder, name) for name in _ENCODER},
         "vocabulary.prefixes": vocabulary.prefixes,
         "vocabulary.counts": vocabulary.counts,
+        "entity.tags": model.index.tags,
     }
+    if vocabulary.networks is not None:
+        tensors |= {f"networks.{name}": getattr(vocabulary.networks, name) for name in _NETWORKS}
+        for kind, label in zip(LABELS, vocabulary.labels, strict=True):
+            tensors |= {f"{kind}.values": label.values, f"{kind}.counts": label.counts}
     manifest = {
         "format_version": FORMAT_VERSION,
         "ipinsights_version": ipinsights.__version__,
         "entity_hash": {"name": entities.HASH, "seed": entities.HASH_SEED},
-        "vocabulary": {"width": vocabulary.width, "levels": vocabulary.levels, "sizes": vocabulary.sizes},
+        "entities": {"owning_a_row": model.index.owned, "sharing_a_row": model.index.sharing},
+        "vocabulary": {
+            "ip_version": vocabulary.family.version,
+            "levels": vocabulary.levels,
+            "sizes": vocabulary.sizes,
+            "events": vocabulary.events,
+        },
         **facts,
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -62,15 +77,22 @@ def load(folder: Path) -> tuple[Model, dict[str, Any]]:
     try:
         tensors = _map_tensors(path)
         shape = manifest["vocabulary"]
+        with_networks = "networks.first" in tensors
         vocabulary = Vocabulary(
+            family=FAMILIES[shape["ip_version"]],
             levels=tuple(shape["levels"]),
             sizes=tuple(shape["sizes"]),
             prefixes=tensors["vocabulary.prefixes"],
             counts=tensors["vocabulary.counts"],
-            width=shape["width"],
+            events=shape["events"],
+            networks=Networks(*(tensors[f"networks.{name}"] for name in _NETWORKS)) if with_networks else None,
+            labels=tuple(Labels(tensors[f"{kind}.values"], tensors[f"{kind}.counts"]) for kind in LABELS)
+            if with_networks
+            else (),
         )
         encoder = Encoder(**{name: tensors[f"encoder.{name}"] for name in _ENCODER})
-        return Model(vocabulary, tensors["entity"], encoder), manifest
+        index = EntityIndex(len(tensors["entity.tags"]), tensors["entity.tags"], manifest["entities"]["sharing_a_row"])
+        return Model(vocabulary, index, tensors["entity"], encoder), manifest
     except (OSError, ValueError, KeyError, struct.error) as error:
         raise UserError(f"{path} is damaged or incomplete ({error!r}): train again or restore it") from error
 

@@ -16,7 +16,10 @@ from ipinsights.events import find_files
 from ipinsights.records import Records, parse_stream, record_lines
 from ipinsights.scoring import Scorer
 
-_CSV = "Headerless CSV, one log-in a line: the entity (any string) and an IPv4 address."
+_CSV = (
+    "Headerless CSV, one log-in a line: the entity (any string) and an IPv4 address, or, for a model trained with "
+    "ip_version=6, an IPv6 or IPv4 address."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -131,7 +134,7 @@ def _score(options: argparse.Namespace) -> None:
     name = "standard input" if options.file == "-" else options.file
     with ExitStack() as stack:
         stream = sys.stdin.buffer if options.file == "-" else stack.enter_context(_open(Path(options.file)))
-        for block, pairs in parse_stream(stream, name):
+        for block, pairs in parse_stream(stream, name, scorer.family):
             lines = (line for _, line in record_lines(block))
             scores = scorer.score(pairs).tolist()
             sys.stdout.buffer.write(b"".join(b"%s,%.9g\n" % pair for pair in zip(lines, scores, strict=True)))
@@ -144,7 +147,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     parts = []
     for path in files:
         with _open(path) as stream:
-            parts += [pairs for _, pairs in parse_stream(stream, str(path))]
+            parts += [pairs for _, pairs in parse_stream(stream, str(path), scorer.family)]
     log_ins = Records.concat(parts)
     if not len(log_ins):
         raise UserError(f"{options.data} holds no log-ins")

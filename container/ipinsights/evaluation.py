@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from ipinsights import addresses, metrics
+from ipinsights import metrics
+from ipinsights.addresses import mapped_share, random_addresses
 from ipinsights.metrics import Detection
 from ipinsights.records import Records
 from ipinsights.scoring import Scorer
@@ -32,7 +33,7 @@ def evaluate(scorer: Scorer, log_ins: Records, threshold: float, seed: int = 0) 
     on the score: below it a log-in is flagged.
     """
     rng = np.random.default_rng(seed)
-    random = rng.integers(1 << addresses.WIDTH, size=len(log_ins), dtype=np.uint32)
+    random = random_addresses(len(log_ins), scorer.family, mapped_share(log_ins.addresses), rng)
     kinds = {
         "random addresses": Records(log_ins.entities, random),
         "other entities' addresses": _others(log_ins, rng),
@@ -44,11 +45,13 @@ def evaluate(scorer: Scorer, log_ins: Records, threshold: float, seed: int = 0) 
 
 def _others(log_ins: Records, rng: np.random.Generator) -> Records:
     """Entities with addresses of others; log-ins for which none is found are left out."""
-    entity = log_ins.entities.dictionary_encode().indices.to_numpy().astype(np.uint64) << np.uint64(addresses.WIDTH)
-    used = np.unique(entity | log_ins.addresses)
-    drawn = rng.permutation(log_ins.addresses)
+    # A pair as one number: the places of its entity and its address among the distinct ones, 32 bits each.
+    entity = log_ins.entities.dictionary_encode().indices.to_numpy().astype(np.int64) << 32
+    distinct, address = np.unique(log_ins.addresses, return_inverse=True)
+    used = np.unique(entity | address)
+    drawn = rng.permutation(address)
     own = np.isin(entity | drawn, used)
     for _ in range(20):
-        drawn[own] = rng.choice(log_ins.addresses, size=int(own.sum()))
+        drawn[own] = rng.choice(address, size=int(own.sum()))
         own = np.isin(entity | drawn, used)
-    return Records(log_ins.entities.filter(pa.array(~own)), drawn[~own])
+    return Records(log_ins.entities.filter(pa.array(~own)), distinct[drawn[~own]])

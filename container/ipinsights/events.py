@@ -1,4 +1,4 @@
-"""The files of a channel to compact arrays: 8 bytes an event, whatever the files' size.
+"""The files of a channel to compact arrays: 8 bytes an event (12 with IPv6), whatever the files' size.
 
 Files are read block by block, so the text never lies in memory as a whole; the arrays grow in place.
 """
@@ -6,15 +6,16 @@ Files are read block by block, so the text never lies in memory as a whole; the 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from ipinsights import entities
+from ipinsights.addresses import IPV4, Addresses, Family
+from ipinsights.entities import EntityIndex
 from ipinsights.records import parse_stream
 
-Scalar = TypeVar("Scalar", np.int32, np.uint32)
+Scalar = TypeVar("Scalar", bound=np.integer[Any])
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,10 @@ class Events:
 
     entity: npt.NDArray[np.int32]
     """Row of the entity table, [n]."""
-    address: npt.NDArray[np.uint32]
-    """[n]"""
+    address: Addresses
+    """All of one family: uint32 or uint64 [n]."""
+    index: EntityIndex
+    """Which row is whose."""
 
     def __len__(self) -> int:
         return len(self.entity)
@@ -46,27 +49,35 @@ def find_files(folder: Path) -> list[Path]:
     )
 
 
-def read(files: Sequence[Path], num_entity_vectors: int, progress: Callable[[int], object] | None = None) -> Events:
-    """Read CSV files. ``progress`` is told the bytes of each block read.
+def read(
+    files: Sequence[Path],
+    index: EntityIndex,
+    family: Family = IPV4,
+    claim: bool = True,
+    progress: Callable[[int], object] | None = None,
+) -> Events:
+    """Read CSV files with addresses of a family.
 
+    With ``claim`` an entity new to the ``index`` is given a row there; without, it has the row of the unknown.
+    ``progress`` is told the bytes of each block read.
     Raises UserError, with file, line and content, at the first block that holds a row that cannot be read.
     """
-    entity, address = _Growing(np.int32), _Growing(np.uint32)
+    entity, address = _Growing(np.dtype(np.int32)), _Growing(family.dtype)
     for path in files:
         with path.open("rb") as stream:
-            for block, records in parse_stream(stream, str(path)):
-                entity.extend(entities.rows(records.entities, num_entity_vectors))
+            for block, records in parse_stream(stream, str(path), family):
+                entity.extend((index.claim if claim else index.find)(records.entities))
                 address.extend(records.addresses)
                 if progress:
                     progress(len(block))
-    return Events(entity.array(), address.array())
+    return Events(entity.array(), address.array(), index)
 
 
 class _Growing(Generic[Scalar]):
     """An array that grows at its end, in place (the allocator moves pages, not bytes), with a quarter to spare."""
 
-    def __init__(self, scalar: type[Scalar]) -> None:
-        self._array: npt.NDArray[Scalar] = np.empty(1 << 16, dtype=scalar)
+    def __init__(self, dtype: np.dtype[Scalar]) -> None:
+        self._array: npt.NDArray[Scalar] = np.empty(1 << 16, dtype=dtype)
         self._size = 0
 
     def extend(self, values: npt.NDArray[Scalar]) -> None:

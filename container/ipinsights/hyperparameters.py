@@ -2,7 +2,7 @@
 
 Validation and the README's table are made from these declarations. Names, ranges and defaults are the built-in's as
 documented (its container's own default file differs: mini_batch_size 5000, num_entity_vectors 100000, vector_dim 128);
-``seed`` is ours.
+``ip_version`` and ``seed`` are ours.
 """
 
 import dataclasses
@@ -21,6 +21,20 @@ MAX_NEGATIVES = 500
 _UNBOUNDED = 2**31 - 1
 """The upper limit where AWS documents none."""
 
+MIN_STEPS = 60
+"""Optimiser steps that a training takes at least, unless somebody sets mini_batch_size."""
+_RATE_OF_ONE_STEP, _HIGHEST_RATE = 0.25, 0.03
+"""The learning rate, unless somebody sets it, is the former by the square root of the number of steps, up to the latter:
+what Adam can move a weight by is the rate times the steps."""
+
+
+class _DefaultFloat(float):
+    """A default that `Hyperparameters.adapted` may change; what somebody sets is a plain number."""
+
+
+class _DefaultInt(int):
+    """The same for a whole number."""
+
 
 @dataclass(frozen=True)
 class Declaration:
@@ -35,6 +49,8 @@ class Declaration:
     tuning: tuple[float, float] | None
     """The range recommended to a tuner; None where tuning it makes no sense."""
     help: str
+    choices: tuple[int, ...] | None = None
+    """The only values allowed, where not all between ``low`` and ``high`` are."""
 
     def parse(self, text: str) -> int | float:
         """Read a value. Raises ValueError with the reason."""
@@ -47,13 +63,21 @@ class Declaration:
             raise ValueError(f"{self.name}={text!r} is not {expected}")
         if not self.low <= value <= self.high:
             raise ValueError(f"{self.name}={text} is out of range: it must be in [{self.low:g}, {self.high:.10g}]")
+        if self.choices and value not in self.choices:
+            raise ValueError(f"{self.name}={text} is not one of {', '.join(map(str, self.choices))}")
         return self.type(value)
 
 
 def _declare(
-    low: float, high: float, help: str, *, default: int | float | None = None, tuning: tuple[float, float] | None = None
+    low: float,
+    high: float,
+    help: str,
+    *,
+    default: int | float | None = None,
+    tuning: tuple[float, float] | None = None,
+    choices: tuple[int, ...] | None = None,
 ) -> Any:
-    metadata = {"low": low, "high": high, "help": help, "tuning": tuning}
+    metadata = {"low": low, "high": high, "help": help, "tuning": tuning, "choices": choices}
     if default is None:
         return dataclasses.field(metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -81,16 +105,18 @@ class Hyperparameters:
         1e-6,
         10.0,
         "Adam's step size for the tables at the start; it falls linearly to 0 over the training. "
-        "The encoder's blocks take a tenth of it.",
-        default=0.001,
+        "The encoder's blocks take a tenth of it. Not set, and with few steps to take, it is raised: "
+        "0.25 / sqrt(steps), at most 0.03.",
+        default=_DefaultFloat(0.001),
         tuning=(1e-4, 0.1),
     )
     mini_batch_size: int = _declare(
         1,
         500_000,
         "Positive pairs in one optimiser step, each with its negatives. The log counts mini-batches of this many "
-        "records, negatives included, as the built-in does: a step is 1 + R + S of them.",
-        default=10_000,
+        "records, negatives included, as the built-in does: a step is 1 + R + S of them. Not set, it is lowered where "
+        "the training would have fewer than 60 steps.",
+        default=_DefaultInt(10_000),
         tuning=(100, 50_000),
     )
     num_ip_encoder_layers: int = _declare(
@@ -123,6 +149,13 @@ class Hyperparameters:
         default=0.00001,
         tuning=(0.0, 1.0),
     )
+    ip_version: int = _declare(
+        4,
+        6,
+        "4: the addresses are IPv4, and anything else is an error. 6: they are IPv6 (the first 64 bits count) or IPv4.",
+        default=4,
+        choices=(4, 6),
+    )
     seed: int = _declare(
         0, _UNBOUNDED, "Decides every random draw: the same seed, data and machine give the same model.", default=0
     )
@@ -148,6 +181,20 @@ class Hyperparameters:
         if faults:
             raise UserError(_describe(faults))
         return cls(**parsed)
+
+    def adapted(self, events: int) -> "Hyperparameters":
+        """What to train so many events with: what nobody set follows the data.
+
+        The documented defaults are for many millions of events. Of 60,000 events they make 60 steps of .001, in which
+        nothing is learnt; so the learning rate is raised, and the mini-batch made smaller where that is not enough.
+        """
+        size, rate = self.mini_batch_size, self.learning_rate
+        if isinstance(size, _DefaultInt):
+            size = max(1, min(int(size), -(-events * self.epochs // MIN_STEPS), events))
+        steps = self.epochs * -(-events // size)
+        if isinstance(rate, _DefaultFloat):
+            rate = min(_HIGHEST_RATE, max(float(rate), _RATE_OF_ONE_STEP / math.sqrt(steps)))
+        return dataclasses.replace(self, mini_batch_size=size, learning_rate=rate)
 
     @property
     def records_per_positive(self) -> int:

@@ -1,9 +1,11 @@
 """The model: an entity table, an IP encoder, and their inner product.
 
 The score of (entity, address) is <e, phi(a)>: e is the entity's row of a table, phi(a) the encoding of the address.
-It is the log odds that the pair was observed rather than made up: more is more normal, 0 the natural threshold.
+It is the log odds that the pair was observed rather than made up: more is more normal, 0 the natural threshold. Every
+row is the typical entity, which all events teach, and what sets this entity apart; an entity that training never
+saw is the typical one.
 
-The encoder starts from prefixes: s is the sum of the address's rows, one a level, of the prefix table (`vocabulary`).
+The encoder starts from networks: s is the sum of the address's rows, one a level, of the prefix table (`vocabulary`).
 An unknown prefix has its level's unknown row, so an address never seen backs off to the longest prefix that was.
 Residual blocks follow, x <- x + W2 relu(W1 x + b1) + b2, as many as ``num_ip_encoder_layers``.
 
@@ -18,6 +20,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ipinsights.addresses import Addresses, Family
+from ipinsights.entities import EntityIndex
 from ipinsights.vocabulary import Vocabulary
 
 Array = Any
@@ -29,7 +33,7 @@ class Encoder:
     """The parameters of phi."""
 
     prefix: Array
-    """[P, D]: first the L unknown rows, then the known prefixes."""
+    """[P, D]: first the L unknown rows, then the known prefixes (and providers and countries, where a table was given)."""
     w1: Array
     """[B, D, D]"""
     b1: Array
@@ -55,8 +59,10 @@ class Model:
     """A trained model, in numpy arrays that may be memory-mapped."""
 
     vocabulary: Vocabulary
+    index: EntityIndex
+    """Which row of ``entity`` is whose."""
     entity: npt.NDArray[np.float32]
-    """[E, D]"""
+    """[E + 1, D]; the last row is the typical entity's, for any that training never saw."""
     encoder: Encoder
 
     @property
@@ -64,8 +70,13 @@ class Model:
         """D, the length of an embedding."""
         return int(self.entity.shape[1])
 
-    def encode(self, addresses: npt.NDArray[np.uint32]) -> npt.NDArray[np.float32]:
-        """The embedding of each address (uint32 [n]): [n, D]."""
+    @property
+    def family(self) -> Family:
+        """Which addresses it knows."""
+        return self.vocabulary.family
+
+    def encode(self, addresses: Addresses) -> npt.NDArray[np.float32]:
+        """The embedding of each address (of the family's type, [n]): [n, D]."""
         rows = self.vocabulary.chains[self.vocabulary.leaves(addresses)]
         encoded: npt.NDArray[np.float32] = self.encoder(rows)
         return encoded

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.vocabulary import Vocabulary
 
 
@@ -31,13 +32,15 @@ class EpochSummary:
     cross_entropy: float
     discriminator_auc: float | None
     """Validation events against as many random negatives (R = 1, S = 0, whatever training uses); None without any."""
+    shuffled_auc: float | None
+    """The same against addresses of other entities' validation events; None without any."""
 
 
 class Listener:
     """Hears how training goes; every method may be overridden."""
 
-    def vocabulary_built(self, vocabulary: Vocabulary, device: str) -> None:
-        """Training is about to start."""
+    def training_planned(self, hyperparameters: Hyperparameters, vocabulary: Vocabulary, device: str) -> None:
+        """Training is about to start, with hyperparameters adapted to the data."""
 
     def step_done(self, epoch: int, positives: int) -> None:
         """An optimiser step on that many positives is over."""

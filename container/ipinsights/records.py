@@ -1,4 +1,4 @@
-"""Headerless two-column CSV (entity, IPv4 address), as training files and requests hold it, to columns.
+"""Headerless two-column CSV (entity, IP address), as training files and requests hold it, to columns.
 
 The reader is Arrow's. RFC 4180 quotes are understood; one record is one line, so a quoted field cannot hold a line
 break (line numbers in errors stay true, and a large file can be cut at any line end). A byte order mark, CRLF, blank
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv as arrow_csv
 
 from ipinsights import addresses
+from ipinsights.addresses import IPV4, Addresses, Family
 from ipinsights.errors import UserError
 
 _BOM = b"\xef\xbb\xbf"
@@ -36,17 +36,18 @@ class Records:
 
     entities: pa.StringArray
     """The entities' names, [n]."""
-    addresses: npt.NDArray[np.uint32]
-    """The addresses, uint32 [n]."""
+    addresses: Addresses
+    """The addresses, all of one family: uint32 or uint64 [n]."""
 
     def __len__(self) -> int:
         return len(self.addresses)
 
     @classmethod
     def concat(cls, parts: Sequence["Records"]) -> "Records":
-        """All pairs of the parts, in order."""
+        """All pairs of the parts, which are of one family, in order; no parts have none, of IPv4."""
         entities = pa.concat_arrays([pa.array([], pa.string()), *(part.entities for part in parts)])
-        return cls(entities, np.concatenate([np.zeros(0, np.uint32), *(part.addresses for part in parts)]))
+        values: list[Addresses] = [part.addresses for part in parts]
+        return cls(entities, np.concatenate(values) if values else np.zeros(0, dtype=IPV4.dtype))
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,10 @@ class MalformedRecords(UserError):
         super().__init__("; ".join(shown) + more)
 
 
-def parse_csv(data: bytes, first_line: int = 1) -> Records:
+def parse_csv(data: bytes, family: Family = IPV4, first_line: int = 1) -> Records:
     """Read the text of a CSV file, or whole lines of one from ``first_line`` on. Raises MalformedRecords."""
     if not data.strip():
-        return Records(pa.array([], pa.string()), np.zeros(0, dtype=np.uint32))
+        return Records(pa.array([], pa.string()), np.zeros(0, dtype=family.dtype))
     try:
         table = arrow_csv.read_csv(
             pa.BufferReader(data),
@@ -84,30 +85,32 @@ def parse_csv(data: bytes, first_line: int = 1) -> Records:
             ),
         )
     except pa.ArrowInvalid:
-        return _parse_lines(data, first_line)
+        return _parse_lines(data, family, first_line)
     entities, texts = (_single_chunk(table.column(name)) for name in ("entity", "ip"))
     if b" " in data or b"\t" in data:
         texts = pc.utf8_trim(texts, " \t")
-    values, valid = addresses.parse(texts)
+    values, valid = addresses.parse(texts, family)
     line_break_inside_quotes = b'"' in data and len(entities) != sum(1 for line in data.splitlines() if line)
     if line_break_inside_quotes or not valid.all() or pc.any(pc.equal(entities, "")).as_py():
-        return _parse_lines(data, first_line)
+        return _parse_lines(data, family, first_line)
     return Records(entities, values)
 
 
-def parse_stream(stream: BinaryIO, name: str, block_size: int = 1 << 22) -> Iterator[tuple[bytes, Records]]:
+def parse_stream(
+    stream: BinaryIO, name: str, family: Family = IPV4, block_size: int = 1 << 22
+) -> Iterator[tuple[bytes, Records]]:
     """Read a CSV stream block by block: whole lines, about ``block_size`` bytes of them, and their records.
 
     Raises UserError that begins with the stream's ``name``, at the first block that holds a row that cannot be read.
     """
     for first_line, block in _line_blocks(stream, block_size):
         try:
-            yield block, parse_csv(block, first_line)
+            yield block, parse_csv(block, family, first_line)
         except MalformedRecords as error:
-            raise UserError(f"{name}, {error}. Each line must be an entity and an IPv4 address.") from error
+            raise UserError(f"{name}, {error}. Each line must be an entity and an {family.noun}.") from error
 
 
-def from_columns(entities: list[object], texts: list[object]) -> Records:
+def from_columns(entities: list[object], texts: list[object], family: Family = IPV4) -> Records:
     """Build records from parsed instances. Raises MalformedRecords, with positions counted from 0."""
     faults = [
         Fault(i, shown([entity, text]), "the entity and the address must be two non-empty strings")
@@ -117,11 +120,11 @@ def from_columns(entities: list[object], texts: list[object]) -> Records:
     if faults:
         raise MalformedRecords(faults, unit="instance")
     column = pc.utf8_trim(pa.array(texts, pa.string()), " \t")
-    values, valid = addresses.parse(column)
+    values, valid = addresses.parse(column, family)
     if not valid.all():
         raise MalformedRecords(
             [
-                Fault(int(i), shown([entities[i], texts[i]]), _explain(column[i].as_py()))
+                Fault(int(i), shown([entities[i], texts[i]]), _explain(column[i].as_py(), family))
                 for i in np.flatnonzero(~valid)
             ],
             unit="instance",
@@ -141,7 +144,7 @@ def shown(value: object) -> str:
     return _brief.repr(value)[:_SHOWN]
 
 
-def _parse_lines(data: bytes, first_line: int) -> Records:
+def _parse_lines(data: bytes, family: Family, first_line: int) -> Records:
     """Read line by line: slower, and able to say what is wrong with which line."""
     csv.field_size_limit(max(csv.field_size_limit(), len(data)))
     numbers: list[int] = []
@@ -155,7 +158,7 @@ def _parse_lines(data: bytes, first_line: int) -> Records:
 
     for number, line in record_lines(data, first_line):
         try:
-            entity, text = _split_line(line)
+            entity, text = _split_line(line, family)
         except ValueError as error:
             fault(number, line, str(error))
         else:
@@ -163,15 +166,15 @@ def _parse_lines(data: bytes, first_line: int) -> Records:
             lines.append(line)
             names.append(entity)
             texts.append(text)
-    values, valid = addresses.parse(pa.array(texts, pa.string()))
+    values, valid = addresses.parse(pa.array(texts, pa.string()), family)
     for i in np.flatnonzero(~valid):
-        fault(numbers[i], lines[i], _explain(texts[i]))
+        fault(numbers[i], lines[i], _explain(texts[i], family))
     if faults:
         raise MalformedRecords(sorted(faults, key=lambda f: f.position), unit="line")
     return Records(pa.array(names, pa.string()), values)
 
 
-def _split_line(line: bytes) -> tuple[str, str]:
+def _split_line(line: bytes, family: Family) -> tuple[str, str]:
     """The entity and the text of the address. Raises ValueError with the reason."""
     try:
         decoded = line.decode()
@@ -181,14 +184,14 @@ def _split_line(line: bytes) -> tuple[str, str]:
     if len(fields) != 2:
         if decoded.count('"') % 2:
             raise ValueError("a quote is not closed on its line")
-        raise ValueError(f"expected 2 columns (entity, IPv4 address), found {len(fields)}")
+        raise ValueError(f"expected 2 columns (entity, {family.noun}), found {len(fields)}")
     if not fields[0]:
         raise ValueError("the entity is empty")
     return fields[0], fields[1].strip(" \t")
 
 
-def _explain(text: str) -> str:
-    return addresses.explain(text[:_SHOWN])  # what is longer than an address stays so
+def _explain(text: str, family: Family) -> str:
+    return addresses.explain(text[:_SHOWN], family)  # what is longer than an address stays so
 
 
 def _single_chunk(column: pa.ChunkedArray) -> pa.StringArray:

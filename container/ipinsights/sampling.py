@@ -1,13 +1,13 @@
 """Negative samples: pairs nobody observed, which the model learns to tell from the observed ones.
 
-A random negative is an entity with an address of four uniformly drawn octets: it teaches which addresses anybody uses.
+A random negative is an entity with a uniformly drawn address: it teaches which addresses anybody uses.
 A shuffled negative is an entity with the address of another event of its mini-batch: it teaches who uses which.
 All functions are pure: what they draw is decided by the generator alone.
 """
 
 import torch
 
-from ipinsights import addresses
+from ipinsights.addresses import MAPPED_BITS, MAPPED_FIRST, MAPPED_SHIFT, Family
 
 GROUP = 5
 """Entities that share their random addresses, at most. Each entity still meets ``R`` independent uniform addresses, so
@@ -19,10 +19,21 @@ def group_size(batch: int, random_rate: int) -> int:
     return next((size for size in range(min(GROUP, random_rate), 1, -1) if batch % size == 0), 1)
 
 
-def random_addresses(batch: int, random_rate: int, generator: torch.Generator) -> torch.Tensor:
-    """Uniform addresses for a mini-batch: int64 [batch / group_size, random_rate]."""
+def random_addresses(
+    batch: int, random_rate: int, family: Family, mapped_share: float, generator: torch.Generator
+) -> torch.Tensor:
+    """Uniform addresses for a mini-batch: int64 [batch / group_size, random_rate].
+
+    ``mapped_share`` of them are IPv4 addresses as IPv6 has them; it must be 0 for IPv4 itself.
+    """
     shape = (batch // group_size(batch, random_rate), random_rate)
-    return torch.randint(1 << addresses.WIDTH, shape, generator=generator, device=generator.device)
+    device = generator.device
+    drawn = family.first + torch.randint(1 << family.random_bits, shape, generator=generator, device=device)
+    if mapped_share:
+        mapped = torch.randint(1 << MAPPED_BITS, shape, generator=generator, device=device)
+        chosen = torch.rand(shape, generator=generator, device=device) < mapped_share
+        drawn = torch.where(chosen, MAPPED_FIRST + (mapped << MAPPED_SHIFT), drawn)
+    return drawn
 
 
 def shifts(batch: int, shuffled_rate: int, generator: torch.Generator) -> list[int]:

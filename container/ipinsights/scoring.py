@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ipinsights import entities
+from ipinsights.addresses import Family
 from ipinsights.model import Model
 from ipinsights.records import Records
 
@@ -32,9 +32,17 @@ class Scorer:
         self._model = model
         model.vocabulary.chains, model.vocabulary.intervals  # noqa: B018  # derived once, before the first request
 
+    @property
+    def family(self) -> Family:
+        """The addresses that the model encodes."""
+        return self._model.vocabulary.family
+
     def score(self, records: Records) -> npt.NDArray[np.float32]:
-        """The score of each pair, float32 [n]: the higher, the more normal. An entity never seen scores as its row."""
-        rows = entities.rows(records.entities, len(self._model.entity))
+        """The score of each pair, float32 [n]: the higher, the more normal.
+
+        An entity never seen scores as the typical one.
+        """
+        rows = self._model.index.find(records.entities)
         scores = np.empty(len(records), dtype=np.float32)
         for start in range(0, len(records), _CHUNK):
             part = slice(start, start + _CHUNK)
@@ -44,6 +52,6 @@ class Scorer:
 
     def embed(self, records: Records) -> Embedded:
         """The scores with both embeddings of each pair."""
-        entity = self._model.entity[entities.rows(records.entities, len(self._model.entity))]
+        entity = self._model.entity[self._model.index.find(records.entities)]
         encoded = self._model.encode(records.addresses)
         return Embedded(np.einsum("ij,ij->i", entity, encoded), entity, encoded)

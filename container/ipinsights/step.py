@@ -6,7 +6,11 @@ sigma(score) - label; everything else is the chain rule, written out below, whic
 gives the gradients of table rows already summed. `tests/test_step.py` holds it against autograd. (The sum and not the
 mean: Adam does not care about the scale, and `EPSILON` then means the same for every size of mini-batch.)
 
-A shuffled negative whose entity is the address's own is no negative: it carries no weight.
+A shuffled negative whose entity is the address's own is no negative: it carries no weight. Nor are the others negative
+for certain: now and then an entity comes from where it never came from, as a traveller does. So the shuffled negatives
+of a positive together have a label above 0, the entity's *novelty*. Without it training learns in the end that whoever
+is abroad is an attacker, wherever he is: every event is known by heart by then, and nothing holds up the score of places
+that others use. With it the score of such a place tends to the logarithm of the novelty, not to minus infinity.
 
 `gradients` takes rows of the tables and returns gradients of those rows, already summed over duplicates; `Optimiser`
 applies them. Between the two is the seam where several machines would exchange rows.
@@ -22,7 +26,7 @@ import torch.nn.functional as F
 from ipinsights.model import Encoder
 
 BETA1, BETA2 = 0.9, 0.999
-EPSILON = 0.03
+EPSILON = 0.01
 """In units of a record's gradient, which is at most a weight of the other embedding: rows whose records are right
 already come to rest, where Adam with its usual, vanishing epsilon would move them by whole steps until every event is
 known by heart."""
@@ -38,6 +42,8 @@ class Batch:
 
     entity: torch.Tensor
     """Entity row of each positive, int [b]."""
+    novelty: torch.Tensor
+    """What its shuffled negatives' labels sum up to, float [b]."""
     positive: torch.Tensor
     """Prefix rows of each positive's address, int [b, L]."""
     random: torch.Tensor
@@ -61,6 +67,8 @@ class Gradients:
     """What one step learns from a batch."""
 
     entity: RowGradients
+    typical: torch.Tensor
+    """[D]"""
     prefix: RowGradients
     blocks: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
     """Of w1, b1, w2, b2."""
@@ -68,8 +76,11 @@ class Gradients:
     """Summed cross entropy, records classified rightly, records: float32 [3], on the device."""
 
 
-def gradients(entity_table: torch.Tensor, encoder: Encoder, batch: Batch) -> Gradients:
-    """The gradients of the cross entropy, summed over the batch's records."""
+def gradients(entity_table: torch.Tensor, typical: torch.Tensor, encoder: Encoder, batch: Batch) -> Gradients:
+    """The gradients of the cross entropy, summed over the batch's records.
+
+    An entity's embedding is its row of the table plus ``typical``, [D].
+    """
     b, (groups, random_rate, levels) = len(batch.entity), batch.random.shape
     dim = entity_table.shape[1]
 
@@ -82,7 +93,7 @@ def gradients(entity_table: torch.Tensor, encoder: Encoder, batch: Batch) -> Gra
         inputs.append(x)
         hiddens.append(hidden)
         x = torch.addmm(b2, hidden, w2.T).add_(x)
-    entity = entity_table.index_select(0, batch.entity)
+    entity = entity_table.index_select(0, batch.entity).add_(typical)
     phi, phi_random = x[:b], x[b:].view(groups, random_rate, dim)
 
     # Scores, the loss, and its gradient with respect to each score; at once back to both sides of the product.
@@ -94,13 +105,14 @@ def gradients(entity_table: torch.Tensor, encoder: Encoder, batch: Batch) -> Gra
     d_score, d_random = torch.sigmoid(score) - 1, torch.sigmoid(score_random)
     d_entity = d_score[:, None] * phi + torch.bmm(d_random, phi_random).view(b, dim)
     d_x = torch.cat([d_score[:, None] * entity, torch.bmm(d_random.transpose(1, 2), grouped).view(-1, dim)])
+    label = batch.novelty / max(1, len(batch.shifts))
     for k in batch.shifts:
         other, weight = phi.roll(k, 0), (batch.entity.roll(k) != batch.entity).to(x.dtype)
         score = (entity * other).sum(1)
-        loss += (F.softplus(score) * weight).sum()
+        loss += ((F.softplus(score) - label * score) * weight).sum()
         right = right + ((score <= 0) * weight).sum()
         records += weight.sum()
-        d_score = torch.sigmoid(score) * weight
+        d_score = (torch.sigmoid(score) - label) * weight
         d_entity += d_score[:, None] * other
         d_x[:b] += (d_score[:, None] * entity).roll(-k, 0)
 
@@ -117,6 +129,7 @@ def gradients(entity_table: torch.Tensor, encoder: Encoder, batch: Batch) -> Gra
 
     return Gradients(
         entity=sum_rows(batch.entity[:, None], d_entity),
+        typical=d_entity.sum(0),
         prefix=sum_rows(rows, d_x),
         blocks=(d_w1, d_b1, d_w2, d_b2),
         totals=torch.stack([loss, right.to(x.dtype), records]),
@@ -154,8 +167,11 @@ class Optimiser:
     decoupled: inside the gradient Adam would blow it up for rare rows, and the tuning range to 1 would wipe the model.
     """
 
-    def __init__(self, entity_table: torch.Tensor, encoder: Encoder, weight_decay: float) -> None:
+    def __init__(
+        self, entity_table: torch.Tensor, typical: torch.Tensor, encoder: Encoder, weight_decay: float
+    ) -> None:
         self._weight_decay = weight_decay
+        self._typical = _State.of(typical)
         self._tables = [_State.of(entity_table), _State.of(encoder.prefix)]
         self._blocks = [_State.of(p) for p in (encoder.w1, encoder.b1, encoder.w2, encoder.b2)]
         self._steps = 0
@@ -171,6 +187,7 @@ class Optimiser:
                 self._update(tile, values, learning_rate)
                 for array, updated in zip(table, tile, strict=True):
                     array.index_copy_(0, rows, updated)
+        self._update(self._typical, gradients.typical, learning_rate)
         for block, d_block in zip(self._blocks, gradients.blocks, strict=True):
             self._update(block, d_block, ENCODER_RATE * learning_rate)
 

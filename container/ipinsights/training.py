@@ -15,19 +15,26 @@ import time
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from ipinsights import addresses, metrics, sampling
+from ipinsights import metrics, sampling
+from ipinsights.addresses import FAMILIES, Family, mapped_share, random_addresses
 from ipinsights.errors import UserError
 from ipinsights.events import Events
 from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.model import Encoder, Model
+from ipinsights.networks import Networks
 from ipinsights.progress import BatchProgress, EpochSummary, Listener
 from ipinsights.step import Batch, Optimiser, gradients
 from ipinsights.vocabulary import Vocabulary
 
 INITIAL_SCALE = 0.01
 """Standard deviation of the tables at the start: small, so that scores start near 0."""
+NOVELTY = 0.02
+"""The mean novelty of the events' entities (see `step`)."""
+_NOVELTY_PRIOR = 10
+"""How many events of an entity weigh as much as what holds for all."""
 _VALIDATION_CHUNK = 1 << 14
 
 
@@ -37,10 +44,13 @@ def fit(
     validation: Events | None = None,
     listener: Listener | None = None,
     device: str | None = None,
+    networks: Networks | None = None,
 ) -> Model:
     """Train a model on observed pairs.
 
-    Entities of both event sets are rows below ``num_entity_vectors``. The device defaults to the first GPU, and to the
+    Entities of both event sets are rows below ``num_entity_vectors``, or that number itself for an unknown entity of
+    the validation set. Hyperparameters left at their defaults are adapted to the number of events
+    (`Hyperparameters.adapted`). With a table of networks the encoder knows providers and countries. The device defaults to the first GPU, and to the
     CPU where there is none. Raises UserError where the events cannot be learnt from.
     """
     if len(train) == 0:
@@ -49,10 +59,11 @@ def fit(
         raise UserError("there are no validation events: the validation channel holds no rows")
     listener = listener or Listener()
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    vocabulary = Vocabulary.build(train.address)
-    listener.vocabulary_built(vocabulary, str(place))
+    hyperparameters = hyperparameters.adapted(len(train))
+    vocabulary = Vocabulary.build(train.address, FAMILIES[hyperparameters.ip_version], networks)
+    listener.training_planned(hyperparameters, vocabulary, str(place))
     trainer = _Trainer(train, hyperparameters, vocabulary, place)
-    validator = _Validator(validation, vocabulary, hyperparameters.seed, place) if validation is not None else None
+    validator = _Validator(validation, trainer, hyperparameters.seed) if validation is not None else None
     for epoch in range(hyperparameters.epochs):
         accuracy, cross_entropy, seconds = trainer.run(epoch, listener)
         listener.epoch_done(
@@ -63,7 +74,8 @@ def fit(
                 seconds=seconds,
                 accuracy=accuracy,
                 cross_entropy=cross_entropy,
-                discriminator_auc=validator.discriminator_auc(trainer) if validator else None,
+                discriminator_auc=validator.discriminator_auc() if validator else None,
+                shuffled_auc=validator.shuffled_auc() if validator else None,
             )
         )
     return trainer.model()
@@ -74,15 +86,22 @@ class _Trainer:
 
     def __init__(self, train: Events, hp: Hyperparameters, vocabulary: Vocabulary, device: torch.device) -> None:
         self._hp = hp
-        self._vocabulary = vocabulary
+        self.vocabulary = vocabulary
         self._generator = torch.Generator(device).manual_seed(hp.seed)
         self._shifting = torch.Generator().manual_seed(hp.seed)
         self.index = _PrefixIndex(vocabulary, device)
+        self._index = train.index
         self._entity = torch.from_numpy(train.entity).to(device)
         self._leaf = torch.from_numpy(vocabulary.leaves(train.address)).to(device)
-        self.table = self._normal(INITIAL_SCALE, hp.num_entity_vectors, hp.vector_dim)
+        self._novelty = torch.from_numpy(_novelty(train, vocabulary.family, hp.num_entity_vectors)).to(device)
+        self._mapped_share = mapped_share(train.address)
+        # What sets each entity apart from the typical one: nothing, for an entity that no event teaches of.
+        self.table = self._normal(INITIAL_SCALE, hp.num_entity_vectors + 1, hp.vector_dim)
+        met = torch.zeros(len(self.table), dtype=torch.bool, device=device).index_fill_(0, self._entity.long(), True)
+        self.table.mul_(met[:, None])
+        self.typical = torch.zeros(hp.vector_dim, device=device)
         self.encoder = self._initial_encoder()
-        self._optimiser = Optimiser(self.table, self.encoder, hp.weight_decay)
+        self._optimiser = Optimiser(self.table, self.typical, self.encoder, hp.weight_decay)
         self.steps_per_epoch = -(-len(train) // hp.mini_batch_size)
 
     def _normal(self, scale: float, *shape: int) -> torch.Tensor:
@@ -92,7 +111,7 @@ class _Trainer:
         dim, blocks = self._hp.vector_dim, self._hp.num_ip_encoder_layers
         zeros = torch.zeros(blocks, dim, device=self._generator.device)
         return Encoder(
-            prefix=self._normal(INITIAL_SCALE, self._vocabulary.num_rows, dim),
+            prefix=self._normal(INITIAL_SCALE, self.vocabulary.num_rows, dim),
             w1=self._normal((2 / dim) ** 0.5, blocks, dim, dim),
             b1=zeros.clone(),
             w2=torch.zeros(blocks, dim, dim, device=self._generator.device),
@@ -107,7 +126,7 @@ class _Trainer:
         batches, next_print = 0, 0
         records, before = 0, (started, 0)
         for number, batch in enumerate(self._batches(), start=epoch * self.steps_per_epoch):
-            learnt = gradients(self.table, self.encoder, batch)
+            learnt = gradients(self.table, self.typical, self.encoder, batch)
             self._optimiser.apply(learnt, hp.learning_rate * (1 - number / steps))
             totals += learnt.totals
             listener.step_done(epoch, len(batch.entity))
@@ -130,11 +149,15 @@ class _Trainer:
         order = torch.randperm(len(self._entity), generator=self._generator, dtype=torch.int32, device=device)
         for chosen in torch.split(order, hp.mini_batch_size):
             size = len(chosen)
-            drawn = sampling.random_addresses(size, hp.random_negative_sampling_rate, self._generator)
+            drawn = sampling.random_addresses(
+                size, hp.random_negative_sampling_rate, self.vocabulary.family, self._mapped_share, self._generator
+            )
             leaves = torch.cat([self._leaf[chosen], self.index.leaves(drawn.view(-1))])
             rows = self.index.rows_with_dropout(leaves, self._generator)
+            entity = self._entity[chosen]
             yield Batch(
-                entity=self._entity[chosen],
+                entity=entity,
+                novelty=self._novelty[entity],
                 positive=rows[:size],
                 random=rows[size:].view(*drawn.shape, rows.shape[1]),
                 shifts=sampling.shifts(size, hp.shuffled_negative_sampling_rate, self._shifting),
@@ -143,7 +166,25 @@ class _Trainer:
     def model(self) -> Model:
         """The model as trained so far."""
         encoder = Encoder(**{name: array.numpy(force=True) for name, array in vars(self.encoder).items()})
-        return Model(self._vocabulary, self.table.numpy(force=True), encoder)
+        return Model(self.vocabulary, self._index, (self.table + self.typical).numpy(force=True), encoder)
+
+
+def _novelty(train: Events, family: Family, num_entity_vectors: int) -> npt.NDArray[np.float32]:
+    """How much each entity comes from where it has not been: float32 [num_entity_vectors], on average `NOVELTY`.
+
+    After Good and Turing, the chance of a new kind is the share of events whose kind was met once: here, a prefix of
+    the coarsest level that the entity was in once. Only how entities compare is taken from it; how much novelty there
+    is in all is not, since an event once met is no proof that the place is anybody's.
+    """
+    place = train.address >> train.address.dtype.type(family.width - family.levels[0])
+    visits = np.sort(train.entity.astype(np.int64) << family.levels[0] | place.astype(np.int64))
+    changes = np.concatenate([[True], visits[1:] != visits[:-1], [True]])
+    once = visits[changes[:-1] & changes[1:]] >> family.levels[0]
+    singles = np.bincount(once, minlength=num_entity_vectors)
+    events = np.bincount(train.entity, minlength=num_entity_vectors)
+    mean = max(len(once), 1) / len(train)
+    share = (singles + _NOVELTY_PRIOR * mean) / (events + _NOVELTY_PRIOR)
+    return (NOVELTY * share / mean).astype(np.float32)
 
 
 class _PrefixIndex:
@@ -151,11 +192,12 @@ class _PrefixIndex:
 
     def __init__(self, vocabulary: Vocabulary, device: torch.device) -> None:
         starts, leaves = vocabulary.intervals
-        self._starts = torch.from_numpy(starts.astype(np.int64)).to(device)
-        self._leaves = torch.from_numpy(leaves).to(device)
+        drawn = starts < 1 << 63  # random addresses fit torch's integers; what lies behind them is not drawn
+        self._starts = torch.from_numpy(starts[drawn].astype(np.int64)).to(device)
+        self._leaves = torch.from_numpy(leaves[drawn]).to(device)
         self._chains = torch.from_numpy(vocabulary.chains).to(device)
         self._hidden = torch.from_numpy((1 / (1 + vocabulary.chain_counts)).astype(np.float32)).to(device)
-        self._unknown = torch.arange(len(vocabulary.levels), dtype=torch.int32, device=device)
+        self._unknown = torch.arange(vocabulary.depth, dtype=torch.int32, device=device)
 
     def leaves(self, queries: torch.Tensor) -> torch.Tensor:
         """The leaf of each address (int64 [n]): int32 [n]."""
@@ -172,25 +214,39 @@ class _PrefixIndex:
 
 
 class _Validator:
-    """The validation events with one fixed random negative each, so that epochs compare."""
+    """The validation events with one fixed negative of either kind each, so that epochs compare."""
 
-    def __init__(self, events: Events, vocabulary: Vocabulary, seed: int, device: torch.device) -> None:
+    def __init__(self, events: Events, trainer: _Trainer, seed: int) -> None:
+        self._trainer = trainer
         rng = np.random.default_rng(seed)
-        drawn = rng.integers(1 << addresses.WIDTH, size=len(events), dtype=np.uint32)
+        vocabulary, device = trainer.vocabulary, trainer.table.device
+        random = random_addresses(len(events), vocabulary.family, mapped_share(events.address), rng)
+        shuffle = rng.permutation(len(events))
+        self._true_pair = torch.from_numpy(events.entity[shuffle] == events.entity).to(device)
         self._entity = torch.from_numpy(events.entity).to(device)
-        self._leaves = [torch.from_numpy(vocabulary.leaves(a)).to(device) for a in (events.address, drawn)]
+        self._leaves = {
+            name: torch.from_numpy(vocabulary.leaves(address)).to(device)
+            for name, address in (("own", events.address), ("random", random), ("others'", events.address[shuffle]))
+        }
 
-    def discriminator_auc(self, trainer: _Trainer) -> float:
+    def discriminator_auc(self) -> float:
         """The area under the ROC curve of observed against random addresses."""
-        positive, negative = (self._score(trainer, leaves) for leaves in self._leaves)
-        return metrics.auc(positive.numpy(force=True), negative.numpy(force=True))
+        return metrics.auc(*(self._score(kind).numpy(force=True) for kind in ("own", "random")))
 
-    def _score(self, trainer: _Trainer, leaves: torch.Tensor) -> torch.Tensor:
+    def shuffled_auc(self) -> float:
+        """The same against the address of another event, where that is another entity's; nan where none is."""
+        own, others = self._score("own"), self._score("others'")[~self._true_pair]
+        return metrics.auc(own.numpy(force=True), others.numpy(force=True))
+
+    def _score(self, kind: str) -> torch.Tensor:
+        trainer = self._trainer
         return torch.cat(
             [
-                (trainer.table[entity] * trainer.encoder(trainer.index.rows(leaf))).sum(1)
+                ((trainer.table[entity] + trainer.typical) * trainer.encoder(trainer.index.rows(leaf))).sum(1)
                 for entity, leaf in zip(
-                    torch.split(self._entity, _VALIDATION_CHUNK), torch.split(leaves, _VALIDATION_CHUNK), strict=True
+                    torch.split(self._entity, _VALIDATION_CHUNK),
+                    torch.split(self._leaves[kind], _VALIDATION_CHUNK),
+                    strict=True,
                 )
             ]
         )

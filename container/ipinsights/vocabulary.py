@@ -1,62 +1,88 @@
-"""The prefixes of addresses that training has seen: what the IP encoder looks an address up in.
+"""The networks that training has seen: what the IP encoder looks an address up in.
 
 Providers hand out addresses by prefix, so an address never seen still says much through the longest prefix that was.
 For each level (prefix length) the vocabulary keeps every prefix with at least ``min_count`` training events, found by
 search and hence without collisions. Since a prefix has at least the count of any longer one inside it, the known
-prefixes of an address are always a chain from the coarsest level down: a tree, cut at some depth.
+prefixes of an address are always a chain from the coarsest level down: a tree, cut at some depth. With a table of
+networks, the address's provider and country, where known, are two levels more.
 
 Rows of the prefix table: row l, for l < L, is the *unknown* row of level l; the known prefixes follow, coarse levels
-first, ascending within a level. An address thus has exactly one row on every level.
+first, ascending within a level, and then the known providers and countries. An address thus has exactly one row on
+every level.
 
 Looking up is one binary search: the known prefixes cut the address space into intervals, each with one deepest known
-prefix (its *leaf*), like the flattened table of a router; ``chains`` gives a leaf's row on every level.
+prefix, like the flattened table of a router, and so do the networks. A *leaf* is a kind of interval; ``chains`` gives
+its row on every level.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from ipinsights import addresses
-
-LEVELS = (8, 10, 12, 14, 16, 18, 20, 22, 24)
-"""Prefix lengths for IPv4. Longer ones cost rows and add nothing on real address changes."""
+from ipinsights.addresses import IPV4, Addresses, Family
+from ipinsights.networks import LABELS, Networks
 
 MAX_ROWS = 160_000
-"""Known prefixes kept at most: the smallest ``min_count`` from 2 on that stays below is taken."""
+"""Known prefixes kept at most, where there are no more than 32 million events: 82 MB of vectors of 128."""
+EVENTS_PER_ROW = 200
+"""Of more events, one row for so many of them: half a million prefixes of a hundred million events."""
 
 _CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
-class Vocabulary:
-    """Known prefixes with their counts, level by level; everything else is derived."""
+class Labels:
+    """The known values of a label that networks carry, such as the provider, with their counts."""
 
+    values: npt.NDArray[np.uint32]
+    """Ascending, [K]."""
+    counts: npt.NDArray[np.int64]
+    """Training events, [K]."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Known prefixes with their counts, level by level, and known networks; everything else is derived."""
+
+    family: Family
     levels: tuple[int, ...]
-    """Prefix lengths in bits, ascending, [L]."""
+    """Prefix lengths in bits, ascending."""
     sizes: tuple[int, ...]
-    """Known prefixes on each level, [L]."""
-    prefixes: npt.NDArray[np.uint32]
+    """Known prefixes on each level."""
+    prefixes: Addresses
     """The first ``level`` bits of each known prefix, right-aligned; levels one after another, ascending within, [K]."""
     counts: npt.NDArray[np.int64]
     """Training events under each known prefix, [K]."""
-    width: int = field(default=addresses.WIDTH)
-    """Bits of an address."""
+    events: int
+    """Training events."""
+    networks: Networks | None = None
+    """The ranges with a known label; None where training was given no table."""
+    labels: tuple[Labels, ...] = ()
+    """One for each of ``networks.LABELS``, or none."""
 
     @classmethod
     def build(
         cls,
-        training: npt.NDArray[np.uint32],
-        levels: tuple[int, ...] = LEVELS,
-        max_rows: int = MAX_ROWS,
-        width: int = addresses.WIDTH,
+        training: Addresses,
+        family: Family = IPV4,
+        networks: Networks | None = None,
+        levels: Sequence[int] | None = None,
+        max_rows: int | None = None,
     ) -> "Vocabulary":
-        """Count the prefixes of the training addresses (uint32 [n]) and keep the frequent ones."""
-        finest, counts = np.unique(training >> np.uint32(width - levels[-1]), return_counts=True)
+        """Count the prefixes of the training addresses (of the family's type, [n]) and keep the frequent ones.
+
+        The smallest ``min_count`` from 2 on is taken that leaves no more than ``max_rows`` of them, which by default
+        depends on n: see ``MAX_ROWS``.
+        """
+        levels = tuple(levels or family.levels)
+        max_rows = max(MAX_ROWS, len(training) // EVENTS_PER_ROW) if max_rows is None else max_rows
+        finest, counts = np.unique(training >> _bits(family.width - levels[-1], training), return_counts=True)
         found = []
         for level in levels:
-            prefixes = finest >> np.uint32(levels[-1] - level)
+            prefixes = finest >> _bits(levels[-1] - level, finest)
             first = np.flatnonzero(np.concatenate([[True], prefixes[1:] != prefixes[:-1]]))
             found.append((prefixes[first], np.add.reduceat(counts, first)))
         frequent = np.concatenate([count[count >= 2] for _, count in found])
@@ -64,21 +90,36 @@ class Vocabulary:
         if len(frequent) > max_rows:  # beyond the most frequent one that there is no room for
             min_count = int(np.partition(frequent, -max_rows - 1)[-max_rows - 1]) + 1
         kept = [(prefixes[count >= min_count], count[count >= min_count]) for prefixes, count in found]
+        labels = _count_labels(training, networks) if networks is not None else ()
         return cls(
+            family,
             levels,
             tuple(len(prefixes) for prefixes, _ in kept),
             np.concatenate([prefixes for prefixes, _ in kept]),
             np.concatenate([count for _, count in kept]),
-            width,
+            len(training),
+            networks.restrict([label.values for label in labels]) if networks is not None else None,
+            labels,
         )
 
     @property
-    def num_rows(self) -> int:
-        """Rows of the prefix table: one unknown row a level, then the known prefixes."""
-        return len(self.levels) + len(self.prefixes)
+    def depth(self) -> int:
+        """L: prefix lengths, and two more with a table of networks."""
+        return len(self.levels) + len(self.labels)
 
-    def leaves(self, queries: npt.NDArray[np.uint32]) -> npt.NDArray[np.int32]:
-        """The leaf of each address: int32 [n], an index into ``chains``; 0 where no prefix is known."""
+    @property
+    def num_rows(self) -> int:
+        """Rows of the prefix table: one unknown row a level, then the known prefixes, providers and countries."""
+        return len(self.row_counts)
+
+    @cached_property
+    def row_counts(self) -> npt.NDArray[np.int64]:
+        """Training events under the prefix, or in the networks, of each row; 0 for an unknown row: [num_rows]."""
+        unknown = np.zeros(self.depth, dtype=np.int64)
+        return np.concatenate([unknown, self.counts, *(label.counts for label in self.labels)])
+
+    def leaves(self, queries: Addresses) -> npt.NDArray[np.int32]:
+        """The leaf of each address: int32 [n], an index into ``chains``."""
         starts, leaves = self.intervals
         found = np.empty(len(queries), dtype=np.int32)
         for begin in range(0, len(queries), _CHUNK):  # the search gives 8 bytes a query, which for all would be much
@@ -86,53 +127,121 @@ class Vocabulary:
             found[part] = leaves[np.searchsorted(starts, queries[part], side="right") - 1]
         return found
 
-    @cached_property
+    @property
     def chains(self) -> npt.NDArray[np.int32]:
-        """The row on every level of each leaf, int32 [1 + K, L]; leaf 1 + k is the known prefix k."""
-        depth = len(self.levels)
-        chains = np.empty((1 + len(self.prefixes), depth), dtype=np.int32)
-        chains[:] = np.arange(depth)
+        """The row on every level of each leaf, int32 [leaves, L]."""
+        return self._index[2]
+
+    @property
+    def intervals(self) -> tuple[Addresses, npt.NDArray[np.int32]]:
+        """First address and leaf of each interval of the address space, ascending from address 0."""
+        return self._index[0], self._index[1]
+
+    @cached_property
+    def chain_counts(self) -> npt.NDArray[np.int64]:
+        """Training events of the row in each cell of ``chains``, int64 [leaves, L]."""
+        return self.row_counts[self.chains]
+
+    @property
+    def known_shares(self) -> list[float]:
+        """The share of the training events whose prefix is known, level by level."""
+        ends = np.cumsum((0, *self.sizes))
+        return [float(self.counts[a:b].sum() / self.events) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+
+    @cached_property
+    def _index(self) -> tuple[Addresses, npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        """Starts and leaves of the intervals, and the chains."""
+        starts, leaf = self._prefix_intervals()
+        chains = self._prefix_chains()
+        if self.networks is None:
+            return starts, leaf, chains
+        # Cut the intervals at the networks' ends too: a leaf is then a prefix leaf with a pair of labels.
+        networks = self.networks
+        ends = networks.last[networks.last < _last(self.family)] + _bits(1, networks.last)
+        cut = np.unique(np.concatenate([starts, networks.first, ends]))
+        leaf = leaf[np.searchsorted(starts, cut, side="right") - 1]
+        rows = np.stack([leaf, *self._label_rows(networks.find(cut))], axis=1)
+        distinct, leaves = np.unique(rows, axis=0, return_inverse=True)
+        chains = np.concatenate([chains[distinct[:, 0]], distinct[:, 1:]], axis=1)
+        return cut, leaves.astype(np.int32), chains
+
+    def _prefix_chains(self) -> npt.NDArray[np.int32]:
+        """The row on every prefix level of the root, where no prefix is known, and of each known prefix: [1 + K, ...]"""
+        chains = np.empty((1 + len(self.prefixes), len(self.levels)), dtype=np.int32)
+        chains[:] = np.arange(len(self.levels))
         start = 0
         for level, size in enumerate(self.sizes):
             own = slice(1 + start, 1 + start + size)
             if level:
-                parents = self._find(
-                    level - 1, self._level(level) >> np.uint32(self.levels[level] - self.levels[level - 1])
-                )
+                known = self._level(level)
+                parents = self._find(level - 1, known >> _bits(self.levels[level] - self.levels[level - 1], known))
                 chains[own] = chains[1 + parents]
-            chains[own, level] = depth + start + np.arange(size)
+            chains[own, level] = self.depth + start + np.arange(size)
             start += size
         return chains
 
-    @cached_property
-    def chain_counts(self) -> npt.NDArray[np.int64]:
-        """Training events under the prefix in each cell of ``chains``, int64 [1 + K, L]; 0 for an unknown row."""
-        return np.concatenate([np.zeros(len(self.levels), dtype=np.int64), self.counts])[self.chains]
-
-    @cached_property
-    def intervals(self) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int32]]:
-        """First address and leaf of each interval of the address space, ascending from address 0."""
+    def _prefix_intervals(self) -> tuple[Addresses, npt.NDArray[np.int32]]:
+        """First address of each interval, and the deepest known prefix there: 1 + k, and 0 for none."""
         edges = [np.zeros(1, dtype=np.uint64)]
         for level, length in enumerate(self.levels):
-            size = np.uint64(self.width - length)
+            size = np.uint64(self.family.width - length)
             known = self._level(level).astype(np.uint64)
             edges += [known << size, (known + np.uint64(1)) << size]
-        starts = np.unique(np.concatenate(edges))
-        inside: npt.NDArray[np.uint32] = starts[starts < np.uint64(1 << self.width)].astype(np.uint32)
-        leaves = np.zeros(len(inside), dtype=np.int32)
+        # What lies behind the last address wraps around to the first, which is an edge anyhow.
+        starts = np.unique(np.concatenate(edges) & np.uint64(_last(self.family))).astype(self.family.dtype)
+        leaves = np.zeros(len(starts), dtype=np.int32)
         for level, length in enumerate(self.levels):
-            found = self._find(level, inside >> np.uint32(self.width - length))
+            found = self._find(level, starts >> _bits(self.family.width - length, starts))
             leaves[found >= 0] = 1 + found[found >= 0]
-        return inside, leaves
+        return starts, leaves
 
-    def _level(self, level: int) -> npt.NDArray[np.uint32]:
+    def _label_rows(self, ranges: npt.NDArray[np.int32]) -> list[npt.NDArray[np.int32]]:
+        """The row on each label's level of each range number, -1 standing for no range."""
+        rows = []
+        first = self.depth + len(self.prefixes)
+        assert self.networks is not None  # or nobody asks
+        for level, (label, own) in enumerate(zip(self.labels, self.networks.labels, strict=True)):
+            value = np.where(ranges >= 0, np.append(own, 0)[ranges], 0)
+            at = _find(label.values, value)
+            rows.append(np.where(at >= 0, first + at, len(self.levels) + level).astype(np.int32))
+            first += len(label.values)
+        return rows
+
+    def _level(self, level: int) -> Addresses:
         start = sum(self.sizes[:level])
         return self.prefixes[start : start + self.sizes[level]]
 
-    def _find(self, level: int, prefixes: npt.NDArray[np.uint32]) -> npt.NDArray[np.int32]:
+    def _find(self, level: int, prefixes: Addresses) -> npt.NDArray[np.int32]:
         """The index in ``prefixes`` (the attribute) of each given prefix of a level, int32 [n]; -1 where unknown."""
-        known = self._level(level)
-        if not len(known):
-            return np.full(len(prefixes), -1, dtype=np.int32)
-        at = np.minimum(np.searchsorted(known, prefixes), len(known) - 1)
-        return np.where(known[at] == prefixes, sum(self.sizes[:level]) + at, -1).astype(np.int32)
+        at = _find(self._level(level), prefixes)
+        return np.where(at >= 0, sum(self.sizes[:level]) + at, -1).astype(np.int32)
+
+
+def _count_labels(training: Addresses, networks: Networks) -> tuple[Labels, ...]:
+    """The labels that at least two training events carry."""
+    events = np.bincount(networks.find(training) + 1, minlength=len(networks) + 1)[1:]
+    found = []
+    for own, _ in zip(networks.labels, LABELS, strict=True):
+        values, place = np.unique(own, return_inverse=True)
+        counts = np.bincount(place, weights=events).astype(np.int64)
+        known = (values > 0) & (counts >= 2)
+        found.append(Labels(values[known], counts[known]))
+    return tuple(found)
+
+
+def _find(known: npt.NDArray[np.unsignedinteger], wanted: npt.NDArray[np.unsignedinteger]) -> npt.NDArray[np.intp]:
+    """The place of each wanted value among ascending ones; -1 where it is not there."""
+    if not len(known):
+        return np.full(len(wanted), -1)
+    at = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+    return np.where(known[at] == wanted, at, -1)
+
+
+def _bits(number: int, like: Addresses) -> np.unsignedinteger:
+    """A number in an array's type, so that arithmetic with it stays there."""
+    scalar: np.unsignedinteger = like.dtype.type(number)
+    return scalar
+
+
+def _last(family: Family) -> int:
+    return (1 << family.width) - 1

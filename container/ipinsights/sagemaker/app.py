@@ -54,8 +54,9 @@ def create_app(models: ModelStore, settings: ServerSettings) -> Flask:
         if not body.strip():
             return Response(status=204)
         with scoring:
-            pairs = media.read(request.headers.get("Content-Type", ""), body)
-            return Response(writer.write(models.scorer, pairs), content_type=writer.content_type)
+            scorer = models.scorer
+            pairs = media.read(request.headers.get("Content-Type", ""), body, scorer.family)
+            return Response(writer.write(scorer, pairs), content_type=writer.content_type)
 
     @app.errorhandler(media.UnsupportedContentType)
     def unsupported(error: media.UnsupportedContentType) -> Response:

@@ -13,6 +13,14 @@ from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.sagemaker.paths import Paths
 
 
+_CONTENT = {
+    "train": "CSV files (entity,IP address)",
+    "validation": "CSV files (entity,IP address)",
+    "networks": "tables of networks in iptoasn's format",
+}
+"""What a channel holds."""
+
+
 @dataclass(frozen=True)
 class Configuration:
     """A training job's input, checked."""
@@ -24,6 +32,8 @@ class Configuration:
     """The files of the train channel."""
     validation: list[Path] | None
     """Those of the validation channel; None where the job has none."""
+    networks: list[Path] | None
+    """Those of the networks channel, a table of who runs which addresses; None where the job has none."""
     host: str
     """This host's name, as log lines carry it."""
 
@@ -38,15 +48,17 @@ def read(paths: Paths) -> Configuration:
     if len(resources.get("hosts", [])) > 1:
         raise UserError("training on several hosts is not supported by this release: set the instance count to 1")
     channels = _read_json(paths.input_data_config) or {}
+
+    def optional(name: str) -> list[Path] | None:
+        present = name in channels or paths.channel(name).is_dir()
+        return _channel(paths, name, channels.get(name, {})) if present else None
+
     return Configuration(
         provided=provided,
         hyperparameters=Hyperparameters.parse(provided),
         train=_channel(paths, "train", channels.get("train", {})),
-        validation=(
-            _channel(paths, "validation", channels.get("validation", {}))
-            if "validation" in channels or paths.channel("validation").is_dir()
-            else None
-        ),
+        validation=optional("validation"),
+        networks=optional("networks"),
         host=resources.get("current_host", "algo-1"),
     )
 
@@ -67,11 +79,11 @@ def _channel(paths: Paths, name: str, declared: dict[str, Any]) -> list[Path]:
         raise UserError(f"channel {name!r} comes in Pipe mode; use File or FastFile mode")
     # Parameters, such as the label_size=0 that generic CSV channels carry, change nothing.
     content_type, _ = parse_options_header(declared.get("ContentType") or "text/csv")
-    if content_type.lower() != "text/csv":
+    if content_type.lower() != "text/csv" and name != "networks":  # tables of networks come under any type
         raise UserError(f"channel {name!r} has content type {content_type!r}; it must be text/csv")
     files = events.find_files(paths.channel(name))
     if not files:
-        raise UserError(f"channel {name!r} has no data: put CSV files (entity,IPv4 address) in {paths.channel(name)}")
+        raise UserError(f"channel {name!r} has no data: put {_CONTENT[name]} in {paths.channel(name)}")
     return files
 
 

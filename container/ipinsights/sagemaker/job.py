@@ -14,7 +14,10 @@ import time
 from typing import NoReturn
 
 from ipinsights import artifact, events
+from ipinsights.addresses import FAMILIES
+from ipinsights.entities import EntityIndex
 from ipinsights.errors import AlgorithmError, UserError
+from ipinsights.networks import Networks
 from ipinsights.sagemaker import configuration, reporting
 from ipinsights.sagemaker.paths import Paths
 
@@ -69,15 +72,27 @@ def run(paths: Paths) -> None:
     logger.info("Final configuration: %s", {name: str(value) for name, value in dataclasses.asdict(hp).items()})
 
     reading = time.time()
+    family = FAMILIES[hp.ip_version]
+    index = EntityIndex(hp.num_entity_vectors)
     files = {"train": job.train, "validation": job.validation or []}
     data = {}
     for channel, members in files.items():
         with reporting.progress_bar(sum(f.stat().st_size for f in members), "B", f"reading {channel}") as bar:
-            data[channel] = events.read(members, hp.num_entity_vectors, bar.update)
+            data[channel] = events.read(members, index, family, claim=channel == "train", progress=bar.update)
         if members and not len(data[channel]):
             raise UserError(f"channel {channel!r} holds no rows")
+    networks = Networks.read(job.networks, family) if job.networks else None
     read = time.time()
     logger.info("Read %s training and %s validation events", *(f"{len(data[c]):,}" for c in ("train", "validation")))
+    logger.info("%s entities have a row of their own, of %s rows", f"{index.owned:,}", f"{index.num_rows:,}")
+    if index.sharing:
+        logger.warning(
+            "%s entities found no row of their own and share another's: raise num_entity_vectors, best to twice the "
+            "number of entities. Until then an entity that training never saw scores as the row it is hashed to.",
+            f"{index.sharing:,}",
+        )
+    if networks is not None:
+        logger.info("Read %s networks", f"{len(networks):,}")
     if job.validation is None:
         logger.info("Test data is not provided.")
 
@@ -86,12 +101,12 @@ def run(paths: Paths) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from ipinsights.training import fit  # loads torch, which takes seconds and must see the setting above
 
-    report = reporting.TrainingReport(job.host, hp.epochs, len(data["train"]))
+    report = reporting.TrainingReport(job.host, hp, len(data["train"]))
     report.initialized(started, (reading, read))
-    model = fit(data["train"], hp, data["validation"] if job.validation else None, report)
+    model = fit(data["train"], hp, data["validation"] if job.validation else None, report, networks=networks)
     saving = time.time()
     facts = {
-        "hyperparameters": dataclasses.asdict(hp),
+        "hyperparameters": dataclasses.asdict(report.hyperparameters),
         "training": {"events": len(data["train"]), "seconds": round(saving - started, 3)},
         "metrics": dataclasses.asdict(report.last_epoch) if report.last_epoch else {},
     }

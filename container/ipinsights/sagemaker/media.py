@@ -12,6 +12,7 @@ import orjson
 from werkzeug.http import parse_options_header
 
 from ipinsights import records
+from ipinsights.addresses import Family
 from ipinsights.errors import UserError
 from ipinsights.records import Fault, MalformedRecords, Records
 from ipinsights.scoring import Embedded, Scorer
@@ -43,15 +44,18 @@ class Writer:
         return _WRITERS[self.content_type](predictions)
 
 
-def read(content_type: str, body: bytes) -> Records:
-    """Read a request's body. Raises UnsupportedContentType, or UserError where the body is malformed."""
+def read(content_type: str, body: bytes, family: Family) -> Records:
+    """Read a request's body, with addresses of a family.
+
+    Raises UnsupportedContentType, or UserError where the body is malformed.
+    """
     name, _ = parse_options_header(content_type)
     reader = _READERS.get(name.lower())
     if reader is None:
         raise UnsupportedContentType(
             f"Content-Type {content_type!r} is not supported; use one of: {', '.join(_READERS)}"
         )
-    return reader(body)
+    return reader(body, family)
 
 
 def writer(accept: str) -> Writer:
@@ -90,22 +94,22 @@ def _verbose(embedded: Embedded) -> list[dict[str, Any]]:
     ]
 
 
-def _read_json(body: bytes) -> Records:
+def _read_json(body: bytes, family: Family) -> Records:
     """``{"instances": [...]}``, each instance in either of the documented shapes."""
     document = _loads(body, "the body")
     instances = document.get("instances") if isinstance(document, dict) else None
     if not isinstance(instances, list):
         raise UserError('the body must be a JSON object with a list of "instances"')
-    return _from_instances(instances)
+    return _from_instances(instances, family)
 
 
-def _read_jsonlines(body: bytes) -> Records:
+def _read_jsonlines(body: bytes, family: Family) -> Records:
     """One instance a line."""
     lines = [line for line in body.splitlines() if line.strip()]
-    return _from_instances([_loads(line, f"instance {i}") for i, line in enumerate(lines)])
+    return _from_instances([_loads(line, f"instance {i}") for i, line in enumerate(lines)], family)
 
 
-def _from_instances(instances: list[Any]) -> Records:
+def _from_instances(instances: list[Any], family: Family) -> Records:
     columns: tuple[list[object], list[object]] = ([], [])
     faults = []
     for i, instance in enumerate(instances):
@@ -118,7 +122,7 @@ def _from_instances(instances: list[Any]) -> Records:
             faults.append(Fault(i, records.shown(instance), f"expected {shapes}"))
     if faults:
         raise MalformedRecords(faults, unit="instance")
-    return records.from_columns(*columns)
+    return records.from_columns(*columns, family)
 
 
 def _features(instance: Any) -> Any:
@@ -148,7 +152,7 @@ def _write_jsonlines(predictions: list[dict[str, Any]]) -> bytes:
     return b"\n".join(map(orjson.dumps, predictions))
 
 
-_READERS: dict[str, Callable[[bytes], Records]] = {
+_READERS: dict[str, Callable[[bytes, Family], Records]] = {
     "text/csv": records.parse_csv,
     "application/json": _read_json,
     "application/jsonlines": _read_jsonlines,

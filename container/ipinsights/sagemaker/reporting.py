@@ -14,6 +14,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ipinsights.hyperparameters import Hyperparameters
+from ipinsights.networks import LABELS
 from ipinsights.progress import BatchProgress, EpochSummary, Listener
 from ipinsights.vocabulary import Vocabulary
 
@@ -31,6 +33,7 @@ METRIC_DEFINITIONS = {
         r"#quality_metric: host=\S+, epoch=\S+, train binary_classification_cross_entropy <loss>=(\S+)"
     ),
     "validation:discriminator_auc": r"#quality_metric: host=\S+, epoch=\S+, validation discriminator_auc <score>=(\S+)",
+    "validation:shuffled_auc": r"#quality_metric: host=\S+, epoch=\S+, validation shuffled_auc <score>=(\S+)",
     "train:progress": r"#progress_metric: host=\S+, completed (\S+) %",
     "train:throughput": r"#throughput_metric: host=\S+, train throughput=(\S+) records/second",
 }
@@ -100,9 +103,11 @@ class _Host:
 class TrainingReport(Listener):
     """Writes the lines of one job as training goes."""
 
-    def __init__(self, host: str, epochs: int, events: int) -> None:
+    def __init__(self, host: str, hyperparameters: Hyperparameters, events: int) -> None:
         self._host = _Host(host)
-        self._epochs = epochs
+        self.hyperparameters = hyperparameters
+        """As asked for, and as adapted to the data once training is planned."""
+        self._epochs = hyperparameters.epochs
         self._events = events
         self._started = self._epoch_started = time.time()
         self._setup = 0.0
@@ -118,12 +123,37 @@ class TrainingReport(Listener):
             started, end, {"initialize.time": [_ms(end - started)], "init_train_data_iter": [_ms(end - begin)]}
         )
 
-    def vocabulary_built(self, vocabulary: Vocabulary, device: str) -> None:
-        """What the vocabulary knows, and where training runs."""
+    def training_planned(self, hyperparameters: Hyperparameters, vocabulary: Vocabulary, device: str) -> None:
+        """What the hyperparameters became and the vocabulary knows, and where training runs."""
+        hp, asked = hyperparameters, self.hyperparameters
+        self.hyperparameters = hp
+        for name in ("mini_batch_size", "learning_rate"):
+            value, default = getattr(hp, name), getattr(asked, name)
+            if value != default:
+                logger.info(
+                    "%s is not set: %g in place of the default %g, with which %s events would train in too few or too "
+                    "small steps",
+                    name,
+                    value,
+                    default,
+                    f"{self._events:,}",
+                )
+        if not hp.shuffled_negative_sampling_rate:
+            logger.warning(
+                "shuffled_negative_sampling_rate is 0: the model learns which addresses anybody uses, and hardly who "
+                "uses which. validation discriminator_auc cannot see that; look at validation shuffled_auc."
+            )
+        levels = [
+            f"{n:,} of /{level} ({share:.0%} of the events)"
+            for level, n, share in zip(vocabulary.levels, vocabulary.sizes, vocabulary.known_shares, strict=True)
+        ]
+        levels += [
+            f"{len(label.values):,} of {kind}" for kind, label in zip(LABELS, vocabulary.labels, strict=False)
+        ]
         logger.info(
-            "Known prefixes: %s (at least %d events each); training on %s",
-            ", ".join(f"{n:,} of /{level}" for level, n in zip(vocabulary.levels, vocabulary.sizes, strict=True)),
-            vocabulary.counts.min() if len(vocabulary.counts) else 0,
+            "Known prefixes: %s; at least %d events each; training on %s",
+            ", ".join(levels),
+            vocabulary.counts.min() if len(vocabulary.counts) else 2,
             device,
         )
         self._epoch_started = time.time()
@@ -164,6 +194,8 @@ class TrainingReport(Listener):
             logger.info(
                 self._host.quality(summary.epoch, "discriminator_auc", summary.discriminator_auc, subset="validation")
             )
+        if summary.shuffled_auc is not None:
+            logger.info(self._host.quality(summary.epoch, "shuffled_auc", summary.shuffled_auc, subset="validation"))
         self._metrics(
             self._epoch_started, ended, {"epochs": [self._epochs], "update.time": [_ms(ended - self._epoch_started)]}
         )
