@@ -16,7 +16,8 @@ import pytest
 import requests
 from hypothesis import settings
 
-from ipinsights import addresses, entities, simulation
+from ipinsights import addresses, simulation
+from ipinsights.entities import EntityIndex
 from ipinsights.events import Events
 from ipinsights.records import Records
 
@@ -45,7 +46,12 @@ def to_csv(pairs: Records) -> str:
 
 
 def to_events(pairs: Records, num_entity_vectors: int) -> Events:
-    return Events(entities.rows(pairs.entities, num_entity_vectors), pairs.addresses)
+    index = EntityIndex(num_entity_vectors)
+    return Events(index.claim(pairs.entities), pairs.addresses, index)
+
+
+def no_events() -> Events:
+    return Events(np.zeros(0, np.int32), np.zeros(0, np.uint32), EntityIndex(1))
 
 
 @dataclass(frozen=True)

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import pickletools
 import subprocess
@@ -5,16 +6,23 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from safetensors.numpy import load_file
 
 from conftest import PEAK, Traffic, to_events
-from ipinsights import artifact
+from ipinsights import addresses, artifact
+from ipinsights.addresses import IPV4, IPV6, Family
+from ipinsights.entities import EntityIndex
 from ipinsights.errors import UserError
+from ipinsights.events import Events
 from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.model import Model
+from ipinsights.networks import Networks
+from ipinsights.records import Records
 from ipinsights.scoring import Scorer
 from ipinsights.training import fit
+from ipinsights.vocabulary import Vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -30,11 +38,41 @@ def test_a_loaded_model_scores_as_the_saved_one(model: Model, traffic: Traffic, 
     assert (Scorer(loaded).score(traffic.normal) == Scorer(model).score(traffic.normal)).all()
 
 
+@pytest.mark.parametrize("family", [IPV4, IPV6], ids=lambda family: f"IPv{family.version}")
+def test_networks_and_entities_travel_with_the_model(family: Family, traffic: Traffic, tmp_path: Path) -> None:
+    """Serving needs nothing else: no table, and a stranger is still told from an entity that training saw."""
+    texts = pa.array(addresses.render(traffic.train.addresses), pa.string())
+    address, _ = addresses.parse(texts, family)
+    first = np.unique(address)[::2]
+    labels = np.stack([np.arange(len(first)) % 50 + 1, np.arange(len(first)) % 3 + 1]).astype(np.uint32)
+    index = EntityIndex(150)
+    events = Events(index.claim(traffic.train.entities), address, index)
+    hp = Hyperparameters(num_entity_vectors=150, vector_dim=8, epochs=1, ip_version=family.version)
+    model = fit(events, hp, networks=Networks(first, first, labels))
+    artifact.save(model, tmp_path, {})
+    loaded, manifest = artifact.load(tmp_path)
+    assert manifest["entities"] == {"owning_a_row": 100, "sharing_a_row": 0}
+    assert loaded.family == family
+    assert loaded.vocabulary.depth == len(family.levels) + 2
+    assert (loaded.encode(address) == model.encode(address)).all()
+    assert (loaded.encode(address) != dataclasses.replace(model, vocabulary=_unlabelled(model)).encode(address)).any()
+    pairs = Records(pa.concat_arrays([traffic.train.entities[:5], pa.array(["stranger"])]), address[:6])
+    assert (Scorer(loaded).score(pairs) == Scorer(model).score(pairs)).all()
+    assert Scorer(loaded).embed(pairs).entity[5].tolist() == model.entity[-1].tolist()
+
+
+def _unlabelled(model: Model) -> Vocabulary:
+    """The same rows, but nobody is in any network."""
+    networks = model.vocabulary.networks
+    assert networks is not None
+    return dataclasses.replace(model.vocabulary, networks=networks.restrict([np.zeros(0, np.uint32)] * 2))
+
+
 def test_the_folder_holds_two_files_at_its_root_and_others_may_read_them(model: Model, tmp_path: Path) -> None:
     artifact.save(model, tmp_path, {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.json", "model.safetensors"]
     assert all(path.stat().st_mode & 0o004 for path in tmp_path.iterdir())
-    assert json.loads((tmp_path / "manifest.json").read_text())["format_version"] == 1
+    assert json.loads((tmp_path / "manifest.json").read_text())["format_version"] == 2
     # The tensors are plain safetensors, which the library reads too, and nothing is a pickle.
     assert set(load_file(tmp_path / "model.safetensors")) >= {"entity", "encoder.prefix", "vocabulary.prefixes"}
     for path in tmp_path.iterdir():
@@ -43,7 +81,7 @@ def test_the_folder_holds_two_files_at_its_root_and_others_may_read_them(model: 
 
 
 def test_tensors_are_mapped_not_read(tmp_path: Path, model: Model) -> None:
-    big = Model(model.vocabulary, np.zeros((1_000_000, 16), np.float32), model.encoder)
+    big = Model(model.vocabulary, model.index, np.zeros((1_000_000, 16), np.float32), model.encoder)
     artifact.save(big, tmp_path, {})
     code = (
         "import pathlib; from ipinsights import artifact\n"

@@ -1,7 +1,7 @@
 import collections
 import math
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ipinsights.baselines import LikelihoodRatio, LongestPrefix
+from ipinsights.baselines.likelihood_ratio import PUBLISHED, Smoothing
 
 Pair = tuple[int, int]
 WIDTHS = {32: np.uint32, 64: np.uint64}
@@ -74,14 +75,12 @@ def test_longest_prefix_of_ipv6_is_exact_where_a_double_is_not() -> None:
     assert fitted.score(np.ones(5, np.int64), queries).tolist() == [4, 3, 31, 31, 32]
 
 
-class Settings(TypedDict):
-    concentration: float
-    discount: float
-    prior: float
-    random_share: float
-
-
-SETTINGS = Settings(concentration=0.3, discount=0.6, prior=2.0, random_share=0.2)
+SMOOTHINGS = [
+    Smoothing("entities", concentration=0.3, discount=0.6, prior=2.0, random_share=0.2),
+    Smoothing("events", concentration=0.3, discount=0.6, prior=2.0, random_share=0.2),
+    Smoothing(),
+    PUBLISHED,
+]
 
 
 class Naive:
@@ -105,9 +104,7 @@ class Naive:
     def path(self, address: int, group: int | None) -> tuple[int, ...]:
         return (() if group is None else (group,)) + tuple(address >> (self.width - level) for level in self.levels)
 
-    def score(self, entity: int, address: int, group: int | None, settings: Settings) -> float:
-        concentration, discount = settings["concentration"], settings["discount"]
-        prior, random_share = settings["prior"], settings["random_share"]
+    def score(self, entity: int, address: int, group: int | None, s: Smoothing) -> float:
         sizes = ([] if group is None else [1 / self.group_count]) + [2.0**-level for level in self.levels]
         path = self.path(address, group)
         by_entity = by_everybody = uniform = above = 1.0
@@ -115,22 +112,23 @@ class Naive:
             parent, place = path[:depth], path[: depth + 1]
             met = self.children[parent]
             share = min(1.0, size / above)
-            everybody = (self.seen[None, place] + prior * share) / (self.seen[None, parent] + prior)
-            base = (sum(child == path[depth] for _, child in met) + prior * share) / (len(met) + prior)
+            everybody = (self.seen[None, place] + s.prior * share) / (self.seen[None, parent] + s.prior)
+            by_entities = (sum(child == path[depth] for _, child in met) + s.prior * share) / (len(met) + s.prior)
+            base = {"entities": by_entities, "events": everybody}[s.back_off]
             branches = sum(other == entity for other, _ in met)
-            kept = max(self.seen[entity, place] - discount, 0)
-            by_entity *= (kept + (concentration + discount * branches) * base) / (
-                self.seen[entity, parent] + concentration
+            kept = max(self.seen[entity, place] - s.discount, 0)
+            by_entity *= (kept + (s.concentration + s.discount * branches) * base) / (
+                self.seen[entity, parent] + s.concentration
             )
             by_everybody *= everybody
             uniform *= share
             above = size
-        return math.log(by_entity / (random_share * uniform + (1 - random_share) * by_everybody))
+        return math.log(by_entity / (s.random_share * uniform + (1 - s.random_share) * by_everybody))
 
 
-@given(cases(), st.booleans(), st.data())
+@given(cases(), st.booleans(), st.sampled_from(SMOOTHINGS), st.data())
 def test_likelihood_ratio_is_that_of_its_formulas(
-    case: tuple[int, list[Pair], list[Pair]], grouped: bool, data: st.DataObject
+    case: tuple[int, list[Pair], list[Pair]], grouped: bool, smoothing: Smoothing, data: st.DataObject
 ) -> None:
     width, training, queries = case
     group = st.integers(-1, 3)
@@ -144,11 +142,11 @@ def test_likelihood_ratio_is_that_of_its_formulas(
         groups=None if groups is None else np.array(groups),
         width=width,
         levels=LEVELS[width],
-        **SETTINGS,
+        smoothing=smoothing,
     )
     scores = fitted.score(*columns(queries, width), None if query_groups is None else np.array(query_groups, np.int64))
     expected = [
-        naive.score(*query, None if query_groups is None else query_groups[row], SETTINGS)
+        naive.score(*query, None if query_groups is None else query_groups[row], smoothing)
         for row, query in enumerate(queries)
     ]
     np.testing.assert_allclose(scores, expected, rtol=1e-9, atol=1e-9)
@@ -157,24 +155,31 @@ def test_likelihood_ratio_is_that_of_its_formulas(
 def test_likelihood_ratio_by_hand() -> None:
     """One level, 0.0.0.0/1 and 128.0.0.0/1: entity 1 twice and entity 2 once in the lower half, 2 once in the upper."""
     entity, address = np.array([1, 1, 2, 2]), np.array([5, 6, 7, 0xF0000000], np.uint32)
-    fitted = LikelihoodRatio.fit(
-        entity, address, levels=(1,), concentration=1, discount=0.5, prior=2, random_share=0.25
-    )
+    settings = {"concentration": 1.0, "discount": 0.5, "prior": 2.0, "random_share": 0.25}
     # The lower half: 3 of 4 events, 2 of 3 pairs of entity and child; uniformly, 1/2.
-    everybody, base = (3 + 1) / (4 + 2), (2 + 1) / (3 + 2)
-    made_up = 0.25 / 2 + 0.75 * everybody
-    own = (2 - 0.5 + (1 + 0.5 * 1) * base) / (2 + 1)
-    never_seen = base
-    scores = fitted.score(np.array([1, 9]), np.array([5, 5], np.uint32))
-    np.testing.assert_allclose(scores, np.log([own / made_up, never_seen / made_up]))
+    by_events, by_entities = (3 + 1) / (4 + 2), (2 + 1) / (3 + 2)
+    made_up = 0.25 / 2 + 0.75 * by_events
+    for back_off, base in (("entities", by_entities), ("events", by_events)):
+        fitted = LikelihoodRatio.fit(entity, address, levels=(1,), smoothing=Smoothing(back_off, **settings))
+        own = (2 - 0.5 + (1 + 0.5 * 1) * base) / (2 + 1)
+        never_seen = base
+        scores = fitted.score(np.array([1, 9]), np.array([5, 5], np.uint32))
+        np.testing.assert_allclose(scores, np.log([own / made_up, never_seen / made_up]))
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_the_densities_are_those_of_probabilities(width: int) -> None:
+@pytest.mark.parametrize("back_off", ["entities", "events"])
+def test_the_densities_are_those_of_probabilities(width: int, back_off: Literal["entities", "events"]) -> None:
     """With random addresses alone as the made-up ones, the mean likelihood ratio over all addresses is 1."""
     rng = np.random.default_rng(0)
     training = rng.integers(8, size=50, dtype=WIDTHS[width]) << WIDTHS[width](width - 3)
-    fitted = LikelihoodRatio.fit(rng.integers(3, size=50), training, width=width, levels=(1, 3, 5), random_share=1)
+    fitted = LikelihoodRatio.fit(
+        rng.integers(3, size=50),
+        training,
+        width=width,
+        levels=(1, 3, 5),
+        smoothing=Smoothing(back_off, random_share=1),
+    )
     everywhere = np.arange(32, dtype=WIDTHS[width]) << WIDTHS[width](width - 5)
     for entity in (0, 1, 2, 9):
         np.testing.assert_allclose(np.exp(fitted.score(np.full(32, entity), everywhere)).mean(), 1)
@@ -185,8 +190,12 @@ def test_the_defaults_prefer_the_own_network_to_a_foreign_and_an_empty_one() -> 
     for width in WIDTHS:
         placed = address.astype(WIDTHS[width]) << WIDTHS[width](width - 32)
         queries = np.array([0x0A000009, 0x14000009, 0xC8000009], WIDTHS[width]) << WIDTHS[width](width - 32)
-        for baseline in (LongestPrefix, LikelihoodRatio):
-            scores = baseline.fit(entity, placed, width=width).score(np.ones(3, np.int64), queries)
+        for fitted in (
+            LongestPrefix.fit(entity, placed, width=width),
+            LikelihoodRatio.fit(entity, placed, width=width),
+            LikelihoodRatio.fit(entity, placed, width=width, smoothing=PUBLISHED),
+        ):
+            scores = fitted.score(np.ones(3, np.int64), queries)
             assert scores.dtype == np.float64
             assert scores[0] > max(scores[1:])
 

@@ -1,13 +1,19 @@
 import pyarrow as pa
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipinsights import entities
+from ipinsights.entities import EntityIndex, hash_names
 
 
-def test_rows_never_change_between_releases() -> None:
-    names = pa.array(["user_1", "00123", "NA", "Zoë", "", "用户"])
-    assert entities.rows(names, 20_000).tolist() == GOLDEN
+def column(names: list[str]) -> pa.StringArray:
+    return pa.array(names, pa.string())
+
+
+def test_homes_never_change_between_releases() -> None:
+    names = column(["user_1", "00123", "NA", "Zoë", "", "用户"])
+    assert (hash_names(names) % 20_000).tolist() == GOLDEN
+    assert EntityIndex(20_000).claim(names).tolist() == GOLDEN  # nobody is in the way
 
 
 GOLDEN = [
@@ -20,15 +26,55 @@ GOLDEN = [
 ]  # xxh64("") is 0xef46db3751d8e999 in the specification: 16921 modulo 20000
 
 
-@given(st.lists(st.text()), st.integers(1, 250_000_000))
-def test_a_row_depends_on_the_name_alone(names: list[str], size: int) -> None:
-    rows = entities.rows(pa.array(names, pa.string()), size).tolist()
-    assert all(0 <= row < size for row in rows)
-    assert rows == [entities.rows(pa.array([name]), size)[0] for name in names]
+@given(st.lists(st.lists(st.text(), max_size=20), max_size=5), st.integers(1, 200))
+def test_every_entity_has_a_row_of_its_own_while_there_are_rows(blocks: list[list[str]], size: int) -> None:
+    index = EntityIndex(size)
+    given_rows = [index.claim(column(block)).tolist() for block in blocks]
+    rows: dict[str, int] = {}
+    for block, found in zip(blocks, given_rows, strict=True):
+        for name, row in zip(block, found, strict=True):
+            assert 0 <= row < size
+            assert rows.setdefault(name, row) == row
+    names = list(rows)
+    assert index.find(column(names)).tolist() == list(rows.values())
+    if len(names) <= size:
+        assert len(set(rows.values())) == len(names) == index.owned
+        assert index.sharing == 0
+        assert index.find(column(["nobody has seen me"])).tolist() == [size]
+    else:
+        assert index.owned == size
+        assert index.sharing == len(names) - size
+        assert index.find(column(["nobody has seen me"]))[0] < size  # it might be one of those who share
 
 
-def test_rows_spread_evenly() -> None:
-    size = 20_000
-    occupied = len(set(entities.rows(pa.array([f"user_{i}" for i in range(10_000)]), size).tolist()))
-    expected = size * (1 - (1 - 1 / size) ** 10_000)
-    assert abs(occupied - expected) < 150
+@given(st.lists(st.text(), unique=True, max_size=50), st.randoms(use_true_random=False))
+def test_the_order_within_a_block_does_not_matter(names: list[str], random: object) -> None:
+    shuffled = names.copy()
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    one, other = EntityIndex(60), EntityIndex(60)
+    assert dict(zip(names, one.claim(column(names)).tolist(), strict=True)) == dict(
+        zip(shuffled, other.claim(column(shuffled)).tolist(), strict=True)
+    )
+
+
+def test_an_index_is_its_tags() -> None:
+    names = column([f"user_{i}" for i in range(150)])
+    index = EntityIndex(100)
+    rows = index.claim(names)
+    again = EntityIndex(100, index.tags, index.sharing)
+    assert (again.find(names) == rows).all()
+    assert (again.owned, again.sharing) == (100, 50)
+
+
+def test_entities_that_share_are_counted_once() -> None:
+    index = EntityIndex(10)
+    for _ in range(3):
+        index.claim(column([f"user_{i}" for i in range(25)]))
+    assert index.sharing == 15
+
+
+@pytest.mark.parametrize("load", [0.5, 0.9])
+def test_ten_thousand_entities_find_rows(load: float) -> None:
+    index = EntityIndex(int(10_000 / load))
+    rows = index.claim(column([f"user_{i}" for i in range(10_000)]))
+    assert len(set(rows.tolist())) == 10_000

@@ -23,8 +23,41 @@ def test_documented_defaults() -> None:
         "random_negative_sampling_rate": 1,
         "shuffled_negative_sampling_rate": 1,
         "weight_decay": 0.00001,
+        "ip_version": 4,
         "seed": 0,
     }
+
+
+def test_defaults_follow_the_data_and_what_is_set_does_not() -> None:
+    few = Hyperparameters.parse(REQUIRED).adapted(59_317)
+    assert few.mini_batch_size == 9887  # sixty steps in ten epochs
+    assert few.learning_rate == pytest.approx(0.03)
+    more = Hyperparameters.parse(REQUIRED).adapted(1_000_000)
+    assert more.mini_batch_size == 10_000
+    assert more.learning_rate == pytest.approx(0.25 / 1000**0.5)
+    most = Hyperparameters.parse(REQUIRED).adapted(100_000_000)
+    assert (most.mini_batch_size, most.learning_rate) == (10_000, 0.001)
+    as_set = {**REQUIRED, "mini_batch_size": "10000", "learning_rate": "0.001"}
+    for events in (1, 59_317, 100_000_000):
+        assert Hyperparameters.parse(as_set).adapted(events) == Hyperparameters.parse(as_set)
+    one = dataclasses.replace(Hyperparameters.parse(REQUIRED), mini_batch_size=1000).adapted(59_317)
+    assert one.mini_batch_size == 1000
+    assert one.learning_rate == pytest.approx(0.25 / 600**0.5)
+
+
+@given(st.integers(1, 10**9), st.integers(1, 1000))
+def test_adapted_values_are_valid_and_final(events: int, epochs: int) -> None:
+    hp = Hyperparameters(num_entity_vectors=10, vector_dim=4, epochs=epochs).adapted(events)
+    assert 1 <= hp.mini_batch_size <= min(10_000, events)
+    assert 0.001 <= hp.learning_rate <= 0.03
+    assert hp.adapted(1) == hp
+
+
+@pytest.mark.parametrize("text", ["5", "7"])
+def test_there_are_two_ip_versions(text: str) -> None:
+    assert Hyperparameters.parse({**REQUIRED, "ip_version": "6"}).ip_version == 6
+    with pytest.raises(UserError, match=f"ip_version={text} is "):
+        Hyperparameters.parse({**REQUIRED, "ip_version": text})
 
 
 @pytest.mark.parametrize(

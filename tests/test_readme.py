@@ -18,7 +18,8 @@ def number(value: float) -> str:
 def line(d: Declaration) -> str:
     default = "*required*" if d.default is None else number(d.default)
     tuning = f"{number(d.tuning[0])} to {number(d.tuning[1])}" if d.tuning else ""
-    return f"| `{d.name}` | {number(d.low)} to {number(d.high)} | {default} | {tuning} | {d.help} |\n"
+    range_ = " or ".join(map(str, d.choices)) if d.choices else f"{number(d.low)} to {number(d.high)}"
+    return f"| `{d.name}` | {range_} | {default} | {tuning} | {d.help} |\n"
 
 
 def hyperparameters() -> str:

@@ -3,11 +3,14 @@ import dataclasses
 import numpy as np
 import pytest
 
-from conftest import Traffic, to_events
+from conftest import Traffic, no_events, to_events
 from ipinsights import evaluation, metrics, training
+from ipinsights.addresses import IPV4, IPV6, random_addresses
+from ipinsights.entities import EntityIndex
 from ipinsights.errors import UserError
 from ipinsights.events import Events
 from ipinsights.hyperparameters import Hyperparameters
+from ipinsights.networks import Networks
 from ipinsights.scoring import Scorer
 from ipinsights.training import BatchProgress, EpochSummary, Listener, fit
 
@@ -76,16 +79,66 @@ def test_training_starts_at_chance_and_learns(train: Events) -> None:
 def test_validation_is_against_one_random_address_whatever_training_uses(traffic: Traffic, train: Events) -> None:
     recorder = Recorder()
     hp = dataclasses.replace(HP, random_negative_sampling_rate=0, shuffled_negative_sampling_rate=3)
-    validation = to_events(traffic.normal, HP.num_entity_vectors)
+    validation = Events(train.index.find(traffic.normal.entities), traffic.normal.addresses, train.index)
     model = fit(train, hp, validation, recorder)
-    drawn = np.random.default_rng(hp.seed).integers(1 << 32, size=len(validation), dtype=np.uint32)
-    other = np.random.default_rng(hp.seed + 1).integers(1 << 32, size=len(validation), dtype=np.uint32)
+    drawn, other = (
+        random_addresses(len(validation), IPV4, 0.0, np.random.default_rng(seed)) for seed in (hp.seed, hp.seed + 2)
+    )
     real, made_up, otherwise = (
         (model.entity[validation.entity] * model.encode(a)).sum(1) for a in (validation.address, drawn, other)
     )
     auc = recorder.epochs[-1].discriminator_auc
     assert auc == pytest.approx(metrics.auc(real, made_up), abs=2e-5)  # ties of rounding fall either way
     assert auc != pytest.approx(metrics.auc(real, otherwise), abs=2e-5)
+
+
+def test_shuffled_auc_sees_what_training_without_shuffled_negatives_loses(traffic: Traffic, train: Events) -> None:
+    validation = Events(train.index.find(traffic.normal.entities), traffic.normal.addresses, train.index)
+    seen = {}
+    for rate in (0, 1):
+        recorder = Recorder()
+        fit(train, dataclasses.replace(HP, shuffled_negative_sampling_rate=rate, epochs=10), validation, recorder)
+        seen[rate] = recorder.epochs[-1]
+    without, with_ = seen[0], seen[1]
+    assert min(without.discriminator_auc, with_.discriminator_auc) > 0.97
+    assert without.shuffled_auc < with_.shuffled_auc - 0.02
+
+
+def test_validation_of_one_entity_has_no_shuffled_auc(train: Events) -> None:
+    recorder = Recorder()
+    one = Events(train.entity[:1].repeat(5), train.address[:5], train.index)
+    fit(train, dataclasses.replace(HP, epochs=1), one, recorder)
+    assert np.isnan(recorder.epochs[0].shuffled_auc)
+
+
+def test_an_entity_that_training_never_met_is_the_typical_one(train: Events) -> None:
+    model = fit(train, HP)
+    strangers = np.setdiff1d(np.arange(HP.num_entity_vectors + 1), train.entity)
+    assert len(strangers) > 50
+    assert (model.entity[strangers] == model.entity[-1]).all()
+    # What all share is which addresses are in use: log-ins of anybody are likelier than addresses at random.
+    random = random_addresses(len(train), IPV4, 0.0, np.random.default_rng(0))
+    assert metrics.auc(model.encode(train.address) @ model.entity[-1], model.encode(random) @ model.entity[-1]) > 0.65
+
+
+def test_novelty_is_larger_for_those_who_are_always_elsewhere() -> None:
+    home, abroad = np.full(50, 10 << 24), np.arange(50) << 24
+    events = Events(
+        np.repeat([0, 1, 2], [50, 50, 5]).astype(np.int32),
+        np.concatenate([home, abroad, abroad[:5]]).astype(np.uint32),
+        EntityIndex(4),
+    )
+    novelty = training._novelty(events, IPV4, 4)
+    mean = 55 / 105
+    expected = [(0 + 10 * mean) / 60, (50 + 10 * mean) / 60, (5 + 10 * mean) / 15, mean]
+    assert novelty == pytest.approx(training.NOVELTY * np.array(expected) / mean)
+    wide = Events(events.entity, events.address.astype(np.uint64) << np.uint64(32), events.index)
+    assert training._novelty(wide, dataclasses.replace(IPV6, levels=(8, 64)), 4) == pytest.approx(novelty)
+
+
+def test_nobody_was_anywhere_once() -> None:
+    events = Events(np.zeros(4, np.int32), np.full(4, 1 << 24, np.uint32), EntityIndex(2))
+    assert np.isfinite(training._novelty(events, IPV4, 2)).all()
 
 
 def test_without_validation_there_is_no_auc(train: Events) -> None:
@@ -112,7 +165,7 @@ def test_without_validation_there_is_no_auc(train: Events) -> None:
 )
 def test_the_ends_of_the_documented_ranges_train(train: Events, changes: dict[str, int]) -> None:
     hp = dataclasses.replace(HP, **changes)
-    few = Events(train.entity[:300] % hp.num_entity_vectors, train.address[:300])
+    few = Events(train.entity[:300] % hp.num_entity_vectors, train.address[:300], EntityIndex(hp.num_entity_vectors))
     recorder = Recorder()
     model = fit(few, hp, listener=recorder)
     assert np.isfinite(model.entity).all()
@@ -136,7 +189,7 @@ def test_what_stays_visible_under_dropout_is_a_chain(train: Events) -> None:
 
 def test_no_events_are_the_users_fault() -> None:
     with pytest.raises(UserError, match="holds no rows"):
-        fit(Events(np.zeros(0, np.int32), np.zeros(0, np.uint32)), HP)
+        fit(no_events(), HP)
 
 
 def test_what_a_training_is_made_of(train: Events, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,9 +198,9 @@ def test_what_a_training_is_made_of(train: Events, monkeypatch: pytest.MonkeyPat
     rates: list[float] = []
     gradients, apply = training.gradients, training.Optimiser.apply
 
-    def watched_gradients(table: object, encoder: object, batch: training.Batch) -> object:
+    def watched_gradients(table: object, typical: object, encoder: object, batch: training.Batch) -> object:
         batches.append(batch)
-        return gradients(table, encoder, batch)
+        return gradients(table, typical, encoder, batch)
 
     def watched_apply(self: training.Optimiser, learnt: object, rate: float) -> None:
         rates.append(rate)
@@ -201,21 +254,67 @@ def test_the_encoder_starts_as_the_sum_of_small_prefix_rows(train: Events) -> No
     expected = trainer.encoder.prefix[rows].sum(1)
     training.torch.testing.assert_close(trainer.encoder(rows), expected)
     assert float(trainer.encoder.w1.std()) == pytest.approx((2 / HP.vector_dim) ** 0.5, rel=0.2)
-    assert float(trainer.table.std()) == pytest.approx(0.01, rel=0.1)
+    assert float(trainer.table[train.entity].std()) == pytest.approx(0.01, rel=0.1)
+    assert not trainer.typical.any()
 
 
 def test_the_documented_defaults_learn_who_is_who(traffic: Traffic, train: Events) -> None:
-    """Not only which addresses anybody uses: epsilon and steps must suit a mini-batch of any size."""
-    hp = Hyperparameters(num_entity_vectors=200, vector_dim=16, epochs=20, learning_rate=0.01)
-    scorer = Scorer(fit(train, hp))
-    random, others = evaluation.evaluate(scorer, traffic.normal, threshold=0.0)
-    assert random.auc > 0.95
-    assert others.auc > 0.9
+    """With nothing set but what must be: by default the steps would be too few and too small for so few events."""
+    hp = Hyperparameters(num_entity_vectors=200, vector_dim=16)
+    random, others = evaluation.evaluate(Scorer(fit(train, hp)), traffic.normal, threshold=0.0)
+    assert random.auc > 0.97
+    assert others.auc > 0.96
+    as_set = dataclasses.replace(hp, mini_batch_size=10_000, learning_rate=0.001)
+    _, others = evaluation.evaluate(Scorer(fit(train, as_set)), traffic.normal, threshold=0.0)
+    assert others.auc < 0.85  # what is set is done
+
+
+def test_providers_are_known_where_their_prefixes_are_not(traffic: Traffic) -> None:
+    """Two providers own every second /16; entities move within their provider to networks never seen."""
+    rng = np.random.default_rng(0)
+    first = (np.arange(1 << 8) << 16).astype(np.uint32) + np.uint32(20 << 24)
+    networks = Networks(first, first + np.uint32(65535), np.stack([np.arange(256) % 2 + 1, np.full(256, 17477)]))
+    networks = dataclasses.replace(networks, labels=networks.labels.astype(np.uint32))
+    entity = rng.integers(40, size=4000).astype(np.int32)
+    seen = rng.integers(64, size=4000) * 2 + entity % 2  # the first half of the networks
+    address = (first[seen] + rng.integers(1 << 16, size=4000)).astype(np.uint32)
+    train = Events(entity, address, EntityIndex(80))
+    later = entity[:1000]
+    unseen = 128 + rng.integers(64, size=1000) * 2
+    own = (first[unseen + later % 2] + 77).astype(np.uint32)
+    foreign = (first[unseen + 1 - later % 2] + 77).astype(np.uint32)
+    hp = dataclasses.replace(HP, num_entity_vectors=80, epochs=20)
+    aucs = []
+    for table in (None, networks):
+        model = fit(train, hp, networks=table)
+        scores = [(model.entity[later] * model.encode(address)).sum(1) for address in (own, foreign)]
+        aucs.append(metrics.auc(*scores))
+    assert aucs[0] == pytest.approx(0.5, abs=0.15)
+    assert aucs[1] > 0.95
+
+
+def test_ipv6_and_ipv4_of_an_account_are_learnt_together() -> None:
+    rng = np.random.default_rng(0)
+    entity = rng.integers(50, size=6000).astype(np.int32)
+    networks = (np.uint64(0x2001) << np.uint64(48)) + rng.integers(1 << 32, size=50, dtype=np.uint64) * np.uint64(65536)
+    quads = np.uint64(0x2002 << 48) + rng.integers(1 << 16, size=50, dtype=np.uint64) * np.uint64(1 << 32)
+    own = np.where(rng.random(6000) < 0.5, networks[entity], quads[entity]) + rng.integers(
+        256, size=6000, dtype=np.uint64
+    )
+    hp = dataclasses.replace(HP, num_entity_vectors=100, ip_version=6, epochs=10)
+    model = fit(Events(entity, own, EntityIndex(100)), hp)
+    score = lambda e, a: (model.entity[e] * model.encode(a)).sum(1)  # noqa: E731
+    for places in (networks, quads):
+        yours = score(np.arange(50), places)
+        theirs = score(np.arange(50), np.roll(places, 1))
+        assert metrics.auc(yours, theirs) > 0.95
+    random = random_addresses(1000, IPV6, 0.5, rng)
+    assert metrics.auc(score(entity, own), score(np.arange(1000) % 50, random)) > 0.99
 
 
 def test_empty_validation_is_the_users_fault(train: Events) -> None:
     with pytest.raises(UserError, match="the validation channel holds no rows"):
-        fit(train, HP, Events(np.zeros(0, np.int32), np.zeros(0, np.uint32)))
+        fit(train, HP, no_events())
 
 
 def test_divergence_is_told(train: Events) -> None:

@@ -21,7 +21,7 @@ def known(training: list[int], level: int, min_count: int) -> dict[int, int]:
 
 @given(several, several)
 def test_an_address_has_the_rows_of_its_known_prefixes(training: list[int], queries: list[int]) -> None:
-    vocabulary = Vocabulary.build(np.array(training, np.uint32), LEVELS)
+    vocabulary = Vocabulary.build(np.array(training, np.uint32), levels=LEVELS)
     rows = vocabulary.chains[vocabulary.leaves(np.array(queries, np.uint32))]
     counts = vocabulary.chain_counts[vocabulary.leaves(np.array(queries, np.uint32))]
     first = len(LEVELS)
@@ -36,7 +36,7 @@ def test_an_address_has_the_rows_of_its_known_prefixes(training: list[int], quer
 
 @given(several)
 def test_the_order_of_the_events_does_not_matter(training: list[int]) -> None:
-    one, other = (Vocabulary.build(np.array(t, np.uint32), LEVELS) for t in (training, sorted(training)))
+    one, other = (Vocabulary.build(np.array(t, np.uint32), levels=LEVELS) for t in (training, sorted(training)))
     assert one.sizes == other.sizes
     assert (one.prefixes == other.prefixes).all()
     assert (one.counts == other.counts).all()
@@ -44,7 +44,7 @@ def test_the_order_of_the_events_does_not_matter(training: list[int]) -> None:
 
 @given(several, st.integers(0, 40))
 def test_the_cap_holds_and_the_smallest_count_that_fits_is_taken(training: list[int], cap: int) -> None:
-    vocabulary = Vocabulary.build(np.array(training, np.uint32), LEVELS, max_rows=cap)
+    vocabulary = Vocabulary.build(np.array(training, np.uint32), levels=LEVELS, max_rows=cap)
     assert len(vocabulary.prefixes) <= cap
     by_count = {c: sum(len(known(training, level, c)) for level in LEVELS) for c in range(2, len(training) + 2)}
     expected = next(size for size in by_count.values() if size <= cap)

@@ -28,7 +28,12 @@ from ipinsights.vocabulary import Labels, Vocabulary
 FORMAT_VERSION = 2
 TENSORS, MANIFEST = "model.safetensors", "manifest.json"
 
-_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "U32": np.dtype("<u4"), "U64": np.dtype("<u8"), "I64": np.dtype("<i8")}
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype("<f4"),
+    "U32": np.dtype("<u4"),
+    "U64": np.dtype("<u8"),
+    "I64": np.dtype("<i8"),
+}
 _ENCODER = ("prefix", "w1", "b1", "w2", "b2")
 _NETWORKS = ("first", "last", "labels")
 

@@ -1,10 +1,10 @@
 """Entities (accounts, devices, keys: any string) to rows of the entity table.
 
 An entity's home is xxHash64 of its UTF-8 bytes, modulo the number of rows: a published, fixed function, the same on
-every platform and in every release. Where another entity has that row already, the next free one is taken (open
-addressing with linear probing, Knuth, The Art of Computer Programming 3, 6.4), and a tag of 32 bits on each row says
-whose it is. So entities share rows only where there are more of them than rows, or nearly, and one that training never
-saw is told from those it did. Half the rows free keeps the search short.
+every platform and in every release. Where another entity has that row already, others are tried (open addressing with
+double hashing, Knuth, The Art of Computer Programming 3, 6.4), and a tag of 32 bits on each row says whose it is. So
+entities share rows only where there are more of them than rows, and one that training never saw is told from those it
+did. Half the rows free keeps the search short.
 Source of the hash: https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md
 """
 
@@ -62,10 +62,12 @@ class EntityIndex:
         digests = hash_names(encoded.dictionary)
         home = (digests % np.uint64(self.num_rows)).astype(np.int64)
         tags = np.maximum(digests >> np.uint64(32), 1).astype(np.uint32)
+        # Who meets at one row parts at the next; but in a small table every row is to be tried.
+        stride = tags.astype(np.int64) % (self.num_rows if self.num_rows > _PROBES else 1) + 1
         rows = np.full(len(digests), -1, dtype=np.int64)
         open_ = np.argsort(digests)  # what is claimed depends on the entities, not on their order
         for probe in range(min(_PROBES, self.num_rows)):
-            at = (home[open_] + probe) % self.num_rows
+            at = (home[open_] + probe * stride[open_]) % self.num_rows
             if claim:
                 free = np.flatnonzero(self.tags[at] == 0)
                 _, first = np.unique(at[free], return_index=True)  # of several that want a row, the first has it

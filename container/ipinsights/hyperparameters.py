@@ -24,8 +24,8 @@ _UNBOUNDED = 2**31 - 1
 MIN_STEPS = 60
 """Optimiser steps that a training takes at least, unless somebody sets mini_batch_size."""
 _RATE_OF_ONE_STEP, _HIGHEST_RATE = 0.25, 0.03
-"""The learning rate, unless somebody sets it, is the former by the square root of the number of steps, up to the latter:
-what Adam can move a weight by is the rate times the steps."""
+"""The learning rate, unless somebody sets it, is the former by the square root of the number of steps, and at most the
+latter: Adam cannot move a weight further than the rate times the steps."""
 
 
 class _DefaultFloat(float):
@@ -145,7 +145,8 @@ class Hyperparameters:
         0.0,
         10.0,
         "Share of a weight that a step takes away, times the learning rate: of the blocks, and of "
-        "the table rows that the step touches.",
+        "the table rows that the step touches. Those lose a tenth besides, whatever is set, so that an entity seen rarely "
+        "stays near the typical one; rows that the step does not touch keep what they have.",
         default=0.00001,
         tuning=(0.0, 1.0),
     )

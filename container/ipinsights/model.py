@@ -33,7 +33,7 @@ class Encoder:
     """The parameters of phi."""
 
     prefix: Array
-    """[P, D]: first the L unknown rows, then the known prefixes (and providers and countries, where a table was given)."""
+    """[P, D]: first the L unknown rows, then the known prefixes, and providers and countries if a table was given."""
     w1: Array
     """[B, D, D]"""
     b1: Array

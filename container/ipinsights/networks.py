@@ -62,7 +62,9 @@ class Networks:
 
     def find(self, queries: npt.NDArray[np.unsignedinteger]) -> npt.NDArray[np.int32]:
         """The range of each address: int32 [n]; -1 where there is none."""
-        found = np.empty(len(queries), dtype=np.int32)
+        found = np.full(len(queries), -1, dtype=np.int32)
+        if not len(self):
+            return found
         for begin in range(0, len(queries), _CHUNK):
             part = slice(begin, begin + _CHUNK)
             at = np.searchsorted(self.first, queries[part], side="right") - 1
@@ -70,9 +72,13 @@ class Networks:
         return found
 
     def restrict(self, known: Sequence[npt.NDArray[np.uint32]]) -> "Networks":
-        """Only what lookups of the known labels (one array a kind) need: other labels become 0, and ranges without any
-        go; neighbours with the same labels become one range."""
-        labels = np.stack([np.where(np.isin(own, values), own, 0) for own, values in zip(self.labels, known, strict=True)])
+        """Keep what lookups of the known labels (one array a kind) need.
+
+        Other labels become 0, ranges without any go, and neighbours with the same labels become one range.
+        """
+        labels = np.stack(
+            [np.where(np.isin(own, values), own, 0) for own, values in zip(self.labels, known, strict=True)]
+        )
         kept = labels.any(axis=0)
         first, last, labels = self.first[kept], self.last[kept], labels[:, kept]
         if not len(first):

@@ -9,8 +9,8 @@ mean: Adam does not care about the scale, and `EPSILON` then means the same for 
 A shuffled negative whose entity is the address's own is no negative: it carries no weight. Nor are the others negative
 for certain: now and then an entity comes from where it never came from, as a traveller does. So the shuffled negatives
 of a positive together have a label above 0, the entity's *novelty*. Without it training learns in the end that whoever
-is abroad is an attacker, wherever he is: every event is known by heart by then, and nothing holds up the score of places
-that others use. With it the score of such a place tends to the logarithm of the novelty, not to minus infinity.
+is abroad is an attacker, wherever that is: every event is known by heart by then, and nothing holds up the score of
+places that others use. With it the score of such a place tends to the logarithm of the novelty, not to minus infinity.
 
 `gradients` takes rows of the tables and returns gradients of those rows, already summed over duplicates; `Optimiser`
 applies them. Between the two is the seam where several machines would exchange rows.
@@ -26,10 +26,13 @@ import torch.nn.functional as F
 from ipinsights.model import Encoder
 
 BETA1, BETA2 = 0.9, 0.999
-EPSILON = 0.01
+EPSILON = 0.005
 """In units of a record's gradient, which is at most a weight of the other embedding: rows whose records are right
 already come to rest, where Adam with its usual, vanishing epsilon would move them by whole steps until every event is
 known by heart."""
+SHRINKAGE = 0.1
+"""Weight decay of table rows besides the hyperparameter's. What sets an entity apart from the typical one, and a network
+from others, has to show in event after event to stay."""
 ENCODER_RATE = 0.1
 """The blocks' learning rate, relative to the tables': every step moves them, but a row only when it is met."""
 _TILE = 512
@@ -184,17 +187,17 @@ class Optimiser:
                 torch.split(gradient.rows, _TILE), torch.split(gradient.values, _TILE), strict=True
             ):
                 tile = _State(*(array.index_select(0, rows) for array in table))
-                self._update(tile, values, learning_rate)
+                self._update(tile, values, learning_rate, self._weight_decay + SHRINKAGE)
                 for array, updated in zip(table, tile, strict=True):
                     array.index_copy_(0, rows, updated)
-        self._update(self._typical, gradients.typical, learning_rate)
+        self._update(self._typical, gradients.typical, learning_rate, self._weight_decay)
         for block, d_block in zip(self._blocks, gradients.blocks, strict=True):
-            self._update(block, d_block, ENCODER_RATE * learning_rate)
+            self._update(block, d_block, ENCODER_RATE * learning_rate, self._weight_decay)
 
-    def _update(self, state: _State, gradient: torch.Tensor, rate: float) -> None:
+    def _update(self, state: _State, gradient: torch.Tensor, rate: float, decay: float) -> None:
         """Adam (Kingma and Ba, ICLR 2015) with decoupled weight decay (Loshchilov and Hutter, ICLR 2019), in place."""
         weight, mean, square = state
-        weight.mul_(max(0.0, 1 - rate * self._weight_decay))
+        weight.mul_(max(0.0, 1 - rate * decay))
         mean.lerp_(gradient, 1 - BETA1)
         square.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
         deviation = square.sqrt().div_(math.sqrt(1 - BETA2**self._steps)).add_(EPSILON)

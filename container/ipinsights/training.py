@@ -48,10 +48,10 @@ def fit(
 ) -> Model:
     """Train a model on observed pairs.
 
-    Entities of both event sets are rows below ``num_entity_vectors``, or that number itself for an unknown entity of
-    the validation set. Hyperparameters left at their defaults are adapted to the number of events
-    (`Hyperparameters.adapted`). With a table of networks the encoder knows providers and countries. The device defaults to the first GPU, and to the
-    CPU where there is none. Raises UserError where the events cannot be learnt from.
+    Entities of both event sets are rows of one index, which ``num_entity_vectors`` must be the size of. Hyperparameters
+    left at their defaults are adapted to the number of events (`Hyperparameters.adapted`). With a table of networks the
+    encoder knows providers and countries. The device defaults to the first GPU, and to the CPU where there is none.
+    Raises UserError where the events cannot be learnt from.
     """
     if len(train) == 0:
         raise UserError("there are no training events: the train channel holds no rows")

@@ -15,6 +15,7 @@ prefix, like the flattened table of a router, and so do the networks. A *leaf* i
 its row on every level.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -146,7 +147,7 @@ class Vocabulary:
     def known_shares(self) -> list[float]:
         """The share of the training events whose prefix is known, level by level."""
         ends = np.cumsum((0, *self.sizes))
-        return [float(self.counts[a:b].sum() / self.events) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+        return [float(self.counts[a:b].sum() / self.events) for a, b in itertools.pairwise(ends)]
 
     @cached_property
     def _index(self) -> tuple[Addresses, npt.NDArray[np.int32], npt.NDArray[np.int32]]:
@@ -160,13 +161,13 @@ class Vocabulary:
         ends = networks.last[networks.last < _last(self.family)] + _bits(1, networks.last)
         cut = np.unique(np.concatenate([starts, networks.first, ends]))
         leaf = leaf[np.searchsorted(starts, cut, side="right") - 1]
-        rows = np.stack([leaf, *self._label_rows(networks.find(cut))], axis=1)
+        rows = np.stack([leaf, *self._label_rows(networks, cut)], axis=1)
         distinct, leaves = np.unique(rows, axis=0, return_inverse=True)
         chains = np.concatenate([chains[distinct[:, 0]], distinct[:, 1:]], axis=1)
         return cut, leaves.astype(np.int32), chains
 
     def _prefix_chains(self) -> npt.NDArray[np.int32]:
-        """The row on every prefix level of the root, where no prefix is known, and of each known prefix: [1 + K, ...]"""
+        """The row on every prefix level of each known prefix; and first where none is known: int32 [1 + K, levels]."""
         chains = np.empty((1 + len(self.prefixes), len(self.levels)), dtype=np.int32)
         chains[:] = np.arange(len(self.levels))
         start = 0
@@ -195,12 +196,12 @@ class Vocabulary:
             leaves[found >= 0] = 1 + found[found >= 0]
         return starts, leaves
 
-    def _label_rows(self, ranges: npt.NDArray[np.int32]) -> list[npt.NDArray[np.int32]]:
-        """The row on each label's level of each range number, -1 standing for no range."""
+    def _label_rows(self, networks: Networks, queries: Addresses) -> list[npt.NDArray[np.int32]]:
+        """The row of each address on each label's level."""
         rows = []
+        ranges = networks.find(queries)
         first = self.depth + len(self.prefixes)
-        assert self.networks is not None  # or nobody asks
-        for level, (label, own) in enumerate(zip(self.labels, self.networks.labels, strict=True)):
+        for level, (label, own) in enumerate(zip(self.labels, networks.labels, strict=True)):
             value = np.where(ranges >= 0, np.append(own, 0)[ranges], 0)
             at = _find(label.values, value)
             rows.append(np.where(at >= 0, first + at, len(self.levels) + level).astype(np.int32))

@@ -42,11 +42,12 @@ def test_the_artifact_holds_hyperparameters_facts_and_metrics(trained: Trained, 
 
 
 def test_metric_definitions_are_the_built_ins() -> None:
-    assert METRIC_DEFINITIONS == BUILT_IN
+    ours = {"validation:shuffled_auc": _EPOCH + r"validation shuffled_auc <score>=(\S+)"}
+    assert BUILT_IN | ours == METRIC_DEFINITIONS
 
 
 def test_every_expression_reads_its_values_back(trained: Trained, traffic: Traffic) -> None:
-    found = {name: re.findall(pattern, trained[1].stdout) for name, pattern in BUILT_IN.items()}
+    found = {name: re.findall(pattern, trained[1].stdout) for name, pattern in METRIC_DEFINITIONS.items()}
     epochs, interval = int(SMALL["epochs"]), 20
     batches = 3 * -(-len(traffic.train) // int(SMALL["mini_batch_size"]))
     prints = epochs * len(range(0, batches, interval))
@@ -56,6 +57,7 @@ def test_every_expression_reads_its_values_back(trained: Trained, traffic: Traff
         "train:binary_classification_accuracy:epoch": epochs,
         "train:binary_classification_cross_entropy:epoch": epochs,
         "validation:discriminator_auc": epochs,
+        "validation:shuffled_auc": epochs,
         "train:progress": epochs,
         "train:throughput": epochs,
     }
@@ -257,3 +259,55 @@ def test_a_file_of_any_name_can_be_told_of(ready: Tree) -> None:
     folder = ready.channel("train")
     Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.csv")).write_text("u,nowhere\n")
     fails(ready, "caf\\udce9.csv, line 1")
+
+
+def test_what_the_data_made_of_the_defaults_is_logged_with_its_reason(ready: Tree) -> None:
+    ready.configure({"num_entity_vectors": "4", "vector_dim": "8"})
+    job = ready.train()
+    assert job.returncode == 0
+    assert re.search(
+        r"mini_batch_size is not set: \d+ in place of the default 10000, with which 100 events", job.stdout
+    )
+    assert re.search(r"learning_rate is not set: 0.03 in place of the default 0.001", job.stdout)
+    manifest = json.loads((ready.model / "manifest.json").read_text())
+    assert manifest["hyperparameters"]["learning_rate"] == 0.03
+    ready.configure(SMALL)
+    assert "is not set" not in ready.train().stdout
+
+
+def test_training_without_shuffled_negatives_is_warned_of(ready: Tree) -> None:
+    ready.configure({**SMALL, "shuffled_negative_sampling_rate": "0"})
+    assert re.search(r"WARNING .*shuffled_negative_sampling_rate is 0", ready.train().stdout)
+    ready.configure(SMALL)
+    assert "WARNING" not in ready.train().stdout
+
+
+def test_what_is_known_of_entities_and_prefixes_is_logged(trained: Trained, ready: Tree) -> None:
+    assert "100 entities have a row of their own, of 200 rows" in trained[1].stdout
+    assert re.search(r"Known prefixes: [\d,]+ of /8 \(100% of the events\), .* of /24 \(\d+% of the", trained[1].stdout)
+    ready.configure({**SMALL, "num_entity_vectors": "1"})
+    assert re.search(r"WARNING .* 1 entities found no row of their own and share another's", ready.train().stdout)
+
+
+def test_a_networks_channel_adds_providers_and_countries(ready: Tree, traffic: Traffic) -> None:
+    ready.channel("train", **{"a.csv": to_csv(traffic.train)})
+    rows = "".join(f"{i << 24}\t{(i << 24) + 0xFFFFFF}\t{i}\t{'DE' if i % 2 else 'FR'}\tAS{i}\n" for i in range(1, 224))
+    ready.channel("networks", **{"ip2asn.tsv": rows})
+    job = ready.train()
+    assert job.returncode == 0, job.stdout
+    assert "Read 223 networks" in job.stdout
+    assert re.search(r"\d+ of provider, 2 of country", job.stdout)
+    ready.channel("networks", **{"ip2asn.tsv": "nonsense\n"})
+    fails_with = ready.train()
+    assert fails_with.returncode == 1
+    assert ready.failure.read_text().startswith("ClientError: ")
+    assert "ip2asn.tsv" in ready.failure.read_text()
+
+
+def test_ipv6_is_trained_where_it_is_asked_for(ready: Tree) -> None:
+    ready.channel("train", **{"b.csv": "u,2001:db8::1\n"})
+    fails(ready, "b.csv, line 1", "ip_version=6")
+    ready.configure({**SMALL, "ip_version": "6"})
+    job = ready.train()
+    assert job.returncode == 0, job.stdout
+    assert json.loads((ready.model / "manifest.json").read_text())["vocabulary"]["ip_version"] == 6

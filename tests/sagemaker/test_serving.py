@@ -9,7 +9,7 @@ import requests
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import Server, Traffic, Tree, to_csv
+from conftest import SMALL, Server, Traffic, Tree, to_csv
 from ipinsights import artifact
 from ipinsights.records import Records, parse_csv
 from ipinsights.sagemaker import media
@@ -225,3 +225,24 @@ def test_a_setting_that_cannot_be_is_told(trained: tuple[Tree, object], name: st
     result = trained[0].run("ipinsights.sagemaker", "serve", **{name: value})
     assert result.returncode == 1
     assert f"environment variable {name}={value!r} must be a whole number from 1 to" in result.stdout
+
+
+def test_a_model_of_ipv6_scores_both_versions(tree: Tree) -> None:
+    tree.configure({**SMALL, "ip_version": "6", "epochs": "30"})
+    lines = [f"u{i % 20},2001:db8:{i % 20:x}::{i:x}\nu{i % 20},10.{i % 20}.0.{i % 250}\n" for i in range(2000)]
+    tree.channel("train", **{"a.csv": "".join(lines)})
+    job = tree.train()
+    assert job.returncode == 0, job.stdout
+    server = Server(tree)
+    try:
+        answer = server.post("u3,2001:db8:3::99\nu3,2001:db8:4::99\nu3,10.3.0.9\nu3,::ffff:10.3.0.9\nu3,10.9.0.9\n")
+        assert answer.status_code == 200, answer.text
+        own, foreign, quad, mapped, other = (p["dot_product"] for p in answer.json()["predictions"])
+        assert own > foreign
+        assert quad == mapped > other
+        refused = server.post("u3,2001:db8:3::99\nu3,2001:db8::1%eth0\n")
+        assert refused.status_code == 400
+        assert "line 2" in refused.text
+        assert "zone id" in refused.text
+    finally:
+        server.stop()

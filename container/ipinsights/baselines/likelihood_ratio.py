@@ -27,22 +27,42 @@ validation figure of the Tor relays:
 - The address of a made-up pair is uniformly random in ``random_share`` of the cases, and otherwise another event's.
   Without it a random address in an empty network would score about 0, as unlikely from the entity as from anybody.
 
-The defaults were chosen together on the validation split of the Tor relays, IPv4 and IPv6, for the mean AUC over
-random, other and shuffled negatives. The optimum is flat: halving or doubling one of them costs .001 at most.
+`PUBLISHED` is the form without the three, where base(c | parent) is p(c | parent) of the made-up pairs.
+
+The settings of either form were chosen together on the validation split of the Tor relays, IPv4 and IPv6, for the mean
+AUC over random, other and shuffled negatives. The optima are flat: halving or doubling one of them costs .001 at most.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from ipinsights.addresses import WIDTH
+from ipinsights.addresses import IPV4
 
 LEVELS = {32: (4, 8, 12, 16, 20, 24), 64: (8, 16, 24, 32, 40, 48)}
 """Prefix lengths by the width of an address."""
 
 Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """How counts become probabilities: the formulas above, with these numbers in them."""
+
+    back_off: Literal["entities", "events"] = "entities"
+    """What ``base`` counts, which an entity backs off to."""
+    concentration: float = 0.1
+    discount: float = 0.75
+    prior: float = 3.0
+    random_share: float = 0.1
+
+
+IMPROVED = Smoothing()
+PUBLISHED = Smoothing(back_off="events", concentration=2.0, discount=0.0, prior=1.0, random_share=0.0)
+"""As Freeman et al. and Wiefling et al. have it, on prefixes."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +100,7 @@ class LikelihoodRatio:
     """Bits of an address."""
     levels: tuple[int, ...]
     """Prefix lengths, ascending."""
-    concentration: float
-    discount: float
-    prior: float
-    random_share: float
+    smoothing: Smoothing
     entities: npt.NDArray[np.integer]
     """The distinct entities, ascending; an entity's number is its place."""
     totals: Ints
@@ -99,12 +116,9 @@ class LikelihoodRatio:
         address: npt.NDArray[np.unsignedinteger],
         *,
         groups: npt.NDArray[np.integer] | None = None,
-        width: int = WIDTH,
+        width: int = IPV4.width,
         levels: Sequence[int] | None = None,
-        concentration: float = 0.1,
-        discount: float = 0.75,
-        prior: float = 3.0,
-        random_share: float = 0.1,
+        smoothing: Smoothing = IMPROVED,
     ) -> "LikelihoodRatio":
         """Count the training pairs (int [n] and uint32 or uint64 [n]).
 
@@ -147,10 +161,7 @@ class LikelihoodRatio:
         return cls(
             width,
             levels,
-            concentration,
-            discount,
-            prior,
-            random_share,
+            smoothing,
             entities,
             _with_zero(totals),
             tuple(tree),
@@ -170,6 +181,7 @@ class LikelihoodRatio:
         node, events = np.zeros(len(row), dtype=np.int64), np.full(len(row), self.totals.sum())
         pair, own = row, self.totals[row]
         theirs, made_up = np.ones((2, len(row)))  # densities, in multiples of the uniform one
+        s = self.smoothing
         for level, (_, value) in zip(self.tree, _path(address, groups, self.width, self.levels), strict=True):
             # A node of -1 makes a key below 0, never found; a place or row of -1 would make another's key.
             place = _find(level.values, value)
@@ -178,14 +190,15 @@ class LikelihoodRatio:
 
             siblings, branches = level.siblings[node], level.branches[pair]
             below, own_below = level.events[child], level.own[child_pair]
-            smoothing = self.prior * level.share
-            base = (level.entities[child] + smoothing) / (siblings + self.prior)
-            kept = np.maximum(own_below - self.discount, 0) + (self.concentration + self.discount * branches) * base
-            theirs *= kept / (own + self.concentration) / level.share
-            made_up *= (below + smoothing) / (events + self.prior) / level.share
+            everybody = base = (below + s.prior * level.share) / (events + s.prior)
+            if s.back_off == "entities":
+                base = (level.entities[child] + s.prior * level.share) / (siblings + s.prior)
+            kept = np.maximum(own_below - s.discount, 0) + (s.concentration + s.discount * branches) * base
+            theirs *= kept / (own + s.concentration) / level.share
+            made_up *= everybody / level.share
             node, pair, events, own = child, child_pair, below, own_below
         ratio: npt.NDArray[np.float64] = np.log(theirs)
-        ratio -= np.log(self.random_share + (1 - self.random_share) * made_up)
+        ratio -= np.log(s.random_share + (1 - s.random_share) * made_up)
         return ratio
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ipinsights.addresses import WIDTH
+from ipinsights.addresses import IPV4
 
 LEVELS = {32: range(1, 33), 64: range(1, 37)}
 """Prefix lengths by the width of an address."""
@@ -46,7 +46,7 @@ class LongestPrefix:
         entity: npt.NDArray[np.integer],
         address: npt.NDArray[np.unsignedinteger],
         *,
-        width: int = WIDTH,
+        width: int = IPV4.width,
         levels: Sequence[int] | None = None,
     ) -> "LongestPrefix":
         """Sort the training pairs (int [n] and uint32 or uint64 [n]). ``levels`` defaults to the width's ``LEVELS``."""

@@ -12,7 +12,6 @@ from ipinsights.errors import UserError
 from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.sagemaker.paths import Paths
 
-
 _CONTENT = {
     "train": "CSV files (entity,IP address)",
     "validation": "CSV files (entity,IP address)",

@@ -147,9 +147,7 @@ class TrainingReport(Listener):
             f"{n:,} of /{level} ({share:.0%} of the events)"
             for level, n, share in zip(vocabulary.levels, vocabulary.sizes, vocabulary.known_shares, strict=True)
         ]
-        levels += [
-            f"{len(label.values):,} of {kind}" for kind, label in zip(LABELS, vocabulary.labels, strict=False)
-        ]
+        levels += [f"{len(label.values):,} of {kind}" for kind, label in zip(LABELS, vocabulary.labels, strict=False)]
         logger.info(
             "Known prefixes: %s; at least %d events each; training on %s",
             ", ".join(levels),
