@@ -78,3 +78,11 @@ def test_ten_thousand_entities_find_rows(load: float) -> None:
     index = EntityIndex(int(10_000 / load))
     rows = index.claim(column([f"user_{i}" for i in range(10_000)]))
     assert len(set(rows.tolist())) == 10_000
+
+
+def test_no_entity_goes_round_in_a_circle_of_few_rows() -> None:
+    """A step of half the table, say, would lead back at once."""
+    for batch in range(20):
+        index = EntityIndex(40_000)
+        index.claim(column([f"{batch} user_{i}" for i in range(20_000)]))
+        assert index.sharing == 0

@@ -62,12 +62,15 @@ class EntityIndex:
         digests = hash_names(encoded.dictionary)
         home = (digests % np.uint64(self.num_rows)).astype(np.int64)
         tags = np.maximum(digests >> np.uint64(32), 1).astype(np.uint32)
-        # Who meets at one row parts at the next; but in a small table every row is to be tried.
-        stride = tags.astype(np.int64) % (self.num_rows if self.num_rows > _PROBES else 1) + 1
+        # Who meets at one row parts at the next, and growing steps keep nobody in a circle of few rows. In a small
+        # table, which every entity can try all of, one step after another does that.
+        small = self.num_rows <= _PROBES
+        stride = np.ones_like(home) if small else tags.astype(np.int64)
         rows = np.full(len(digests), -1, dtype=np.int64)
         open_ = np.argsort(digests)  # what is claimed depends on the entities, not on their order
         for probe in range(min(_PROBES, self.num_rows)):
-            at = (home[open_] + probe * stride[open_]) % self.num_rows
+            grown = 0 if small else probe * (probe - 1) // 2
+            at = (home[open_] + probe * stride[open_] + grown) % self.num_rows
             if claim:
                 free = np.flatnonzero(self.tags[at] == 0)
                 _, first = np.unique(at[free], return_index=True)  # of several that want a row, the first has it
