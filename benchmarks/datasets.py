@@ -1,23 +1,45 @@
-"""The real data: where it lies, and how it is split."""
+"""The data: where it lies, and how it is split."""
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
+
+from ipinsights import simulation
+from ipinsights.addresses import IPV4, IPV6, Family
 
 FOLDER = Path(os.environ.get("IPINSIGHTS_DATA") or Path(__file__).parents[2] / "shared" / "data")
 """Named by ``IPINSIGHTS_DATA``; need not exist."""
 
 RANGES = FOLDER / "ip2asn-2015-u32.tsv.gz"
-"""Address ranges with their ASN, to simulate with."""
+"""IPv4 address ranges with their provider and country, to simulate with and to look networks up in."""
 
 TOR = FOLDER / "tor_relay_ip_events_a.csv.gz"
-"""Tor relays (entities) seen at new addresses, from the public relay list."""
+"""Tor relays (entities) seen at new IPv4 addresses, from the public relay list."""
 
-_TOR_VALIDATION = int(pd.Timestamp("2026-01-02", tz="UTC").timestamp())
+TOR_IPV6 = FOLDER / "tor_relay_ipv6_events_a.csv.gz"
+"""The same for IPv6."""
+
+TOR_FILES = {IPV4.version: TOR, IPV6.version: TOR_IPV6}
+
+Split = Literal["far", "validation", "test"]
+"""*validation* is the 60 days before *test*, *far* the half year before those. What was chosen on the one can be
+checked on the other: in half a year more of the world is new."""
+
+
+def _unix(day: str) -> float:
+    return pd.Timestamp(day, tz="UTC").timestamp()
+
+
 _TOR_TEST = 1772500673
+_TOR_PERIODS: dict[Split, tuple[float, float]] = {
+    "far": (_unix("2025-07-15"), _unix("2026-01-02")),
+    "validation": (_unix("2026-01-02"), _TOR_TEST),
+    "test": (_TOR_TEST, np.inf),
+}
 _TOR_PER_RELAY = 20
 
 
@@ -26,15 +48,36 @@ class TorSplit:
     """Events by time: columns fingerprint and ip."""
 
     train: pd.DataFrame
+    """All that came before the split's period."""
     test: pd.DataFrame
     """Addresses never used before, of relays that training saw, at most 20 a relay."""
 
 
-def tor(test: bool = True) -> TorSplit:
-    """The test split, or the validation split with what precedes it."""
-    events = pd.read_csv(TOR)
-    begin, end = (_TOR_TEST, np.inf) if test else (_TOR_VALIDATION, _TOR_TEST)
+def tor(split: Split = "test", family: Family = IPV4) -> TorSplit:
+    """A split of the relays' events of one IP version."""
+    events = pd.read_csv(TOR_FILES[family.version])
+    begin, end = _TOR_PERIODS[split]
     train = events[events.timestamp < begin]
     later = events[(events.timestamp >= begin) & (events.timestamp < end)]
     changes = later[(later.kind == "change") & later.fingerprint.isin(train.fingerprint)]
     return TorSplit(train, changes.groupby("fingerprint").head(_TOR_PER_RELAY))
+
+
+@dataclass(frozen=True)
+class TutorialSplit:
+    """The traffic of the AWS tutorial, simulated on the table `RANGES`."""
+
+    train: simulation.Traffic
+    """The first seven days."""
+    case: simulation.TestCase
+    """100,000 later log-ins and as many attacks, and other later log-ins."""
+
+
+def tutorial(users: int = 10_000) -> TutorialSplit:
+    """What ``ipinsights simulate --ranges RANGES`` writes."""
+    rng = np.random.default_rng(0)
+    ranges = simulation.Ranges.read(RANGES)
+    traffic = simulation.simulate(users, ranges, rng)
+    train = traffic.where(traffic.day < simulation.TRAIN_DAYS)
+    later = traffic.where(traffic.day >= simulation.TRAIN_DAYS)
+    return TutorialSplit(train, simulation.make_test_case(train, later, ranges, 100_000, rng))

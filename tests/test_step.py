@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from ipinsights import sampling
 from ipinsights.model import Encoder
-from ipinsights.step import EPSILON, SHRINKAGE, Batch, Optimiser, RowGradients, gradients, sum_rows
+from ipinsights.step import ENCODER_RATE, EPSILON, SHRINKAGE, Batch, Optimiser, RowGradients, gradients, sum_rows
 
 ENTITIES, PREFIXES, LEVELS = 11, 23, 3
 
@@ -126,7 +126,7 @@ def test_adam_is_torchs_adamw_on_rows_met_every_step_and_leaves_others_alone() -
         [
             {"params": [table_reference, reference["prefix"]], "weight_decay": decay + SHRINKAGE},
             {"params": [typical_reference]},
-            {"params": [reference[name] for name in ("w1", "b1", "w2", "b2")], "lr": rate * 0.1},
+            {"params": [reference[name] for name in ("w1", "b1", "w2", "b2")], "lr": rate * ENCODER_RATE / 2},
         ],
         lr=rate,
         weight_decay=decay,

@@ -33,8 +33,8 @@ known by heart."""
 SHRINKAGE = 0.1
 """Weight decay of table rows besides the hyperparameter's. What sets an entity apart from the typical one, and a network
 from others, has to show in event after event to stay."""
-ENCODER_RATE = 0.1
-"""The blocks' learning rate, relative to the tables': every step moves them, but a row only when it is met."""
+ENCODER_RATE = 0.03
+"""The blocks' learning rate together, relative to the tables': every step moves them, but a row only when it is met."""
 _TILE = 512
 """Rows updated at a time on the CPU, so that what an update holds stays in its cache."""
 
@@ -192,7 +192,8 @@ class Optimiser:
                     array.index_copy_(0, rows, updated)
         self._update(self._typical, gradients.typical, learning_rate, self._weight_decay)
         for block, d_block in zip(self._blocks, gradients.blocks, strict=True):
-            self._update(block, d_block, ENCODER_RATE * learning_rate, self._weight_decay)
+            rate = ENCODER_RATE / max(1, len(block.weight)) * learning_rate
+            self._update(block, d_block, rate, self._weight_decay)
 
     def _update(self, state: _State, gradient: torch.Tensor, rate: float, decay: float) -> None:
         """Adam (Kingma and Ba, ICLR 2015) with decoupled weight decay (Loshchilov and Hutter, ICLR 2019), in place."""

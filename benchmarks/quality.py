@@ -1,0 +1,100 @@
+"""How good the scores are: the model and the baselines side by side, as a Markdown table.
+
+    python -m benchmarks.quality                       # Tor relays, IPv4 and IPv6, test split
+    python -m benchmarks.quality --split validation    # or far: what to choose by, and to check a choice by
+    python -m benchmarks.quality --tutorial            # the AWS tutorial's simulation
+    python -m benchmarks.quality --ablate              # the product's choices, one by one
+
+Progress goes to stderr. All draws follow from the seeds, and every row meets the same made-up pairs.
+"""
+
+import argparse
+from collections.abc import Sequence
+from typing import get_args
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from benchmarks import ablation, contenders, datasets, ranking, tutorial
+from benchmarks.contenders import Contender
+from benchmarks.tables import markdown
+from ipinsights.addresses import IPV4, IPV6, Family
+
+_OUTSIDE = (
+    "† With outside data: the provider of each address (the model: its country too), from a table of 2015 and so older "
+    "than the events."
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print what the options ask for."""
+    options = _parser().parse_args(arguments)
+    torch.set_num_threads(1)  # a second one brings little, and on a busy machine it costs much
+    if options.tutorial:
+        print(tutorial.table(options.users, range(options.seeds or 1)))
+    elif options.ablate:
+        print(ablation.table(range(options.seeds or 3)))
+    else:
+        print("\n\n".join(tor_table(options.split, family, range(options.seeds or 3)) for family in (IPV4, IPV6)))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__.splitlines()[0])
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--split", choices=get_args(datasets.Split), default="test", help="of the Tor relays' events")
+    what.add_argument("--tutorial", action="store_true", help="the AWS tutorial's simulation instead: minutes")
+    what.add_argument(
+        "--ablate",
+        action="store_true",
+        help="instead, the product with one change a row, on validation and far: a quarter of an hour",
+    )
+    parser.add_argument("--seeds", type=int, metavar="N", help="train N times (default 3, of the tutorial 1)")
+    parser.add_argument("--users", type=int, default=10_000, metavar="N", help="of the tutorial (default 10000)")
+    return parser
+
+
+def tor_table(split: datasets.Split, family: Family, seeds: Sequence[int]) -> str:
+    """The rows of one IP version, or a sentence that says why there are none."""
+    file = datasets.TOR_FILES[family.version]
+    if not file.exists():
+        return f"IPv{family.version} is left out: there is no {file} (see IPINSIGHTS_DATA)."
+    task, rows = ranking.Task.tor(split, family), tor_rows(family)
+    lines = []
+    with tqdm(total=len(rows) * len(seeds), desc=f"IPv{family.version}, {split}", unit="fit") as bar:
+        for name, contender in rows.items():
+            aucs = []
+            for seed in seeds:
+                aucs.append(task.measure(contender, seed))
+                bar.update()
+            means = np.mean(aucs, axis=1)
+            spread = f" ± {means.std(ddof=1):.4f}" if len(seeds) > 1 else ""
+            lines.append([name, f"{means.mean():.4f}{spread}", *(f"{kind:.4f}" for kind in np.mean(aucs, axis=0))])
+    caption = [
+        f"**Tor relays, IPv{family.version}, {split} split.** {len(task.train):,} events to learn from; "
+        f"{len(task.entity):,} later moves of {len(np.unique(task.entity)):,} relays to addresses they had never used, "
+        f"each against {ranking.NEGATIVES} made-up pairs a kind. Areas under the ROC curve, mean over {len(seeds)} "
+        f"seed{'s ± their standard deviation (of a baseline: over the made-up pairs alone)' * (len(seeds) > 1)}."
+    ]
+    caption += [_OUTSIDE] if any("†" in name for name in rows) else []
+    caption += [] if family is IPV6 or datasets.RANGES.exists() else [f"No rows with networks: no {datasets.RANGES}."]
+    return f"{markdown(['', 'mean', *ranking.KINDS], lines)}\n\n{' '.join(caption)}"
+
+
+def tor_rows(family: Family) -> dict[str, Contender]:
+    """What is compared on Tor relays."""
+    rows = contenders.BASELINES | {
+        "model, documented defaults": contenders.model({"vector_dim": ranking.MODEL["vector_dim"]}),
+        "**model**": contenders.model(ranking.MODEL),
+    }
+    if family is IPV4 and datasets.RANGES.exists():  # the table has no IPv6
+        networks = contenders.networks()
+        rows |= {
+            "likelihood ratio, counting entities, with providers †": contenders.likelihood_ratio_of_providers(networks),
+            "**model with `networks`** †": contenders.model(ranking.MODEL, networks),
+        }
+    return rows
+
+
+if __name__ == "__main__":
+    main()
