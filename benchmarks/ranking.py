@@ -34,7 +34,7 @@ MODEL: dict[str, Any] = {
     "mini_batch_size": 1000,
 }
 """The hyperparameters for this data, chosen on the validation split."""
-ENTITY_ROWS = {IPV4.version: 20_000, IPV6.version: 10_000}
+ENTITY_ROWS = {IPV4.version: 40_000, IPV6.version: 15_000}
 """More than there are relays, so that each has a row of its own."""
 
 _UNICAST = {IPV4.version: (1 << 24, 224 << 24), IPV6.version: (1 << 61, 1 << 62)}

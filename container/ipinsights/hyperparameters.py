@@ -104,9 +104,8 @@ class Hyperparameters:
     learning_rate: float = _declare(
         1e-6,
         10.0,
-        "Adam's step size for the tables at the start; it falls linearly to 0 over the training. "
-        "The encoder's blocks share 0.03 of it. Not set, and with few steps to take, it is raised: "
-        "0.25 / sqrt(steps), at most 0.03.",
+        "Adam's step size for the tables at the start; it falls linearly to 0 over the training. The encoder's blocks "
+        "share 0.03 of it. Not set, and with few steps to take, it is raised: 0.25 / sqrt(steps), at most 0.03.",
         default=_DefaultFloat(0.001),
         tuning=(1e-4, 0.1),
     )

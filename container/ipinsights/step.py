@@ -34,7 +34,7 @@ SHRINKAGE = 0.1
 """Weight decay of table rows besides the hyperparameter's. What sets an entity apart from the typical one, and a network
 from others, has to show in event after event to stay."""
 ENCODER_RATE = 0.03
-"""The blocks' learning rate together, relative to the tables': every step moves them, but a row only when it is met."""
+"""The blocks' learning rates' sum, relative to the tables': every step moves them, but a row only when it is met."""
 _TILE = 512
 """Rows updated at a time on the CPU, so that what an update holds stays in its cache."""
 
