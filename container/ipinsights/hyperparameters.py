@@ -143,9 +143,9 @@ class Hyperparameters:
     weight_decay: float = _declare(
         0.0,
         10.0,
-        "Share of a weight that a step takes away, times the learning rate: of the blocks, and of "
-        "the table rows that the step touches. Those lose a tenth besides, whatever is set, so that an entity seen rarely "
-        "stays near the typical one; rows that the step does not touch keep what they have.",
+        "Share of a weight that a step takes away, times the learning rate: of the blocks, and of the table rows that "
+        "the step touches; the others keep what they have. Whatever is set, those rows lose 0.1 more, so that an "
+        "entity seen rarely stays near the typical one.",
         default=0.00001,
         tuning=(0.0, 1.0),
     )

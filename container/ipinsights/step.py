@@ -31,10 +31,10 @@ EPSILON = 0.005
 already come to rest, where Adam with its usual, vanishing epsilon would move them by whole steps until every event is
 known by heart."""
 SHRINKAGE = 0.1
-"""Weight decay of table rows besides the hyperparameter's. What sets an entity apart from the typical one, and a network
-from others, has to show in event after event to stay."""
+"""Weight decay of table rows besides the hyperparameter's. What sets an entity apart from the typical one, and a
+network from others, has to show in event after event to stay."""
 ENCODER_RATE = 0.03
-"""The blocks' learning rates' sum, relative to the tables': every step moves them, but a row only when it is met."""
+"""The sum of the blocks' learning rates, relative to the tables': every step moves them, a row only when it is met."""
 _TILE = 512
 """Rows updated at a time on the CPU, so that what an update holds stays in its cache."""
 
