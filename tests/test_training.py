@@ -317,6 +317,13 @@ def test_empty_validation_is_the_users_fault(train: Events) -> None:
         fit(train, HP, no_events())
 
 
-def test_divergence_is_told(train: Events) -> None:
+@pytest.mark.parametrize("layers", [1, 100])
+def test_the_highest_learning_rate_does_not_diverge(train: Events, layers: int) -> None:
+    model = fit(train, dataclasses.replace(HP, epochs=1, learning_rate=10.0, num_ip_encoder_layers=layers))
+    assert np.isfinite(model.encode(train.address)).all()
+
+
+def test_divergence_is_told(train: Events, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "INITIAL_SCALE", 1e25)  # scores overflow
     with pytest.raises(UserError, match="lower learning_rate"):
-        fit(train, dataclasses.replace(HP, learning_rate=10.0, num_ip_encoder_layers=100))
+        fit(train, HP)
