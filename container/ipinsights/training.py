@@ -176,8 +176,10 @@ def _novelty(train: Events, family: Family, num_entity_vectors: int) -> npt.NDAr
     the coarsest level that the entity was in once. Only how entities compare is taken from it; how much novelty there
     is in all is not, since an event once met is no proof that the place is anybody's.
     """
-    place = train.address >> train.address.dtype.type(family.width - family.levels[0])
-    visits = np.sort(train.entity.astype(np.int64) << family.levels[0] | place.astype(np.int64))
+    visits = train.entity.astype(np.int64)  # one such array is much of a hundred million events, so all is in place
+    visits <<= family.levels[0]
+    visits |= (train.address >> train.address.dtype.type(family.width - family.levels[0])).astype(np.int32)
+    visits.sort()
     changes = np.concatenate([[True], visits[1:] != visits[:-1], [True]])
     once = visits[changes[:-1] & changes[1:]] >> family.levels[0]
     singles = np.bincount(once, minlength=num_entity_vectors)
