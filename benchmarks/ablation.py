@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks import contenders, datasets
-from benchmarks.ranking import MODEL, Task
+from benchmarks.ranking import Task
 from benchmarks.tables import markdown
 from ipinsights import step, training, vocabulary
 from ipinsights.addresses import IPV4, IPV6, Family
@@ -56,7 +56,9 @@ class Change:
     def measure(self, task: Task, seed: int) -> float:
         """The mean area under the ROC curve with the change."""
         with replaced(self.owner, **self.attributes):
-            return float(task.measure(contenders.model({**MODEL, **self.hyperparameters}), seed).mean())
+            return float(
+                task.measure(contenders.model({**datasets.TOR_HYPERPARAMETERS, **self.hyperparameters}), seed).mean()
+            )
 
 
 def _levels(name: str, family: Family, levels: Sequence[int]) -> Change:
@@ -132,7 +134,7 @@ def table(seeds: Sequence[int]) -> str:
     constants = (
         f"The product: MAX_ROWS {vocabulary.MAX_ROWS:,}, NOVELTY {training.NOVELTY}, EPSILON {step.EPSILON}, "
         f"SHRINKAGE {step.SHRINKAGE}, ENCODER_RATE {step.ENCODER_RATE}, "
-        f"{', '.join(f'{name} {value}' for name, value in MODEL.items())}, and defaults."
+        f"{', '.join(f'{name} {value}' for name, value in datasets.TOR_HYPERPARAMETERS.items())}, and defaults."
     )
     return f"{markdown(['', *tasks], lines)}\n\n{_CAPTION.format(seeds=len(seeds), constants=constants)}"
 

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -24,6 +24,24 @@ TOR_IPV6 = FOLDER / "tor_relay_ipv6_events_a.csv.gz"
 """The same for IPv6."""
 
 TOR_FILES = {IPV4.version: TOR, IPV6.version: TOR_IPV6}
+
+TOR_HYPERPARAMETERS: dict[str, Any] = {
+    "vector_dim": 64,
+    "epochs": 10,
+    "random_negative_sampling_rate": 1,
+    "shuffled_negative_sampling_rate": 2,
+    "learning_rate": 0.01,
+    "mini_batch_size": 1000,
+}
+"""Chosen on the validation split."""
+TUTORIAL_HYPERPARAMETERS: dict[str, Any] = {
+    "vector_dim": 128,
+    "epochs": 5,
+    "random_negative_sampling_rate": 5,
+    "learning_rate": 0.01,
+    "mini_batch_size": 1000,
+}
+"""The AWS tutorial's; what they leave out has its default."""
 
 Split = Literal["far", "validation", "test"]
 """*validation* is the 60 days before *test*, *far* the half year before those. What was chosen on the one can be
@@ -77,7 +95,4 @@ def tutorial(users: int = 10_000) -> TutorialSplit:
     """What ``ipinsights simulate --ranges RANGES`` writes."""
     rng = np.random.default_rng(0)
     ranges = simulation.Ranges.read(RANGES)
-    traffic = simulation.simulate(users, ranges, rng)
-    train = traffic.where(traffic.day < simulation.TRAIN_DAYS)
-    later = traffic.where(traffic.day >= simulation.TRAIN_DAYS)
-    return TutorialSplit(train, simulation.make_test_case(train, later, ranges, 100_000, rng))
+    return TutorialSplit(*simulation.split(simulation.simulate(users, ranges, rng), ranges, 100_000, rng))

@@ -84,14 +84,14 @@ def tor_table(split: datasets.Split, family: Family, seeds: Sequence[int]) -> st
 def tor_rows(family: Family) -> dict[str, Contender]:
     """What is compared on Tor relays."""
     rows = contenders.BASELINES | {
-        "model, documented defaults": contenders.model({"vector_dim": ranking.MODEL["vector_dim"]}),
-        "**model**": contenders.model(ranking.MODEL),
+        "model, documented defaults": contenders.model({"vector_dim": datasets.TOR_HYPERPARAMETERS["vector_dim"]}),
+        "**model**": contenders.model(datasets.TOR_HYPERPARAMETERS),
     }
     if family is IPV4 and datasets.RANGES.exists():  # the table has no IPv6
         networks = contenders.networks()
         rows |= {
             "likelihood ratio, counting entities, with providers †": contenders.likelihood_ratio_of_providers(networks),
-            "**model with `networks`** †": contenders.model(ranking.MODEL, networks),
+            "**model with `networks`** †": contenders.model(datasets.TOR_HYPERPARAMETERS, networks),
         }
     return rows
 

@@ -10,7 +10,6 @@ The measure is the area under the ROC curve, for each kind and on average.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,15 +24,6 @@ from ipinsights.events import Events
 
 KINDS = ("random", "other", "shuffled")
 NEGATIVES = 5
-MODEL: dict[str, Any] = {
-    "vector_dim": 64,
-    "epochs": 10,
-    "random_negative_sampling_rate": 1,
-    "shuffled_negative_sampling_rate": 2,
-    "learning_rate": 0.01,
-    "mini_batch_size": 1000,
-}
-"""The hyperparameters for this data, chosen on the validation split."""
 ENTITY_ROWS = {IPV4.version: 40_000, IPV6.version: 15_000}
 """More than there are relays, so that each has a row of its own."""
 

@@ -1,7 +1,6 @@
 """How well scores find the attacks of the AWS tutorial's simulation: log-ins of known users from random networks."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,15 +16,6 @@ from ipinsights.entities import EntityIndex
 from ipinsights.events import Events
 from ipinsights.progress import Listener
 from ipinsights.simulation import Traffic
-
-MODEL: dict[str, Any] = {
-    "vector_dim": 128,
-    "epochs": 5,
-    "random_negative_sampling_rate": 5,
-    "learning_rate": 0.01,
-    "mini_batch_size": 1000,
-}
-"""The tutorial's hyperparameters; what they leave out has its default."""
 
 PUBLISHED_RATE = 0.0504
 """The false positive rate of the built-in at threshold 0, in the tutorial notebook's stored output."""
@@ -46,9 +36,9 @@ def table(users: int, seeds: Sequence[int]) -> str:
     pairs = {kind: (index.find(_names(traffic)), traffic.address) for kind, traffic in kinds.items()}
 
     lines = []
-    progress = _Progress(len(train) * MODEL["epochs"] * len(seeds))
+    progress = _Progress(len(train) * datasets.TUTORIAL_HYPERPARAMETERS["epochs"] * len(seeds))
     rows = [(name, contender, seeds[:1]) for name, contender in contenders.BASELINES.items()]  # nothing random in them
-    rows.append(("**model**", contenders.model(MODEL, listener=progress), seeds))
+    rows.append(("**model**", contenders.model(datasets.TUTORIAL_HYPERPARAMETERS, listener=progress), seeds))
     for name, contender, own_seeds in rows:
         measures = np.mean([_measures(contender(train, IPV4, seed), pairs) for seed in own_seeds], axis=0)
         cells = [f"{value:.4f}" for value in measures]

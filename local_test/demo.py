@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,26 +30,10 @@ from ipinsights import addresses, metrics
 
 WORK = Path(__file__).parent / "work"
 USERS = 10_000
-TUTORIAL = {
-    "num_entity_vectors": "20000",
-    "vector_dim": "128",
-    "random_negative_sampling_rate": "5",
-    "mini_batch_size": "1000",
-    "learning_rate": "0.01",
-    "epochs": "5",
-    "batch_metrics_publish_interval": "5000",  # five times the default: fewer lines to read
-}
-"""The tutorial's hyperparameters; what they leave out has its default."""
-TOR = {
-    "num_entity_vectors": "40000",
-    "vector_dim": "64",
-    "random_negative_sampling_rate": "1",
-    "shuffled_negative_sampling_rate": "2",
-    "mini_batch_size": "1000",
-    "learning_rate": "0.01",
-    "epochs": "10",
-    "batch_metrics_publish_interval": "5000",
-}
+_FEWER_LINES = {"batch_metrics_publish_interval": 5000}
+"""Five times the default."""
+TUTORIAL = {"num_entity_vectors": 20_000, **datasets.TUTORIAL_HYPERPARAMETERS, **_FEWER_LINES}
+TOR = {"num_entity_vectors": 40_000, **datasets.TOR_HYPERPARAMETERS, **_FEWER_LINES}
 PUBLISHED = metrics.Detection(0.0, flagged=103_491, true_positives=98_453, attacks=100_000, log_ins=100_000)
 """The built-in's result at threshold 0 in the tutorial notebook's stored output, on its own draw of such traffic."""
 PAYLOAD_BYTES = 5_000_000
@@ -129,11 +114,12 @@ def run(command: Sequence[str], **environment: str) -> None:
     print(f"({command[0]} took {time.monotonic() - started:.0f} s)", flush=True)
 
 
-def train(tree: Path, hyperparameters: dict[str, str]) -> None:
+def train(tree: Path, hyperparameters: dict[str, Any]) -> None:
     """Configure a tree that plays /opt/ml and run ``train`` on it."""
     config = tree / "input" / "config"
     config.mkdir(parents=True)
-    (config / "hyperparameters.json").write_text(json.dumps(hyperparameters))
+    strings = {name: str(value) for name, value in hyperparameters.items()}  # as the platform sends them
+    (config / "hyperparameters.json").write_text(json.dumps(strings))
     run(["train"], SAGEMAKER_BASE_DIR=str(tree))
 
 

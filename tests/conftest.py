@@ -67,9 +67,7 @@ def traffic() -> Traffic:
     rng = np.random.default_rng(0)
     ranges = simulation.Ranges.synthetic(rng)
     log_ins = simulation.simulate(100, ranges, rng)
-    train = log_ins.where(log_ins.day < simulation.TRAIN_DAYS)
-    test = log_ins.where(log_ins.day >= simulation.TRAIN_DAYS)
-    case = simulation.make_test_case(train, test, ranges, 2000, rng)
+    train, case = simulation.split(log_ins, ranges, 2000, rng)
     return Traffic(records(train), records(case.normal), records(case.attacks))
 
 

@@ -1,3 +1,5 @@
+from random import Random
+
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -48,9 +50,9 @@ def test_every_entity_has_a_row_of_its_own_while_there_are_rows(blocks: list[lis
 
 
 @given(st.lists(st.text(), unique=True, max_size=50), st.randoms(use_true_random=False))
-def test_the_order_within_a_block_does_not_matter(names: list[str], random: object) -> None:
+def test_the_order_within_a_block_does_not_matter(names: list[str], random: Random) -> None:
     shuffled = names.copy()
-    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    random.shuffle(shuffled)
     one, other = EntityIndex(60), EntityIndex(60)
     assert dict(zip(names, one.claim(column(names)).tolist(), strict=True)) == dict(
         zip(shuffled, other.claim(column(shuffled)).tolist(), strict=True)

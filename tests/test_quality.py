@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks import contenders, datasets, quality
-from benchmarks.ranking import MODEL, Task
+from benchmarks.ranking import Task
 from ipinsights.addresses import IPV4, IPV6
 
 pytestmark = pytest.mark.skipif(
@@ -14,17 +14,17 @@ pytestmark = pytest.mark.skipif(
 
 def test_on_networks_of_later_months_the_model_beats_counting() -> None:
     task = Task.tor("far", IPV4)
-    model = task.measure(contenders.model(MODEL), 0).mean()
+    model = task.measure(contenders.model(datasets.TOR_HYPERPARAMETERS), 0).mean()
     assert model > 0.975
     for name, baseline in contenders.BASELINES.items():
         assert model > task.measure(baseline, 0).mean(), name
-    with_networks = task.measure(contenders.model(MODEL, contenders.networks()), 0).mean()
+    with_networks = task.measure(contenders.model(datasets.TOR_HYPERPARAMETERS, contenders.networks()), 0).mean()
     assert with_networks > model + 0.003
 
 
 def test_ipv6_is_as_good_as_ipv4() -> None:
     task = Task.tor("validation", IPV6)
-    model = task.measure(contenders.model(MODEL), 0).mean()
+    model = task.measure(contenders.model(datasets.TOR_HYPERPARAMETERS), 0).mean()
     assert model > 0.97
     assert model > task.measure(contenders.BASELINES["longest shared prefix"], 0).mean()
 

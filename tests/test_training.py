@@ -303,7 +303,10 @@ def test_ipv6_and_ipv4_of_an_account_are_learnt_together() -> None:
     )
     hp = dataclasses.replace(HP, num_entity_vectors=100, ip_version=6, epochs=10)
     model = fit(Events(entity, own, EntityIndex(100)), hp)
-    score = lambda e, a: (model.entity[e] * model.encode(a)).sum(1)  # noqa: E731
+
+    def score(entity: np.ndarray, address: np.ndarray) -> np.ndarray:
+        return (model.entity[entity] * model.encode(address)).sum(1)
+
     for places in (networks, quads):
         yours = score(np.arange(50), places)
         theirs = score(np.arange(50), np.roll(places, 1))

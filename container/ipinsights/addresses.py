@@ -55,9 +55,6 @@ FAMILIES = {family.version: family for family in (IPV4, IPV6)}
 MAPPED_FIRST, MAPPED_BITS, MAPPED_SHIFT = 0x2002 << 48, 32, 16
 """An IPv4 address a among those of IPv6: MAPPED_FIRST + (a << MAPPED_SHIFT)."""
 
-WIDTH = 32
-"""Bits of an IPv4 address."""
-
 Addresses = npt.NDArray[np.unsignedinteger]
 """uint32 for IPv4, uint64 for IPv6."""
 
@@ -206,6 +203,5 @@ def random_addresses(size: int, family: Family, mapped_share: float, rng: np.ran
     drawn = np.uint64(family.first) + rng.integers(1 << family.random_bits, size=size, dtype=np.uint64)
     if mapped_share:
         chosen = rng.random(size) < mapped_share
-        mapped = rng.integers(1 << MAPPED_BITS, size=int(chosen.sum()), dtype=np.uint64)
-        drawn[chosen] = np.uint64(MAPPED_FIRST) + (mapped << np.uint64(MAPPED_SHIFT))
+        drawn[chosen] = _6to4(rng.integers(1 << MAPPED_BITS, size=int(chosen.sum()), dtype=np.uint64))
     return drawn.astype(family.dtype)

@@ -109,9 +109,7 @@ def _simulate(options: argparse.Namespace) -> None:
     rng = np.random.default_rng(options.seed)
     ranges = simulation.Ranges.read(options.ranges) if options.ranges else simulation.Ranges.synthetic(rng)
     traffic = simulation.simulate(options.users, ranges, rng)
-    train = traffic.where(traffic.day < simulation.TRAIN_DAYS)
-    later = traffic.where(traffic.day >= simulation.TRAIN_DAYS)
-    case = simulation.make_test_case(train, later, ranges, options.test_size, rng)
+    train, case = simulation.split(traffic, ranges, options.test_size, rng)
     parts = {
         "train/log-ins": train,
         "validation/log-ins": case.validation,

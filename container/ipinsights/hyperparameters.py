@@ -105,7 +105,8 @@ class Hyperparameters:
         1e-6,
         10.0,
         "Adam's step size for the tables at the start; it falls linearly to 0 over the training. The encoder's blocks "
-        "share 0.03 of it. Not set, and with few steps to take, it is raised: 0.25 / sqrt(steps), at most 0.03.",
+        "share 0.03 of it. Not set, and with few steps to take, it is raised: "
+        f"{_RATE_OF_ONE_STEP} / sqrt(steps), at most {_HIGHEST_RATE}.",
         default=_DefaultFloat(0.001),
         tuning=(1e-4, 0.1),
     )
@@ -114,7 +115,7 @@ class Hyperparameters:
         500_000,
         "Positive pairs in one optimiser step, each with its negatives. The log counts mini-batches of this many "
         "records, negatives included, as the built-in does: a step is 1 + R + S of them. Not set, it is lowered where "
-        "the training would have fewer than 60 steps.",
+        f"the training would have fewer than {MIN_STEPS} steps.",
         default=_DefaultInt(10_000),
         tuning=(100, 50_000),
     )

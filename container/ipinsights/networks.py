@@ -88,11 +88,6 @@ class Networks:
         return Networks(first[starts], last[ends], labels[:, starts])
 
 
-def describe(kind: str, label: int) -> str:
-    """A label as people write it: ``AS3320``, ``DE``."""
-    return f"AS{label}" if kind == "provider" else label.to_bytes(2, "big").decode()
-
-
 _Columns = tuple[npt.NDArray[np.unsignedinteger], npt.NDArray[np.unsignedinteger], npt.NDArray[np.uint32]]
 
 

@@ -35,7 +35,7 @@ class Scorer:
     @property
     def family(self) -> Family:
         """The addresses that the model encodes."""
-        return self._model.vocabulary.family
+        return self._model.family
 
     def score(self, records: Records) -> npt.NDArray[np.float32]:
         """The score of each pair, float32 [n]: the higher, the more normal.

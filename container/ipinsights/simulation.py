@@ -139,6 +139,12 @@ class TestCase:
     """Other later log-ins of such users, at most as many."""
 
 
+def split(traffic: Traffic, ranges: Ranges, test_size: int, rng: np.random.Generator) -> tuple[Traffic, TestCase]:
+    """The first `TRAIN_DAYS` to train on, and a test case of the rest (see `make_test_case`)."""
+    train, later = traffic.where(traffic.day < TRAIN_DAYS), traffic.where(traffic.day >= TRAIN_DAYS)
+    return train, make_test_case(train, later, ranges, test_size, rng)
+
+
 def make_test_case(train: Traffic, later: Traffic, ranges: Ranges, size: int, rng: np.random.Generator) -> TestCase:
     """Draw a test case of ``size`` log-ins and as many attacks; of fewer where that leaves none to validate with.
 

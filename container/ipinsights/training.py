@@ -66,6 +66,7 @@ def fit(
     validator = _Validator(validation, trainer, hyperparameters.seed) if validation is not None else None
     for epoch in range(hyperparameters.epochs):
         accuracy, cross_entropy, seconds = trainer.run(epoch, listener)
+        discriminator_auc, shuffled_auc = validator.aucs() if validator else (None, None)
         listener.epoch_done(
             EpochSummary(
                 epoch=epoch,
@@ -74,8 +75,8 @@ def fit(
                 seconds=seconds,
                 accuracy=accuracy,
                 cross_entropy=cross_entropy,
-                discriminator_auc=validator.discriminator_auc() if validator else None,
-                shuffled_auc=validator.shuffled_auc() if validator else None,
+                discriminator_auc=discriminator_auc,
+                shuffled_auc=shuffled_auc,
             )
         )
     return trainer.model()
@@ -90,7 +91,7 @@ class _Trainer:
         self._generator = torch.Generator(device).manual_seed(hp.seed)
         self._shifting = torch.Generator().manual_seed(hp.seed)
         self.index = _PrefixIndex(vocabulary, device)
-        self._index = train.index
+        self._rows = train.index
         self._entity = torch.from_numpy(train.entity).to(device)
         self._leaf = torch.from_numpy(vocabulary.leaves(train.address)).to(device)
         self._novelty = torch.from_numpy(_novelty(train, vocabulary.family, hp.num_entity_vectors)).to(device)
@@ -166,7 +167,7 @@ class _Trainer:
     def model(self) -> Model:
         """The model as trained so far."""
         encoder = Encoder(**{name: array.numpy(force=True) for name, array in vars(self.encoder).items()})
-        return Model(self.vocabulary, self._index, (self.table + self.typical).numpy(force=True), encoder)
+        return Model(self.vocabulary, self._rows, (self.table + self.typical).numpy(force=True), encoder)
 
 
 def _novelty(train: Events, family: Family, num_entity_vectors: int) -> npt.NDArray[np.float32]:
@@ -224,25 +225,24 @@ class _Validator:
         vocabulary, device = trainer.vocabulary, trainer.table.device
         random = random_addresses(len(events), vocabulary.family, mapped_share(events.address), rng)
         shuffle = rng.permutation(len(events))
-        self._true_pair = torch.from_numpy(events.entity[shuffle] == events.entity).to(device)
+        self._true_pair = events.entity[shuffle] == events.entity
         self._entity = torch.from_numpy(events.entity).to(device)
         self._leaves = {
             name: torch.from_numpy(vocabulary.leaves(address)).to(device)
             for name, address in (("own", events.address), ("random", random), ("others'", events.address[shuffle]))
         }
 
-    def discriminator_auc(self) -> float:
-        """The area under the ROC curve of observed against random addresses."""
-        return metrics.auc(*(self._score(kind).numpy(force=True) for kind in ("own", "random")))
+    def aucs(self) -> tuple[float, float]:
+        """The areas under the ROC curve of observed against random addresses, and against addresses of other events.
 
-    def shuffled_auc(self) -> float:
-        """The same against the address of another event, where that is another entity's; nan where none is."""
-        own, others = self._score("own"), self._score("others'")[~self._true_pair]
-        return metrics.auc(own.numpy(force=True), others.numpy(force=True))
+        Of the latter count those of another entity; the area is nan where there are none.
+        """
+        own, random, others = (self._score(kind) for kind in ("own", "random", "others'"))
+        return metrics.auc(own, random), metrics.auc(own, others[~self._true_pair])
 
-    def _score(self, kind: str) -> torch.Tensor:
+    def _score(self, kind: str) -> npt.NDArray[np.float32]:
         trainer = self._trainer
-        return torch.cat(
+        scores = torch.cat(
             [
                 ((trainer.table[entity] + trainer.typical) * trainer.encoder(trainer.index.rows(leaf))).sum(1)
                 for entity, leaf in zip(
@@ -252,6 +252,7 @@ class _Validator:
                 )
             ]
         )
+        return scores.numpy(force=True)
 
 
 def _means(totals: torch.Tensor) -> tuple[float, float]:
