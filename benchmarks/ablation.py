@@ -56,9 +56,8 @@ class Change:
     def measure(self, task: Task, seed: int) -> float:
         """The mean area under the ROC curve with the change."""
         with replaced(self.owner, **self.attributes):
-            return float(
-                task.measure(contenders.model({**datasets.TOR_HYPERPARAMETERS, **self.hyperparameters}), seed).mean()
-            )
+            model = contenders.model({**datasets.TOR_HYPERPARAMETERS, **self.hyperparameters})
+            return float(task.measure(model, seed).mean())
 
 
 def _levels(name: str, family: Family, levels: Sequence[int]) -> Change:
