@@ -1,0 +1,1 @@
+// Lines of clean CSV to entity hashes and IPv4 addresses.
