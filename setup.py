@@ -12,8 +12,8 @@ VERSION = re.search(r'__version__ = "(.+)"', (HERE / "container" / "ipinsights" 
 TEST = ["coverage", "hypothesis", "mypy", "pandas-stubs", "pytest", "requests", "ruff", "scikit-learn"]
 DEMO = ["matplotlib", "requests"]
 
-# The kernel is a plain shared library that ctypes loads. x86-64-v3 is any server since 2013 (AVX2, FMA); 64-bit Arm needs
-# no flag. Optional: where there is no compiler the package installs all the same and runs a slower path, which it logs.
+# The kernel is a plain shared library that ctypes loads. x86-64-v3 is any server since 2013 (AVX2, FMA); 64-bit Arm
+# needs no flag. Optional: without a compiler the package installs all the same and runs a slower path, as it logs.
 KERNEL = "container/ipinsights/kernel"
 MACHINE = ["-march=x86-64-v3"] if platform.machine() in ("x86_64", "AMD64") else []
 NATIVE = Extension(
