@@ -20,7 +20,10 @@ NATIVE = Extension(
     "ipinsights.kernel._native",
     sources=[f"{KERNEL}/step.cpp", f"{KERNEL}/reader.cpp"],
     language="c++",
-    extra_compile_args=["-std=c++20", "-O3", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", *MACHINE],
+    extra_compile_args=[
+        *("-std=c++20", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra"),
+        *MACHINE,
+    ],
     extra_link_args=["-pthread"],
     optional=True,
 )

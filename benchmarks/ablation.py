@@ -14,7 +14,7 @@ from tqdm import tqdm
 from benchmarks import contenders, datasets
 from benchmarks.ranking import Task
 from benchmarks.tables import markdown
-from ipinsights import step, training, vocabulary
+from ipinsights import sampling, step, training, vocabulary
 from ipinsights.addresses import IPV4, IPV6, Family
 from ipinsights.events import Events
 
@@ -77,11 +77,11 @@ def _equal_novelty(train: Events, family: Family, num_entity_vectors: int) -> np
     return np.full(num_entity_vectors, training.NOVELTY, dtype=np.float32)
 
 
-_apply = step.Optimiser.apply
+_rates = step.Rates.of
 
 
-def _apply_without_typical(optimiser: step.Optimiser, gradients: step.Gradients, learning_rate: float) -> None:
-    _apply(optimiser, dataclasses.replace(gradients, typical=torch.zeros_like(gradients.typical)), learning_rate)
+def _rates_without_typical(steps: int, learning_rate: float, weight_decay: float, blocks: int) -> step.Rates:
+    return _rates(steps, learning_rate, weight_decay, blocks)._replace(typical=step.Rate(0.0, 1.0))
 
 
 PRODUCT = Change("the product")
@@ -98,7 +98,8 @@ CHANGES = [
     *(Change(f"weight_decay {decay}", {"weight_decay": decay}) for decay in (0.0, 0.1, 1.0)),
     *(Change(f"novelty {n}", owner=training, attributes={"NOVELTY": n}) for n in (0.0, 0.005, 0.05)),
     Change("novelty equal for all entities", owner=training, attributes={"_novelty": _equal_novelty}),
-    Change("no typical entity", owner=step.Optimiser, attributes={"apply": _apply_without_typical}),
+    *(Change(f"{n} R entities share R random addresses", owner=sampling, attributes={"GROUP": n}) for n in (1, 2, 8)),
+    Change("no typical entity", owner=step.Rates, attributes={"of": staticmethod(_rates_without_typical)}),
     *(Change(f"epsilon {e}", owner=step, attributes={"EPSILON": e}) for e in (0.001, 0.01, 0.03, 0.1)),
     *(Change(f"shrinkage {s}", owner=step, attributes={"SHRINKAGE": s}) for s in (0.0, 0.3, 1.0)),
     Change("blocks learn at the tables' rate", owner=step, attributes={"ENCODER_RATE": 1.0}),

@@ -72,7 +72,7 @@ def test_the_folder_holds_two_files_at_its_root_and_others_may_read_them(model: 
     artifact.save(model, tmp_path, {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.json", "model.safetensors"]
     assert all(path.stat().st_mode & 0o004 for path in tmp_path.iterdir())
-    assert json.loads((tmp_path / "manifest.json").read_text())["format_version"] == 2
+    assert json.loads((tmp_path / "manifest.json").read_text())["format_version"] == 3
     # The tensors are plain safetensors, which the library reads too, and nothing is a pickle.
     assert set(load_file(tmp_path / "model.safetensors")) >= {"entity", "encoder.prefix", "vocabulary.prefixes"}
     for path in tmp_path.iterdir():

@@ -1,47 +1,85 @@
+import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
-from ipinsights import sampling
-from ipinsights.addresses import IPV4, IPV6
-
-
-@given(st.integers(1, 300), st.integers(1, 10), st.integers(0, 99))
-def test_shifts_move_everybody_and_differ(batch: int, rate: int, seed: int) -> None:
-    drawn = sampling.shifts(batch, rate, torch.Generator().manual_seed(seed))
-    assert len(drawn) == rate
-    if batch > 1:
-        assert all(1 <= k < batch for k in drawn)
-    if batch > rate:
-        assert len(set(drawn)) == rate
+from ipinsights import addresses, sampling
+from ipinsights.addresses import FAMILIES, IPV6
+from ipinsights.networks import Networks
+from ipinsights.vocabulary import Vocabulary
 
 
-@given(st.integers(1, 10_000), st.integers(0, 500))
-def test_groups_divide_the_batch(batch: int, rate: int) -> None:
-    size = sampling.group_size(batch, rate)
-    assert batch % size == 0
-    assert 1 <= size <= max(1, min(sampling.GROUP, rate))
+def chi_square(drawn: np.ndarray, expected: np.ndarray) -> float:
+    """Pearson's, over outcomes expected five times or more, as a share of what it is on average."""
+    often = expected >= 5
+    return float(((drawn - expected)[often] ** 2 / expected[often]).mean())
 
 
-def test_random_addresses_draw_every_octet_uniformly() -> None:
-    drawn = sampling.random_addresses(100_000, 5, IPV4, 0.0, torch.Generator().manual_seed(0))
-    assert drawn.shape == (20_000, 5)
-    for shift in (24, 16, 8, 0):
-        counts = torch.bincount((drawn.view(-1) >> shift) & 255, minlength=256).double()
-        chi_square = float(((counts - counts.mean()) ** 2 / counts.mean()).sum())
-        assert 165 < chi_square < 360  # 255 degrees of freedom: beyond either end once in a hundred thousand draws
+@given(st.integers(0, 500), st.integers(0, 500), st.integers(4, 4096))
+def test_tiles_hold_whole_groups_and_partners_enough(random_rate: int, shuffled_rate: int, dim: int) -> None:
+    group, tile = sampling.group_size(random_rate), sampling.tile_size(random_rate, shuffled_rate, dim)
+    assert group >= 1
+    assert tile % group == 0
+    assert tile > shuffled_rate
+
+
+@given(
+    hnp.arrays(
+        np.float64,
+        st.integers(1, 300),
+        elements=st.one_of(st.just(0.0), st.floats(1e-9, 1.0), st.floats(1.0, 1e6)),
+    ).filter(lambda weights: weights.sum() > 0)
+)
+def test_columns_hold_what_the_weights_say(weights: np.ndarray) -> None:
+    """The probability of each outcome, from the columns themselves."""
+    discrete = sampling.Discrete(weights, torch.device("cpu"))
+    keep, n = discrete._keep.numpy().astype(np.float64), len(weights)
+    assert ((keep >= 0) & (keep <= 1)).all()
+    probability = (keep + np.bincount(discrete._alias.numpy(), 1 - keep, minlength=n)) / n
+    assert probability == pytest.approx(weights / weights.sum(), abs=1e-6)
+
+
+def test_draws_follow_the_weights() -> None:
+    weights = np.random.default_rng(0).pareto(1.0, 5000)
+    drawn = sampling.Discrete(weights, torch.device("cpu")).draw(1_000_000, torch.Generator().manual_seed(0)).numpy()
+    assert drawn.dtype == np.int32
+    assert 0.9 < chi_square(np.bincount(drawn, minlength=5000), weights / weights.sum() * 1e6) < 1.1
 
 
 def test_the_generator_decides() -> None:
-    one, other = (sampling.random_addresses(10, 2, IPV4, 0.0, torch.Generator().manual_seed(1)) for _ in range(2))
-    assert torch.equal(one, other)
+    discrete = sampling.Discrete(np.arange(1.0, 100.0), torch.device("cpu"))
+    one, same, other = (discrete.draw(50, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
 
 
-def test_random_addresses_of_ipv6_are_unicast_with_as_much_ipv4_as_is_wanted() -> None:
-    drawn = sampling.random_addresses(50_000, 1, IPV6, 0.25, torch.Generator().manual_seed(0)).view(-1)
-    assert (drawn >> 61 == 1).all()
-    mapped = drawn >> 48 == 0x2002
-    assert abs(float(mapped.double().mean()) - 0.25) < 0.01
-    assert float((drawn[mapped] & 0xFFFF == 0).double().mean()) > 0.99  # a real 6to4 address is drawn now and then
-    assert len(torch.unique(drawn >> 53)) == 256
-    assert len(torch.unique(drawn[mapped] >> 40)) == 256
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("with_networks", [False, True])
+def test_leaves_are_drawn_as_uniform_addresses_have_them(version: int, with_networks: bool) -> None:
+    family, rng = FAMILIES[version], np.random.default_rng(1)
+    share = 0.3 if version == 6 else 0.0
+    seen = addresses.random_addresses(3000, family, share, rng)
+    seen = np.repeat(seen, rng.integers(1, 4, len(seen)))
+    networks = None
+    if with_networks:
+        first = np.sort(seen[::40])
+        first = first[np.concatenate([[True], np.diff(first) > 1000])]
+        labels = rng.integers(0, 5, (2, len(first))).astype(np.uint32)
+        networks = Networks(first, first + first.dtype.type(900), labels)
+    vocabulary = Vocabulary.build(seen, family, networks)
+    shares = vocabulary.leaf_shares(share)
+    assert shares.sum() == pytest.approx(1)
+    random = addresses.random_addresses(400_000, family, share, rng)
+    drawn = np.bincount(vocabulary.leaves(random), minlength=len(shares))
+    assert not drawn[shares == 0].any()
+    assert 0.7 < chi_square(drawn, shares * len(random)) < 1.3
+
+
+def test_without_ipv4_among_ipv6_none_is_drawn() -> None:
+    mapped = np.full(10, addresses.MAPPED_FIRST + (1 << 40), np.uint64)
+    vocabulary = Vocabulary.build(mapped, IPV6)
+    leaf = vocabulary.leaves(mapped)[0]
+    assert vocabulary.leaf_shares(0.0)[leaf] < 1e-15
+    assert vocabulary.leaf_shares(0.5)[leaf] == pytest.approx(0.5 * 2.0**-32 * 1, rel=1)

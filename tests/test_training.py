@@ -1,10 +1,14 @@
 import dataclasses
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from conftest import Traffic, no_events, to_events
-from ipinsights import evaluation, metrics, training
+from conftest import PEAK, Traffic, no_events, to_events
+from ipinsights import evaluation, kernel, metrics, training
 from ipinsights.addresses import IPV4, IPV6, random_addresses
 from ipinsights.entities import EntityIndex
 from ipinsights.errors import UserError
@@ -177,9 +181,15 @@ def test_what_stays_visible_under_dropout_is_a_chain(train: Events) -> None:
     """A hidden prefix hides all longer ones, and one met c times is hidden with probability 1 / (1 + c)."""
     torch = training.torch
     vocabulary = training.Vocabulary.build(train.address)
-    index = training._PrefixIndex(vocabulary, torch.device("cpu"))
     leaf = int(np.argmax(vocabulary.chain_counts[:, -1] == 2))  # a /24 met twice
-    rows = index.rows_with_dropout(torch.full((30_000,), leaf), torch.Generator().manual_seed(0)).numpy()
+    leaves = torch.full((30_000,), leaf, dtype=torch.int32)
+    rows, same = (
+        training._PrefixIndex(vocabulary, torch.device("cpu"), native)
+        .rows_with_dropout(leaves, torch.Generator().manual_seed(0))
+        .numpy()
+        for native in (kernel.library(), None)
+    )
+    assert (rows == same).all()
     levels = np.arange(len(vocabulary.levels))
     known = rows != levels
     assert (np.diff(known.astype(int), axis=1) <= 0).all()
@@ -196,18 +206,15 @@ def test_what_a_training_is_made_of(train: Events, monkeypatch: pytest.MonkeyPat
     """Every batch and every rate of one training, as they reach the step."""
     batches: list[training.Batch] = []
     rates: list[float] = []
-    gradients, apply = training.gradients, training.Optimiser.apply
+    for kind in (training.NativeStep, training.TorchStep):
+        run = kind.run
 
-    def watched_gradients(table: object, typical: object, encoder: object, batch: training.Batch) -> object:
-        batches.append(batch)
-        return gradients(table, typical, encoder, batch)
+        def watched(self: training.Step, batch: training.Batch, rate: float, run: Callable = run) -> object:
+            batches.append(batch)
+            rates.append(rate)
+            return run(self, batch, rate)
 
-    def watched_apply(self: training.Optimiser, learnt: object, rate: float) -> None:
-        rates.append(rate)
-        apply(self, learnt, rate)
-
-    monkeypatch.setattr(training, "gradients", watched_gradients)
-    monkeypatch.setattr(training.Optimiser, "apply", watched_apply)
+        monkeypatch.setattr(kind, "run", watched)
     vocabulary = fit(train, HP).vocabulary
     levels, steps = len(vocabulary.levels), len(batches)
 
@@ -223,9 +230,9 @@ def test_what_a_training_is_made_of(train: Events, monkeypatch: pytest.MonkeyPat
     assert not (orders[0] == orders[1]).all()
     assert not (orders[0] == train.entity).all()
 
-    # Negatives: shifts move everybody; random addresses differ and are mostly unknown in depth.
-    assert all(k % len(batch.entity) for batch in batches for k in batch.shifts)
-    assert all(len(batch.shifts) == 1 and batch.random.shape[1] == 2 for batch in batches)
+    # Negatives: a shuffled one each; random addresses differ and are mostly unknown in depth.
+    assert all(batch.shuffled_rate == 1 and batch.random.shape[1] == 2 for batch in batches)
+    assert all(len(batch.random) == -(-len(batch.entity) // batch.group) for batch in batches)
     random = np.concatenate([batch.random.reshape(-1, levels).numpy() for batch in batches])
     assert len(np.unique(random[:, 0])) > 50
     assert (random[:, -1] == levels - 1).mean() > 0.9
@@ -240,22 +247,38 @@ def test_what_a_training_is_made_of(train: Events, monkeypatch: pytest.MonkeyPat
     assert hidden[-1] > 0.01
 
 
-def test_the_index_on_the_device_is_the_vocabularys(train: Events) -> None:
-    torch, vocabulary = training.torch, training.Vocabulary.build(train.address)
-    index = training._PrefixIndex(vocabulary, torch.device("cpu"))
-    starts = vocabulary.intervals[0].astype(np.int64)
-    queries = np.unique(np.clip(np.concatenate([starts, starts - 1, starts + 1, [2**32 - 1]]), 0, 2**32 - 1))
-    assert (index.leaves(torch.from_numpy(queries)).numpy() == vocabulary.leaves(queries.astype(np.uint32))).all()
-
-
 def test_the_encoder_starts_as_the_sum_of_small_prefix_rows(train: Events) -> None:
-    trainer = training._Trainer(train, HP, training.Vocabulary.build(train.address), training.torch.device("cpu"))
-    rows = training.torch.arange(18).view(2, 9)
-    expected = trainer.encoder.prefix[rows].sum(1)
-    training.torch.testing.assert_close(trainer.encoder(rows), expected)
-    assert float(trainer.encoder.w1.std()) == pytest.approx((2 / HP.vector_dim) ** 0.5, rel=0.2)
-    assert float(trainer.table[train.entity].std()) == pytest.approx(0.01, rel=0.1)
-    assert not trainer.typical.any()
+    torch = training.torch
+    trainer = training._Trainer(train, HP, training.Vocabulary.build(train.address), torch.device("cpu"), None, 1)
+    p, encoder = trainer.parameters, trainer.parameters.encoder
+    rows = torch.arange(18).view(2, 9)
+    torch.testing.assert_close(encoder(rows), encoder.prefix[rows].sum(1))
+    met = np.unique(train.entity)
+    assert float(p.entity[met, 0].std()) == pytest.approx(0.01, rel=0.1)
+    assert not p.entity[np.setdiff1d(np.arange(HP.num_entity_vectors + 1), met)].any()
+    assert not p.typical.any()
+
+
+def test_a_large_table_takes_memory_only_where_it_is_met(train: Events, tmp_path: Path) -> None:
+    """The announced memory is the most that it can be; a table for ten times the entities is mostly untouched."""
+    code = f"""
+import numpy as np, resource, torch
+from ipinsights import training
+from ipinsights.entities import EntityIndex
+from ipinsights.events import Events
+from ipinsights.hyperparameters import Hyperparameters
+hp = Hyperparameters(num_entity_vectors=2_000_000, vector_dim=128, epochs=1)
+train = Events(np.arange(2000, dtype=np.int32), np.arange(2000, dtype=np.uint32) << 20, EntityIndex(2_000_000))
+vocabulary = training.Vocabulary.build(train.address)
+before = {PEAK}
+trainer = training._Trainer(train, hp, vocabulary, torch.device("cpu"), training.kernel.library(), 1)
+for batch in trainer._batches():
+    trainer.step.run(batch, 0.01)
+assert training._memory(hp, vocabulary, 2000) > 3e9
+print({PEAK} - before)
+"""
+    peak = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert int(peak.stdout) < 200_000  # KB, of 3 GB
 
 
 def test_the_documented_defaults_learn_who_is_who(traffic: Traffic, train: Events) -> None:

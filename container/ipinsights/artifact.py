@@ -25,7 +25,7 @@ from ipinsights.model import Encoder, Model
 from ipinsights.networks import LABELS, Networks
 from ipinsights.vocabulary import Labels, Vocabulary
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 TENSORS, MANIFEST = "model.safetensors", "manifest.json"
 
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -34,7 +34,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
     "U64": np.dtype("<u8"),
     "I64": np.dtype("<i8"),
 }
-_ENCODER = ("prefix", "w1", "b1", "w2", "b2")
+_ENCODER = ("prefix", "w", "b")
 _NETWORKS = ("first", "last", "labels")
 
 

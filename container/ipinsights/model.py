@@ -7,7 +7,7 @@ saw is the typical one.
 
 The encoder starts from networks: s is the sum of the address's rows, one a level, of the prefix table (`vocabulary`).
 An unknown prefix has its level's unknown row, so an address never seen backs off to the longest prefix that was.
-Residual blocks follow, x <- x + W2 relu(W1 x + b1) + b2, as many as ``num_ip_encoder_layers``.
+Residual blocks follow, x <- x + W relu(x) + b, one fully connected layer each, as many as ``num_ip_encoder_layers``.
 
 This file computes in whatever arrays it is given: numpy to score, torch to validate (and `step` trains with the same
 sum written out together with its gradient). Symbols: E entity
@@ -34,13 +34,9 @@ class Encoder:
 
     prefix: Array
     """[P, D]: first the L unknown rows, then the known prefixes, and providers and countries if a table was given."""
-    w1: Array
+    w: Array
     """[B, D, D]"""
-    b1: Array
-    """[B, D]"""
-    w2: Array
-    """[B, D, D]"""
-    b2: Array
+    b: Array
     """[B, D]"""
 
     def __call__(self, rows: Array) -> Array:
@@ -48,9 +44,8 @@ class Encoder:
         x = self.prefix[rows[:, 0]]
         for level in range(1, rows.shape[1]):
             x = x + self.prefix[rows[:, level]]
-        for w1, b1, w2, b2 in zip(self.w1, self.b1, self.w2, self.b2, strict=True):
-            hidden = x @ w1.T + b1
-            x = x + (hidden * (hidden > 0)) @ w2.T + b2
+        for w, b in zip(self.w, self.b, strict=True):
+            x = x + (x * (x > 0)) @ w.T + b
         return x
 
 

@@ -7,6 +7,22 @@ from ipinsights.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
+class Plan:
+    """What a training is about to do."""
+
+    hyperparameters: Hyperparameters
+    """Adapted to the data."""
+    vocabulary: Vocabulary
+    device: str
+    threads: int
+    """That compute; on the CPU."""
+    slower_because: str
+    """Why the native kernel is not used, in words to follow "because"; empty where it is, or on another device."""
+    memory: int
+    """Bytes that the trained parameters and the largest step take."""
+
+
+@dataclass(frozen=True)
 class BatchProgress:
     """Running means since the epoch began, as of one mini-batch (counted as the hyperparameter's help says)."""
 
@@ -39,8 +55,8 @@ class EpochSummary:
 class Listener:
     """Hears how training goes; every method may be overridden."""
 
-    def training_planned(self, hyperparameters: Hyperparameters, vocabulary: Vocabulary, device: str) -> None:
-        """Training is about to start, with hyperparameters adapted to the data."""
+    def training_planned(self, plan: Plan) -> None:
+        """Training is about to start; the memory is not taken yet."""
 
     def step_done(self, epoch: int, positives: int) -> None:
         """An optimiser step on that many positives is over."""

@@ -1,49 +1,69 @@
 """Negative samples: pairs nobody observed, which the model learns to tell from the observed ones.
 
-A random negative is an entity with a uniformly drawn address: it teaches which addresses anybody uses.
-A shuffled negative is an entity with the address of another event of its mini-batch: it teaches who uses which.
-All functions are pure: what they draw is decided by the generator alone.
+A random negative is an entity with a uniformly drawn address: it teaches which addresses anybody uses. The model knows
+an address by its leaf alone (`vocabulary`), so it is the leaf that is drawn, with the share of the address space that
+it covers: the same distribution, and two look-ups in place of a search.
+
+A shuffled negative is an entity with the address of another event of its mini-batch: it teaches who uses which. The
+batch is in random order already, so its neighbours will do (`step.Batch`); they come from the same tile.
 """
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-from ipinsights.addresses import MAPPED_BITS, MAPPED_FIRST, MAPPED_SHIFT, Family
+GROUP = 4
+"""Entities that share their random addresses, for each address: GROUP * R of them meet the same R, so there are
+1 / GROUP random addresses to encode a positive. Each entity still meets ``R`` independent uniform ones, so its gradient
+is unbiased. Up to 4 no change of quality could be measured (`benchmarks/README.md`)."""
+_LARGEST_GROUP = 20
+_TILE_FLOATS = 1 << 15
+"""Floats of a tile's encodings: with what is computed from them, they fit a core's second-level cache."""
+_TILE_ADDRESSES = (96, 1024)
+"""At least and at most so many addresses a tile, however long or short the embeddings are."""
 
-GROUP = 5
-"""Entities that share their random addresses, at most. Each entity still meets ``R`` independent uniform addresses, so
-its gradient is unbiased; only 1 / GROUP as many addresses need encoding."""
+
+def group_size(random_rate: int) -> int:
+    """How many entities of a mini-batch share random addresses."""
+    return max(1, min(GROUP * random_rate, _LARGEST_GROUP))
 
 
-def group_size(batch: int, random_rate: int) -> int:
-    """How many entities of a mini-batch share random addresses; a divisor of ``batch``."""
-    return next((size for size in range(min(GROUP, random_rate), 1, -1) if batch % size == 0), 1)
+def tile_size(random_rate: int, shuffled_rate: int, dim: int) -> int:
+    """How many positives make a tile: a multiple of `group_size`, with partners enough for every shuffled negative."""
+    group = group_size(random_rate)
+    low, high = _TILE_ADDRESSES
+    addresses = min(max(_TILE_FLOATS // dim, low), high)
+    return group * max(1, addresses // (group + random_rate), -(-(shuffled_rate + 1) // group))
 
 
-def random_addresses(
-    batch: int, random_rate: int, family: Family, mapped_share: float, generator: torch.Generator
-) -> torch.Tensor:
-    """Uniform addresses for a mini-batch: int64 [batch / group_size, random_rate].
+class Discrete:
+    """Draws from a discrete distribution in constant time, whatever the number of outcomes n.
 
-    ``mapped_share`` of them are IPv4 addresses as IPv6 has them; it must be 0 for IPv4 itself.
+    The alias method (Walker, 1977): n equal columns, each shared by at most two outcomes. Columns are filled many at a
+    time: each round, outcomes with less than a column's share are topped up, in order, from those with more.
     """
-    shape = (batch // group_size(batch, random_rate), random_rate)
-    device = generator.device
-    drawn = family.first + torch.randint(1 << family.random_bits, shape, generator=generator, device=device)
-    if mapped_share:
-        mapped = torch.randint(1 << MAPPED_BITS, shape, generator=generator, device=device)
-        chosen = torch.rand(shape, generator=generator, device=device) < mapped_share
-        drawn = torch.where(chosen, MAPPED_FIRST + (mapped << MAPPED_SHIFT), drawn)
-    return drawn
 
+    def __init__(self, weights: npt.NDArray[np.float64], device: torch.device) -> None:
+        """Weights, [n], at least 0 and not all 0."""
+        share = weights / weights.sum() * len(weights)
+        keep, alias, open_ = np.ones(len(share)), np.arange(len(share)), np.ones(len(share), dtype=np.bool_)
+        while True:
+            low, high = np.flatnonzero(open_ & (share < 1)), np.flatnonzero(open_ & (share > 1))
+            if not len(low) or not len(high):  # what rounding has left over fills its own column
+                break
+            needed = 1 - share[low]
+            giver = np.searchsorted(np.cumsum(share[high] - 1), np.cumsum(needed) - needed, side="right")
+            filled = giver < len(high)
+            low, needed, giver = low[filled], needed[filled], high[giver[filled]]
+            keep[low], alias[low], open_[low] = share[low], giver, False
+            # A giver's last one may take it below a column itself: it is topped up in the next round.
+            share -= np.bincount(giver, needed, minlength=len(share))
+        self._keep = torch.from_numpy(keep.astype(np.float32)).to(device)
+        self._alias = torch.from_numpy(alias.astype(np.int32)).to(device)
 
-def shifts(batch: int, shuffled_rate: int, generator: torch.Generator) -> list[int]:
-    """Cyclic shifts that pair each entity of a shuffled mini-batch with others' addresses, one a shuffled negative.
-
-    They differ from one another where the batch is large enough. A batch of one has nothing to shuffle: its shift is 0,
-    which pairs the entity with its own address and so carries no weight. The generator is one of the CPU's: reading a
-    number back from a GPU would make every step wait for it.
-    """
-    if batch == 1:
-        return [0] * shuffled_rate
-    start = int(torch.randint(batch - 1, (1,), generator=generator))
-    return [1 + (start + i) % (batch - 1) for i in range(shuffled_rate)]
+    def draw(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """Independent outcomes: int32 [count]."""
+        device = generator.device
+        column = torch.randint(len(self._keep), (count,), generator=generator, device=device, dtype=torch.int32)
+        kept = torch.rand(count, generator=generator, device=device) < self._keep[column]
+        return torch.where(kept, column, self._alias[column])

@@ -12,13 +12,15 @@ of a positive together have a label above 0, the entity's *novelty*. Without it 
 is abroad is an attacker, wherever that is: every event is known by heart by then, and nothing holds up the score of
 places that others use. With it the score of such a place tends to the logarithm of the novelty, not to minus infinity.
 
-`gradients` takes rows of the tables and returns gradients of those rows, already summed over duplicates; `Optimiser`
-applies them. Between the two is the seam where several machines would exchange rows.
+Two things compute a step. `TorchStep` is the specification: it runs on any device, and where there is no kernel.
+`kernel.step.NativeStep` does the same on the CPU, several times as fast. In either, `gradients` takes rows of the
+tables and returns gradients of those rows, summed over duplicates, and `apply` takes them: between the two is the seam
+where several machines would exchange rows. `run` does both at once.
 """
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -44,15 +46,20 @@ class Batch:
     """b positives with their negatives, as rows of the tables."""
 
     entity: torch.Tensor
-    """Entity row of each positive, int [b]."""
+    """Entity row of each positive, int32 [b]."""
     novelty: torch.Tensor
-    """What its shuffled negatives' labels sum up to, float [b]."""
+    """What its shuffled negatives' labels sum up to, float32 [b]."""
     positive: torch.Tensor
-    """Prefix rows of each positive's address, int [b, L]."""
+    """Prefix rows of each positive's address, int32 [b, L]."""
     random: torch.Tensor
-    """Prefix rows of the random addresses, int [groups, R, L]; consecutive entities form a group of b / groups."""
-    shifts: list[int]
-    """Shuffled negative k pairs entity i with the address of positive i - shifts[k]."""
+    """Prefix rows of the random addresses, int32 [groups, R, L]."""
+    group: int
+    """Consecutive positives that share random addresses; the last group may have fewer."""
+    shuffled_rate: int
+    """S."""
+    tile: int
+    """Consecutive positives, a multiple of ``group``, that shuffled negatives stay within; the last tile may have
+    fewer. Negative k, from 1 to S, is the entity with the address of the positive k places before it, cyclically."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,7 @@ class RowGradients:
     """Gradients of some rows of a table."""
 
     rows: torch.Tensor
-    """Distinct rows, int64 [n], ascending."""
+    """Distinct rows, int64 [n]."""
     values: torch.Tensor
     """[n, D]"""
 
@@ -73,70 +80,195 @@ class Gradients:
     typical: torch.Tensor
     """[D]"""
     prefix: RowGradients
-    blocks: tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
-    """Of w1, b1, w2, b2."""
+    w: torch.Tensor
+    """[B, D, D]"""
+    b: torch.Tensor
+    """[B, D]"""
     totals: torch.Tensor
-    """Summed cross entropy, records classified rightly, records: float32 [3], on the device."""
+    """Summed cross entropy, records classified rightly, records: [3]."""
 
 
-def gradients(entity_table: torch.Tensor, typical: torch.Tensor, encoder: Encoder, batch: Batch) -> Gradients:
-    """The gradients of the cross entropy, summed over the batch's records.
+@dataclass(frozen=True)
+class Parameters:
+    """All that is trained, each beside the running means of its gradient and of the gradient's square (Adam's state).
 
-    An entity's embedding is its row of the table plus ``typical``, [D].
+    An entity's embedding is its row of the table plus ``typical``.
     """
-    b, (groups, random_rate, levels) = len(batch.entity), batch.random.shape
-    dim = entity_table.shape[1]
 
-    # Forward: all addresses at once, remembering what each block saw.
-    rows = torch.cat([batch.positive, batch.random.view(-1, levels)])
-    x = F.embedding_bag(rows, encoder.prefix, mode="sum")
-    inputs, hiddens = [], []
-    for w1, b1, w2, b2 in zip(encoder.w1, encoder.b1, encoder.w2, encoder.b2, strict=True):
-        hidden = torch.addmm(b1, x, w1.T).relu_()
-        inputs.append(x)
-        hiddens.append(hidden)
-        x = torch.addmm(b2, hidden, w2.T).add_(x)
-    entity = entity_table.index_select(0, batch.entity).add_(typical)
-    phi, phi_random = x[:b], x[b:].view(groups, random_rate, dim)
+    entity: torch.Tensor
+    """[E + 1, 3, D]: a row's weights and means are neighbours, since a step needs them together."""
+    typical: torch.Tensor
+    """[3, D]"""
+    prefix: torch.Tensor
+    """[P, 3, D]"""
+    w: torch.Tensor
+    """[3, B, D, D]"""
+    b: torch.Tensor
+    """[3, B, D]"""
 
-    # Scores, the loss, and its gradient with respect to each score; at once back to both sides of the product.
-    grouped = entity.view(groups, -1, dim)
-    score, score_random = (entity * phi).sum(1), torch.bmm(grouped, phi_random.transpose(1, 2))
-    loss = F.softplus(-score).sum() + F.softplus(score_random).sum()
-    right = (score > 0).sum() + (score_random <= 0).sum()
-    records = loss.new_tensor(b + score_random.numel())
-    d_score, d_random = torch.sigmoid(score) - 1, torch.sigmoid(score_random)
-    d_entity = d_score[:, None] * phi + torch.bmm(d_random, phi_random).view(b, dim)
-    d_x = torch.cat([d_score[:, None] * entity, torch.bmm(d_random.transpose(1, 2), grouped).view(-1, dim)])
-    label = batch.novelty / max(1, len(batch.shifts))
-    for k in batch.shifts:
-        other, weight = phi.roll(k, 0), (batch.entity.roll(k) != batch.entity).to(x.dtype)
-        score = (entity * other).sum(1)
-        loss += ((F.softplus(score) - label * score) * weight).sum()
-        right = right + ((score <= 0) * weight).sum()
-        records += weight.sum()
-        d_score = (torch.sigmoid(score) - label) * weight
-        d_entity += d_score[:, None] * other
-        d_x[:b] += (d_score[:, None] * entity).roll(-k, 0)
+    @property
+    def encoder(self) -> Encoder:
+        """The weights of the IP encoder, as views."""
+        return Encoder(prefix=self.prefix[:, 0], w=self.w[0], b=self.b[0])
 
-    # ... and through the blocks, last first.
-    d_blocks = tuple(torch.empty_like(p) for p in (encoder.w1, encoder.b1, encoder.w2, encoder.b2))
-    d_w1, d_b1, d_w2, d_b2 = d_blocks
-    for i in reversed(range(len(inputs))):
-        torch.mm(d_x.T, hiddens[i], out=d_w2[i])
-        torch.sum(d_x, 0, out=d_b2[i])
-        d_hidden = torch.mm(d_x, encoder.w2[i]).mul_(hiddens[i] > 0)
-        torch.mm(d_hidden.T, inputs[i], out=d_w1[i])
-        torch.sum(d_hidden, 0, out=d_b1[i])
-        d_x = d_x.addmm_(d_hidden, encoder.w1[i])
+    @property
+    def entities(self) -> torch.Tensor:
+        """The embedding of each entity row, [E + 1, D]."""
+        return self.entity[:, 0] + self.typical[0]
 
-    return Gradients(
-        entity=sum_rows(batch.entity[:, None], d_entity),
-        typical=d_entity.sum(0),
-        prefix=sum_rows(rows, d_x),
-        blocks=(d_w1, d_b1, d_w2, d_b2),
-        totals=torch.stack([loss, right.to(x.dtype), records]),
-    )
+
+class Rate(NamedTuple):
+    """How far Adam moves a weight, and the share of the weight that the decay leaves."""
+
+    step: float
+    keep: float
+
+
+class Rates(NamedTuple):
+    """The numbers of one update (Kingma and Ba, ICLR 2015; decoupled decay after Loshchilov and Hutter, ICLR 2019).
+
+    The decay is decoupled: inside the gradient Adam would blow it up for rare rows, and the tuning range to 1 would
+    wipe the model. Bias correction counts the steps of all rows together.
+    """
+
+    table: Rate
+    typical: Rate
+    block: Rate
+    deviation: float
+    """What corrects the root of the mean square."""
+
+    @classmethod
+    def of(cls, steps: int, learning_rate: float, weight_decay: float, blocks: int) -> "Rates":
+        """The numbers of step ``steps``, counted from 1."""
+
+        def rate(learning_rate: float, decay: float) -> Rate:
+            return Rate(learning_rate / (1 - BETA1**steps), max(0.0, 1 - learning_rate * decay))
+
+        return cls(
+            rate(learning_rate, weight_decay + SHRINKAGE),
+            rate(learning_rate, weight_decay),
+            rate(ENCODER_RATE / max(1, blocks) * learning_rate, weight_decay),
+            1 / math.sqrt(1 - BETA2**steps),
+        )
+
+
+class Step(Protocol):
+    """Takes optimiser steps on parameters, in place."""
+
+    def run(self, batch: Batch, learning_rate: float) -> torch.Tensor:
+        """Learn from a batch. Returns the totals, as `Gradients` has them."""
+
+    def gradients(self, batch: Batch) -> Gradients:
+        """What the batch would teach."""
+
+    def apply(self, gradients: Gradients, learning_rate: float) -> None:
+        """Learn that."""
+
+    def score(self, entity: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """The scores of n pairs: entity rows int32 [n], prefix rows int32 [n, L] to [n]."""
+
+
+class TorchStep:
+    """Adam; on a table, of the rows that a step touches alone, whatever its size. Others neither move nor decay."""
+
+    def __init__(self, parameters: Parameters, weight_decay: float) -> None:
+        self._parameters = parameters
+        self._weight_decay = weight_decay
+        self.steps = 0
+
+    def run(self, batch: Batch, learning_rate: float) -> torch.Tensor:
+        """Learn from a batch. Returns the totals, on the device."""
+        learnt = self.gradients(batch)
+        self.apply(learnt, learning_rate)
+        return learnt.totals
+
+    def gradients(self, batch: Batch) -> Gradients:
+        """The gradients of the cross entropy, summed over the batch's records."""
+        p, size = self._parameters, len(batch.entity)
+        groups, random_rate, levels = batch.random.shape
+        dim = p.prefix.shape[2]
+
+        # Forward: all addresses at once, remembering what each block saw. Weights are every third row of a table.
+        rows = torch.cat([batch.positive, batch.random.view(-1, levels)])
+        x = F.embedding_bag(3 * rows.long(), p.prefix.view(-1, dim), mode="sum")
+        seen = []
+        for w, b in zip(p.w[0], p.b[0], strict=True):
+            seen.append(x.relu())
+            x = torch.addmm(b, seen[-1], w.T).add_(x)
+        entity = p.entity.view(-1, dim).index_select(0, 3 * batch.entity.long()).add_(p.typical[0])
+        phi, phi_random = x[:size], x[size:].view(groups, random_rate, dim)
+
+        # Scores, the loss, and its gradient with respect to each score; at once back to both sides of the product.
+        grouped = F.pad(entity, (0, 0, 0, groups * batch.group - size)).view(groups, batch.group, dim)
+        score, scores = (entity * phi).sum(1), torch.bmm(grouped, phi_random.transpose(1, 2))
+        score_random = scores.view(groups * batch.group, random_rate)[:size]
+        loss = F.softplus(-score).sum() + F.softplus(score_random).sum()
+        right = (score > 0).sum() + (score_random <= 0).sum()
+        records = loss.new_tensor(size + score_random.numel())
+        d_score, d_random = torch.sigmoid(score) - 1, torch.sigmoid(scores)
+        d_random.view(groups * batch.group, random_rate)[size:] = 0  # nobody is there
+        d_entity = d_score[:, None] * phi + torch.bmm(d_random, phi_random).flatten(0, 1)[:size]
+        d_x = torch.cat([d_score[:, None] * entity, torch.bmm(d_random.transpose(1, 2), grouped).flatten(0, 1)])
+        label = batch.novelty / max(1, batch.shuffled_rate)
+        for k in range(1, batch.shuffled_rate + 1):
+            partner = partners(size, batch.tile, k, entity.device)
+            other, weight = phi[partner], (batch.entity[partner] != batch.entity).to(x.dtype)
+            score = (entity * other).sum(1)
+            loss += ((F.softplus(score) - label * score) * weight).sum()
+            right = right + ((score <= 0) * weight).sum()
+            records += weight.sum()
+            d_score = (torch.sigmoid(score) - label) * weight
+            d_entity += d_score[:, None] * other
+            d_x.index_add_(0, partner, d_score[:, None] * entity)
+
+        # ... and through the blocks, last first.
+        d_w, d_b = torch.empty_like(p.w[0]), torch.empty_like(p.b[0])
+        for i in reversed(range(len(seen))):
+            torch.mm(d_x.T, seen[i], out=d_w[i])
+            torch.sum(d_x, 0, out=d_b[i])
+            d_x = torch.mm(d_x, p.w[0, i]).mul_(seen[i] > 0).add_(d_x)
+
+        return Gradients(
+            entity=sum_rows(batch.entity[:, None], d_entity),
+            typical=d_entity.sum(0),
+            prefix=sum_rows(rows, d_x),
+            w=d_w,
+            b=d_b,
+            totals=torch.stack([loss, right.to(x.dtype), records]),
+        )
+
+    def apply(self, gradients: Gradients, learning_rate: float) -> None:
+        """Take one step."""
+        self.steps += 1
+        p = self._parameters
+        rates = Rates.of(self.steps, learning_rate, self._weight_decay, p.w.shape[1])
+        for table, gradient in ((p.entity, gradients.entity), (p.prefix, gradients.prefix)):
+            for rows, values in zip(
+                torch.split(gradient.rows, _TILE), torch.split(gradient.values, _TILE), strict=True
+            ):
+                state = table.index_select(0, rows)
+                _adam(state.unbind(1), values, rates.table, rates.deviation)
+                table.index_copy_(0, rows, state)
+        _adam(p.typical.unbind(0), gradients.typical, rates.typical, rates.deviation)
+        _adam(p.w.unbind(0), gradients.w, rates.block, rates.deviation)
+        _adam(p.b.unbind(0), gradients.b, rates.block, rates.deviation)
+
+    def score(self, entity: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """The scores of n pairs, in chunks."""
+        p, encoder = self._parameters, self._parameters.encoder
+        parts = zip(torch.split(entity, _CHUNK), torch.split(rows, _CHUNK), strict=True)
+        return torch.cat([((p.entity[e.long(), 0] + p.typical[0]) * encoder(r)).sum(1) for e, r in parts])
+
+
+_CHUNK = 1 << 14
+"""Pairs scored at a time."""
+
+
+def partners(size: int, tile: int, k: int, device: torch.device | None = None) -> torch.Tensor:
+    """Whose address is negative k of each positive: int64 [size]."""
+    place = torch.arange(size, device=device)
+    first = place - place % tile
+    return first + (place - first - k) % (size - first).clamp(max=tile)
 
 
 def sum_rows(rows: torch.Tensor, gradient: torch.Tensor) -> RowGradients:
@@ -151,55 +283,9 @@ def sum_rows(rows: torch.Tensor, gradient: torch.Tensor) -> RowGradients:
     return RowGradients(distinct.long(), values)
 
 
-class _State(NamedTuple):
-    """A parameter with the running means of its gradient and of its square."""
-
-    weight: torch.Tensor
-    mean: torch.Tensor
-    square: torch.Tensor
-
-    @classmethod
-    def of(cls, parameter: torch.Tensor) -> "_State":
-        return cls(parameter, torch.zeros_like(parameter), torch.zeros_like(parameter))
-
-
-class Optimiser:
-    """Adam with weight decay; on a table, of the rows that a step touches alone, whatever the table's size.
-
-    Bias correction counts the steps of all rows together. An untouched row neither moves nor decays. The decay is
-    decoupled: inside the gradient Adam would blow it up for rare rows, and the tuning range to 1 would wipe the model.
-    """
-
-    def __init__(
-        self, entity_table: torch.Tensor, typical: torch.Tensor, encoder: Encoder, weight_decay: float
-    ) -> None:
-        self._weight_decay = weight_decay
-        self._typical = _State.of(typical)
-        self._tables = [_State.of(entity_table), _State.of(encoder.prefix)]
-        self._blocks = [_State.of(p) for p in (encoder.w1, encoder.b1, encoder.w2, encoder.b2)]
-        self._steps = 0
-
-    def apply(self, gradients: Gradients, learning_rate: float) -> None:
-        """Take one step."""
-        self._steps += 1
-        for table, gradient in zip(self._tables, (gradients.entity, gradients.prefix), strict=True):
-            for rows, values in zip(
-                torch.split(gradient.rows, _TILE), torch.split(gradient.values, _TILE), strict=True
-            ):
-                tile = _State(*(array.index_select(0, rows) for array in table))
-                self._update(tile, values, learning_rate, self._weight_decay + SHRINKAGE)
-                for array, updated in zip(table, tile, strict=True):
-                    array.index_copy_(0, rows, updated)
-        self._update(self._typical, gradients.typical, learning_rate, self._weight_decay)
-        for block, d_block in zip(self._blocks, gradients.blocks, strict=True):
-            rate = ENCODER_RATE / max(1, len(block.weight)) * learning_rate
-            self._update(block, d_block, rate, self._weight_decay)
-
-    def _update(self, state: _State, gradient: torch.Tensor, rate: float, decay: float) -> None:
-        """Adam (Kingma and Ba, ICLR 2015) with decoupled weight decay (Loshchilov and Hutter, ICLR 2019), in place."""
-        weight, mean, square = state
-        weight.mul_(max(0.0, 1 - rate * decay))
-        mean.lerp_(gradient, 1 - BETA1)
-        square.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
-        deviation = square.sqrt().div_(math.sqrt(1 - BETA2**self._steps)).add_(EPSILON)
-        weight.addcdiv_(mean, deviation, value=-rate / (1 - BETA1**self._steps))
+def _adam(state: tuple[torch.Tensor, ...], gradient: torch.Tensor, rate: Rate, deviation: float) -> None:
+    """Update a weight and the means of its gradient and of its square, in place."""
+    weight, mean, square = state
+    mean.lerp_(gradient, 1 - BETA1)
+    square.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
+    weight.mul_(rate.keep).addcdiv_(mean, square.sqrt().mul_(deviation).add_(EPSILON), value=-rate.step)

@@ -11,6 +11,8 @@ decides for all levels of an address; counts never grow with depth, so what stay
 level down, as it is when scoring.
 """
 
+import ctypes
+import math
 import time
 from collections.abc import Iterator
 
@@ -18,15 +20,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ipinsights import metrics, sampling
+from ipinsights import kernel, metrics, sampling
 from ipinsights.addresses import FAMILIES, Family, mapped_share, random_addresses
 from ipinsights.errors import UserError
 from ipinsights.events import Events
 from ipinsights.hyperparameters import Hyperparameters
+from ipinsights.kernel.step import NativeStep, rows_with_dropout
 from ipinsights.model import Encoder, Model
 from ipinsights.networks import Networks
-from ipinsights.progress import BatchProgress, EpochSummary, Listener
-from ipinsights.step import Batch, Optimiser, gradients
+from ipinsights.progress import BatchProgress, EpochSummary, Listener, Plan
+from ipinsights.step import Batch, Parameters, Step, TorchStep
 from ipinsights.vocabulary import Vocabulary
 
 INITIAL_SCALE = 0.01
@@ -35,7 +38,11 @@ NOVELTY = 0.02
 """The mean novelty of the events' entities (see `step`)."""
 _NOVELTY_PRIOR = 10
 """How many events of an entity weigh as much as what holds for all."""
-_VALIDATION_CHUNK = 1 << 14
+_DRAWN = 1 << 15
+"""Positives that negatives and hidden prefixes are drawn for at a time, unless a mini-batch is larger."""
+_LINE = 16
+"""Floats in a cache line."""
+_VALIDATION_CHUNK = 1 << 17
 
 
 def fit(
@@ -50,8 +57,8 @@ def fit(
 
     Entities of both event sets are rows of one index, which ``num_entity_vectors`` must be the size of. Hyperparameters
     left at their defaults are adapted to the number of events (`Hyperparameters.adapted`). With a table of networks the
-    encoder knows providers and countries. The device defaults to the first GPU, and to the CPU where there is none.
-    Raises UserError where the events cannot be learnt from.
+    encoder knows providers and countries. The device defaults to the first GPU, and to the CPU where there is none;
+    there it takes as many threads as torch is set to. Raises UserError where the events cannot be learnt from.
     """
     if len(train) == 0:
         raise UserError("there are no training events: the train channel holds no rows")
@@ -61,62 +68,89 @@ def fit(
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     hyperparameters = hyperparameters.adapted(len(train))
     vocabulary = Vocabulary.build(train.address, FAMILIES[hyperparameters.ip_version], networks)
-    listener.training_planned(hyperparameters, vocabulary, str(place))
-    trainer = _Trainer(train, hyperparameters, vocabulary, place)
-    validator = _Validator(validation, trainer, hyperparameters.seed) if validation is not None else None
-    for epoch in range(hyperparameters.epochs):
-        accuracy, cross_entropy, seconds = trainer.run(epoch, listener)
-        discriminator_auc, shuffled_auc = validator.aucs() if validator else (None, None)
-        listener.epoch_done(
-            EpochSummary(
-                epoch=epoch,
-                records=len(train) * hyperparameters.records_per_positive,
-                batches=trainer.steps_per_epoch * hyperparameters.records_per_positive,
-                seconds=seconds,
-                accuracy=accuracy,
-                cross_entropy=cross_entropy,
-                discriminator_auc=discriminator_auc,
-                shuffled_auc=shuffled_auc,
-            )
+    native = kernel.library() if place.type == "cpu" else None
+    threads = torch.get_num_threads()
+    listener.training_planned(
+        Plan(
+            hyperparameters,
+            vocabulary,
+            str(place),
+            threads,
+            kernel.why_absent() if place.type == "cpu" else "",
+            _memory(hyperparameters, vocabulary, len(train)),
         )
-    return trainer.model()
+    )
+    if native:  # the kernel has threads of its own, and what torch still does is too short to share
+        torch.set_num_threads(1)
+    try:
+        trainer = _Trainer(train, hyperparameters, vocabulary, place, native, threads)
+        validator = _Validator(validation, trainer, hyperparameters.seed) if validation is not None else None
+        for epoch in range(hyperparameters.epochs):
+            accuracy, cross_entropy, seconds = trainer.run(epoch, listener)
+            discriminator_auc, shuffled_auc = validator.aucs() if validator else (None, None)
+            listener.epoch_done(
+                EpochSummary(
+                    epoch=epoch,
+                    records=len(train) * hyperparameters.records_per_positive,
+                    batches=trainer.steps_per_epoch * hyperparameters.records_per_positive,
+                    seconds=seconds,
+                    accuracy=accuracy,
+                    cross_entropy=cross_entropy,
+                    discriminator_auc=discriminator_auc,
+                    shuffled_auc=shuffled_auc,
+                )
+            )
+        return trainer.model()
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Trainer:
     """The state of a training: events, parameters and optimiser, all on one device."""
 
-    def __init__(self, train: Events, hp: Hyperparameters, vocabulary: Vocabulary, device: torch.device) -> None:
+    def __init__(
+        self,
+        train: Events,
+        hp: Hyperparameters,
+        vocabulary: Vocabulary,
+        device: torch.device,
+        native: ctypes.CDLL | None,
+        threads: int,
+    ) -> None:
         self._hp = hp
         self.vocabulary = vocabulary
         self._generator = torch.Generator(device).manual_seed(hp.seed)
-        self._shifting = torch.Generator().manual_seed(hp.seed)
-        self.index = _PrefixIndex(vocabulary, device)
+        self.index = _PrefixIndex(vocabulary, device, native)
         self._rows = train.index
         self._entity = torch.from_numpy(train.entity).to(device)
         self._leaf = torch.from_numpy(vocabulary.leaves(train.address)).to(device)
         self._novelty = torch.from_numpy(_novelty(train, vocabulary.family, hp.num_entity_vectors)).to(device)
-        self._mapped_share = mapped_share(train.address)
-        # What sets each entity apart from the typical one: nothing, for an entity that no event teaches of.
-        self.table = self._normal(INITIAL_SCALE, hp.num_entity_vectors + 1, hp.vector_dim)
-        met = torch.zeros(len(self.table), dtype=torch.bool, device=device).index_fill_(0, self._entity.long(), True)
-        self.table.mul_(met[:, None])
-        self.typical = torch.zeros(hp.vector_dim, device=device)
-        self.encoder = self._initial_encoder()
-        self._optimiser = Optimiser(self.table, self.typical, self.encoder, hp.weight_decay)
+        self._random_leaf = sampling.Discrete(vocabulary.leaf_shares(mapped_share(train.address)), device)
+        self.parameters = self._initial_parameters()
+        self.step: Step = (
+            NativeStep(native, self.parameters, vocabulary.depth, hp.weight_decay, threads)
+            if native
+            else TorchStep(self.parameters, hp.weight_decay)
+        )
         self.steps_per_epoch = -(-len(train) // hp.mini_batch_size)
 
-    def _normal(self, scale: float, *shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=self._generator, device=self._generator.device).mul_(scale)
-
-    def _initial_encoder(self) -> Encoder:
-        dim, blocks = self._hp.vector_dim, self._hp.num_ip_encoder_layers
-        zeros = torch.zeros(blocks, dim, device=self._generator.device)
-        return Encoder(
-            prefix=self._normal(INITIAL_SCALE, self.vocabulary.num_rows, dim),
-            w1=self._normal((2 / dim) ** 0.5, blocks, dim, dim),
-            b1=zeros.clone(),
-            w2=torch.zeros(blocks, dim, dim, device=self._generator.device),
-            b2=zeros.clone(),
+    def _initial_parameters(self) -> Parameters:
+        """Entities and prefixes begin a little apart from one another, and blocks as no change."""
+        hp, device = self._hp, self._generator.device
+        dim, blocks = hp.vector_dim, hp.num_ip_encoder_layers
+        prefix = _zeros(device, self.vocabulary.num_rows, 3, dim)
+        prefix[:, 0].normal_(0, INITIAL_SCALE, generator=self._generator)
+        # What no event teaches of stays the typical entity, and takes no memory.
+        entity, met = _zeros(device, hp.num_entity_vectors + 1, 3, dim), torch.unique(self._entity)
+        for rows in torch.split(met, _DRAWN):
+            noise = torch.randn(len(rows), dim, generator=self._generator, device=device)
+            entity.view(-1, dim).index_copy_(0, 3 * rows.long(), noise.mul_(INITIAL_SCALE))
+        return Parameters(
+            entity=entity,
+            typical=_zeros(device, 3, dim),
+            prefix=prefix,
+            w=_zeros(device, 3, blocks, dim, dim),
+            b=_zeros(device, 3, blocks, dim),
         )
 
     def run(self, epoch: int, listener: Listener) -> tuple[float, float, float]:
@@ -127,9 +161,7 @@ class _Trainer:
         batches, next_print = 0, 0
         records, before = 0, (started, 0)
         for number, batch in enumerate(self._batches(), start=epoch * self.steps_per_epoch):
-            learnt = gradients(self.table, self.typical, self.encoder, batch)
-            self._optimiser.apply(learnt, hp.learning_rate * (1 - number / steps))
-            totals += learnt.totals
+            totals += self.step.run(batch, hp.learning_rate * (1 - number / steps))
             listener.step_done(epoch, len(batch.entity))
             batches += hp.records_per_positive
             records += hp.records_per_positive * len(batch.entity)
@@ -145,29 +177,55 @@ class _Trainer:
         return accuracy, cross_entropy, time.perf_counter() - started
 
     def _batches(self) -> Iterator[Batch]:
-        """The epoch's mini-batches: every event once, in random order."""
-        hp, device = self._hp, self._generator.device
+        """The epoch's mini-batches: every event once, in random order.
+
+        They are drawn many at a time, so that drawing costs little however small they are.
+        """
+        hp = self._hp
+        group = sampling.group_size(hp.random_negative_sampling_rate)
+        rates = hp.random_negative_sampling_rate, hp.shuffled_negative_sampling_rate
+        tile = sampling.tile_size(*rates, hp.vector_dim)
+        device = self._generator.device
         order = torch.randperm(len(self._entity), generator=self._generator, dtype=torch.int32, device=device)
-        for chosen in torch.split(order, hp.mini_batch_size):
-            size = len(chosen)
-            drawn = sampling.random_addresses(
-                size, hp.random_negative_sampling_rate, self.vocabulary.family, self._mapped_share, self._generator
-            )
-            leaves = torch.cat([self._leaf[chosen], self.index.leaves(drawn.view(-1))])
-            rows = self.index.rows_with_dropout(leaves, self._generator)
-            entity = self._entity[chosen]
-            yield Batch(
-                entity=entity,
-                novelty=self._novelty[entity],
-                positive=rows[:size],
-                random=rows[size:].view(*drawn.shape, rows.shape[1]),
-                shifts=sampling.shifts(size, hp.shuffled_negative_sampling_rate, self._shifting),
-            )
+        for chosen in torch.split(order, hp.mini_batch_size * max(1, _DRAWN // hp.mini_batch_size)):
+            entity = self._entity.index_select(0, chosen)
+            novelty = self._novelty.index_select(0, entity)
+            positive = self._rows_of(self._leaf.index_select(0, chosen))
+            sizes = [len(part) for part in torch.split(chosen, hp.mini_batch_size)]
+            groups = [-(-size // group) for size in sizes]
+            random = self._rows_of(self._random_leaf.draw(sum(groups) * rates[0], self._generator))
+            random = random.view(sum(groups), rates[0], self.vocabulary.depth)
+            parts = (*(torch.split(array, sizes) for array in (entity, novelty, positive)), torch.split(random, groups))
+            for members in zip(*parts, strict=True):
+                yield Batch(*members, group=group, shuffled_rate=rates[1], tile=tile)
+
+    def _rows_of(self, leaves: torch.Tensor) -> torch.Tensor:
+        return self.index.rows_with_dropout(leaves, self._generator)
 
     def model(self) -> Model:
         """The model as trained so far."""
-        encoder = Encoder(**{name: array.numpy(force=True) for name, array in vars(self.encoder).items()})
-        return Model(self.vocabulary, self._rows, (self.table + self.typical).numpy(force=True), encoder)
+        encoder = Encoder(**{name: array.numpy(force=True) for name, array in vars(self.parameters.encoder).items()})
+        return Model(self.vocabulary, self._rows, self.parameters.entities.numpy(force=True), encoder)
+
+
+def _zeros(device: torch.device, *shape: int) -> torch.Tensor:
+    """Zeros whose memory is taken when it is first used: of a table, only the rows that training meets."""
+    if device.type != "cpu":
+        return torch.zeros(shape, device=device)
+    # calloc, whereas torch.zeros writes all of it; and from the beginning of a cache line on.
+    size = math.prod(shape)
+    memory = np.zeros(size + _LINE, dtype=np.float32)
+    first = -memory.ctypes.data % (4 * _LINE) // 4
+    return torch.from_numpy(memory[first : first + size].reshape(shape))
+
+
+def _memory(hp: Hyperparameters, vocabulary: Vocabulary, events: int) -> int:
+    """Bytes that parameters with their means, and what a step computes, will take at most."""
+    size = min(hp.mini_batch_size, events)
+    group = sampling.group_size(hp.random_negative_sampling_rate)
+    random = -(-size // group) * hp.random_negative_sampling_rate
+    rows = hp.num_entity_vectors + 1 + vocabulary.num_rows + hp.num_ip_encoder_layers * (hp.vector_dim + 1)
+    return 4 * (3 * rows * hp.vector_dim + (2 * size + random) * (hp.vector_dim + vocabulary.depth))
 
 
 def _novelty(train: Events, family: Family, num_entity_vectors: int) -> npt.NDArray[np.float32]:
@@ -193,27 +251,23 @@ def _novelty(train: Events, family: Family, num_entity_vectors: int) -> npt.NDAr
 class _PrefixIndex:
     """The vocabulary on the training device."""
 
-    def __init__(self, vocabulary: Vocabulary, device: torch.device) -> None:
-        starts, leaves = vocabulary.intervals
-        drawn = starts < 1 << 63  # random addresses fit torch's integers; what lies behind them is not drawn
-        self._starts = torch.from_numpy(starts[drawn].astype(np.int64)).to(device)
-        self._leaves = torch.from_numpy(leaves[drawn]).to(device)
+    def __init__(self, vocabulary: Vocabulary, device: torch.device, native: ctypes.CDLL | None = None) -> None:
+        self._native = native
         self._chains = torch.from_numpy(vocabulary.chains).to(device)
         self._hidden = torch.from_numpy((1 / (1 + vocabulary.chain_counts)).astype(np.float32)).to(device)
         self._unknown = torch.arange(vocabulary.depth, dtype=torch.int32, device=device)
 
-    def leaves(self, queries: torch.Tensor) -> torch.Tensor:
-        """The leaf of each address (int64 [n]): int32 [n]."""
-        return self._leaves[torch.searchsorted(self._starts, queries, right=True) - 1]
-
     def rows(self, leaves: torch.Tensor) -> torch.Tensor:
         """The prefix rows of each leaf: int32 [n, L]."""
-        return self._chains[leaves]
+        return self._chains.index_select(0, leaves)
 
     def rows_with_dropout(self, leaves: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """The same with prefixes hidden at random, as the module's docstring says."""
-        drawn = torch.rand(len(leaves), 1, generator=generator, device=generator.device)
-        return torch.where(drawn < self._hidden[leaves], self._unknown, self._chains[leaves])
+        drawn = torch.rand(len(leaves), generator=generator, device=generator.device)
+        if self._native:
+            return rows_with_dropout(self._native, leaves, drawn, self._hidden, self._chains)
+        hidden = drawn[:, None] < self._hidden.index_select(0, leaves)
+        return torch.where(hidden, self._unknown, self.rows(leaves))
 
 
 class _Validator:
@@ -222,7 +276,7 @@ class _Validator:
     def __init__(self, events: Events, trainer: _Trainer, seed: int) -> None:
         self._trainer = trainer
         rng = np.random.default_rng(seed)
-        vocabulary, device = trainer.vocabulary, trainer.table.device
+        vocabulary, device = trainer.vocabulary, trainer.parameters.typical.device
         random = random_addresses(len(events), vocabulary.family, mapped_share(events.address), rng)
         shuffle = rng.permutation(len(events))
         self._true_pair = events.entity[shuffle] == events.entity
@@ -241,18 +295,13 @@ class _Validator:
         return metrics.auc(own, random), metrics.auc(own, others[~self._true_pair])
 
     def _score(self, kind: str) -> npt.NDArray[np.float32]:
-        trainer = self._trainer
-        scores = torch.cat(
-            [
-                ((trainer.table[entity] + trainer.typical) * trainer.encoder(trainer.index.rows(leaf))).sum(1)
-                for entity, leaf in zip(
-                    torch.split(self._entity, _VALIDATION_CHUNK),
-                    torch.split(self._leaves[kind], _VALIDATION_CHUNK),
-                    strict=True,
-                )
-            ]
+        parts = zip(
+            torch.split(self._entity, _VALIDATION_CHUNK),
+            torch.split(self._leaves[kind], _VALIDATION_CHUNK),
+            strict=True,
         )
-        return scores.numpy(force=True)
+        step, index = self._trainer.step, self._trainer.index
+        return torch.cat([step.score(entity, index.rows(leaf)) for entity, leaf in parts]).numpy(force=True)
 
 
 def _means(totals: torch.Tensor) -> tuple[float, float]:

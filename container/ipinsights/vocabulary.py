@@ -23,7 +23,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from ipinsights.addresses import IPV4, Addresses, Family
+from ipinsights.addresses import IPV4, MAPPED_BITS, MAPPED_FIRST, MAPPED_SHIFT, Addresses, Family
 from ipinsights.networks import LABELS, Networks
 
 MAX_ROWS = 160_000
@@ -142,6 +142,26 @@ class Vocabulary:
     def chain_counts(self) -> npt.NDArray[np.int64]:
         """Training events of the row in each cell of ``chains``, int64 [leaves, L]."""
         return self.row_counts[self.chains]
+
+    def leaf_shares(self, mapped_share: float) -> npt.NDArray[np.float64]:
+        """The probability that a random address has each leaf, [leaves]; `addresses.random_addresses` says which."""
+        starts, leaves = self.intervals
+        starts = starts.astype(np.uint64)
+
+        def counts(first: int, step: int, number: int) -> npt.NDArray[np.float64]:
+            """How many of first, first + step, ... (``number`` addresses) each interval holds."""
+            before = (np.maximum(starts, np.uint64(first)) - np.uint64(first) + np.uint64(step - 1)) // np.uint64(step)
+            before = np.minimum(before, np.uint64(number))
+            found: npt.NDArray[np.float64] = np.diff(before, append=np.uint64(number)).astype(np.float64)
+            return found
+
+        family = self.family
+        share: npt.NDArray[np.float64] = counts(family.first, 1, 1 << family.random_bits) / 2.0**family.random_bits
+        share *= 1 - mapped_share
+        if mapped_share:
+            share += mapped_share * counts(MAPPED_FIRST, 1 << MAPPED_SHIFT, 1 << MAPPED_BITS) / 2.0**MAPPED_BITS
+        shares: npt.NDArray[np.float64] = np.bincount(leaves, share, minlength=len(self.chains)).astype(np.float64)
+        return shares
 
     @property
     def known_shares(self) -> list[float]:

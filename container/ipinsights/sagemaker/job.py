@@ -13,7 +13,7 @@ import sys
 import time
 from typing import NoReturn
 
-from ipinsights import artifact, events
+from ipinsights import artifact, events, kernel
 from ipinsights.addresses import FAMILIES
 from ipinsights.entities import EntityIndex
 from ipinsights.errors import AlgorithmError, UserError
@@ -96,10 +96,11 @@ def run(paths: Paths) -> None:
     if job.validation is None:
         logger.info("Test data is not provided.")
 
-    # A step is dozens of short parallel loops whose threads wait for one another: a second core makes it 1.3 times as
-    # fast where both are ours alone, and a seventh as fast beside two busy processes. So it is one, unless told.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    from ipinsights.training import fit  # loads torch, which takes seconds and must see the setting above
+    if kernel.library() is None:
+        # Without the kernel a step is dozens of short parallel loops, whose threads wait for one another: a second core
+        # makes it 1.3 times as fast where both are ours alone, and a seventh as fast beside two busy processes.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from ipinsights.training import fit  # loads torch, which takes seconds and reads the setting above
 
     report = reporting.TrainingReport(job.host, hp, len(data["train"]))
     report.initialized(started, (reading, read))

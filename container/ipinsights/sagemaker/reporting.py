@@ -16,8 +16,7 @@ from tqdm import tqdm
 
 from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.networks import LABELS
-from ipinsights.progress import BatchProgress, EpochSummary, Listener
-from ipinsights.vocabulary import Vocabulary
+from ipinsights.progress import BatchProgress, EpochSummary, Listener, Plan
 
 METRIC_DEFINITIONS = {
     "train:binary_classification_accuracy": (
@@ -123,9 +122,9 @@ class TrainingReport(Listener):
             started, end, {"initialize.time": [_ms(end - started)], "init_train_data_iter": [_ms(end - begin)]}
         )
 
-    def training_planned(self, hyperparameters: Hyperparameters, vocabulary: Vocabulary, device: str) -> None:
-        """What the hyperparameters became and the vocabulary knows, and where training runs."""
-        hp, asked = hyperparameters, self.hyperparameters
+    def training_planned(self, plan: Plan) -> None:
+        """What the hyperparameters became, what the vocabulary knows, where training runs, and what it takes."""
+        hp, vocabulary, asked = plan.hyperparameters, plan.vocabulary, self.hyperparameters
         self.hyperparameters = hp
         for name in ("mini_batch_size", "learning_rate"):
             value, default = getattr(hp, name), getattr(asked, name)
@@ -149,11 +148,21 @@ class TrainingReport(Listener):
         ]
         levels += [f"{len(label.values):,} of {kind}" for kind, label in zip(LABELS, vocabulary.labels, strict=False)]
         logger.info(
-            "Known prefixes: %s; at least %d events each; training on %s",
+            "Known prefixes: %s; at least %d events each",
             ", ".join(levels),
             vocabulary.counts.min() if len(vocabulary.counts) else 2,
-            device,
         )
+        logger.info(
+            "Training on %s with %d thread%s; parameters and the largest step take %s MB",
+            plan.device,
+            plan.threads,
+            "s" * (plan.threads > 1),
+            f"{plan.memory / 1e6:,.0f}",
+        )
+        if plan.slower_because:
+            logger.warning(
+                "Training runs several times slower than it could, without the kernel: %s", plan.slower_because
+            )
         self._epoch_started = time.time()
         self._setup = self._epoch_started - self._started
 
