@@ -43,10 +43,11 @@ _WITHOUT_END = 1_000_000
 _CAPTION = """\
 **Training speed**: {events:,} simulated log-ins of {met:,} entities, in a table of {rows:,} rows x {dim};
 R = {random}, S = {shuffled}, mini_batch_size {batch:,}, learning_rate {rate}, weight_decay 0. Median of {rounds} rounds
-of {piece:,} positives (lowest to highest), after one that does not count. {turns} Records are positives and negatives; the built-in's
-published {built_in:,} a second were measured on a V100. *Set-up* is all that comes before the second step; the first
-row's holds what torch imports late. *Cross entropy* is the mean since the epoch began, after {trained:,} positives; as
-the encoders differ, it says that each learns, not which is better: that is for `--quality`."""
+of {piece:,} positives (lowest to highest), after one that does not count. {turns}
+Records are positives and negatives; the built-in's published {built_in:,} a second were measured on a V100. *Set-up* is
+all that comes before the second step; the first row's holds what torch imports late. *Cross entropy* is the mean since
+the epoch began, after {trained:,} positives; as the encoders differ, it says that each learns, not which is better:
+that is for `--quality`."""
 
 _QUALITY_CAPTION = """\
 **What is learnt** in {epochs} epoch{s} of {events:,} log-ins, {rows:,} rows x {dim}, R = {random}, S = {shuffled},
