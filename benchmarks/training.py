@@ -1,10 +1,10 @@
 """How fast training is, against the same written literally (`literal`), as a Markdown table.
 
-    python -m benchmarks.training                                       # the AWS tutorial's size: 2 minutes
+    python -m benchmarks.training                                       # the AWS tutorial's size: half a minute
     python -m benchmarks.training --threads 2
     python -m benchmarks.training --rows 1_000_000 --batch 10_000
     python -m benchmarks.training --rows 10_000_000 --batch 10_000      # 16 GB of memory
-    python -m benchmarks.training --quality                             # whole epochs: what is learnt: 5 minutes
+    python -m benchmarks.training --quality                             # whole epochs: what is learnt: 3 minutes
 
 All train on the same log-ins with the same hyperparameters and take turns, a second or so each (`pieces`); a ratio is
 one of two pieces of the same round. Progress goes to stderr.
