@@ -17,6 +17,7 @@ from ipinsights.baselines import LikelihoodRatio, LongestPrefix
 from ipinsights.baselines.likelihood_ratio import IMPROVED, PUBLISHED, Smoothing
 from ipinsights.events import Events
 from ipinsights.hyperparameters import Hyperparameters
+from ipinsights.model import Model
 from ipinsights.networks import Networks
 from ipinsights.progress import Listener
 
@@ -78,10 +79,14 @@ def model(
         chosen = Hyperparameters(
             num_entity_vectors=train.index.num_rows, ip_version=family.version, seed=seed, **hyperparameters
         )
-        fitted = training.fit(train, chosen, networks=networks, listener=listener)
-        return lambda entity, address: np.einsum("nd,nd->n", fitted.entity[entity], fitted.encode(address))
+        return scorer(training.fit(train, chosen, networks=networks, listener=listener))
 
     return fit
+
+
+def scorer(fitted: Model) -> Scorer:
+    """The scores of a trained model."""
+    return lambda entity, address: np.einsum("nd,nd->n", fitted.entity[entity], fitted.encode(address))
 
 
 BASELINES: dict[str, Contender] = {

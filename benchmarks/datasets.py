@@ -83,7 +83,7 @@ def tor(split: Split = "test", family: Family = IPV4) -> TorSplit:
 
 @dataclass(frozen=True)
 class TutorialSplit:
-    """The traffic of the AWS tutorial, simulated on the table `RANGES`."""
+    """The traffic of the AWS tutorial, simulated on a table of address ranges."""
 
     train: simulation.Traffic
     """The first seven days."""
@@ -91,8 +91,8 @@ class TutorialSplit:
     """100,000 later log-ins and as many attacks, and other later log-ins."""
 
 
-def tutorial(users: int = 10_000) -> TutorialSplit:
-    """What ``ipinsights simulate --ranges RANGES`` writes."""
+def tutorial(users: int = 10_000, synthetic: bool = False) -> TutorialSplit:
+    """What ``ipinsights simulate --ranges RANGES`` writes; with ``synthetic``, on a table that needs no file."""
     rng = np.random.default_rng(0)
-    ranges = simulation.Ranges.read(RANGES)
+    ranges = simulation.Ranges.synthetic(rng) if synthetic else simulation.Ranges.read(RANGES)
     return TutorialSplit(*simulation.split(simulation.simulate(users, ranges, rng), ranges, 100_000, rng))
