@@ -195,9 +195,9 @@ class _Trainer:
             groups = [-(-size // group) for size in sizes]
             random = self._rows_of(self._random_leaf.draw(sum(groups) * rates[0], self._generator))
             random = random.view(sum(groups), rates[0], self.vocabulary.depth)
-            parts = (*(torch.split(array, sizes) for array in (entity, novelty, positive)), torch.split(random, groups))
-            for members in zip(*parts, strict=True):
-                yield Batch(*members, group=group, shuffled_rate=rates[1], tile=tile)
+            parts = [torch.split(array, sizes) for array in (entity, novelty, positive)]
+            for *own, drawn in zip(*parts, torch.split(random, groups), strict=True):
+                yield Batch(own[0], own[1], own[2], drawn, group=group, shuffled_rate=rates[1], tile=tile)
 
     def _rows_of(self, leaves: torch.Tensor) -> torch.Tensor:
         return self.index.rows_with_dropout(leaves, self._generator)

@@ -70,7 +70,7 @@ def close(ours: torch.Tensor, specified: torch.Tensor) -> None:
     """
     assert ours.shape == specified.shape
     difference, size = (ours.double() - specified.double()).norm(), specified.double().norm()
-    assert difference <= 1e-4 * size
+    assert difference <= 1e-4 * size + 1e-6 * ours.numel() ** 0.5  # a sigmoid near 1 leaves 1e-7 of a gradient
 
 
 def ordered(gradient: RowGradients) -> tuple[torch.Tensor, torch.Tensor]:
