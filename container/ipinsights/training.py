@@ -15,6 +15,7 @@ import ctypes
 import math
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -68,6 +69,7 @@ def fit(
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     hyperparameters = hyperparameters.adapted(len(train))
     vocabulary = Vocabulary.build(train.address, FAMILIES[hyperparameters.ip_version], networks)
+    entities = _Entities.of(train, hyperparameters.num_entity_vectors)
     native = kernel.library() if place.type == "cpu" else None
     threads = torch.get_num_threads()
     listener.training_planned(
@@ -77,13 +79,13 @@ def fit(
             str(place),
             threads,
             kernel.why_absent() if place.type == "cpu" else "",
-            _memory(hyperparameters, vocabulary, len(train)),
+            _memory(hyperparameters, vocabulary, len(train), len(entities.met)),
         )
     )
     if native:  # the kernel has threads of its own, and what torch still does is too short to share
         torch.set_num_threads(1)
     try:
-        trainer = _Trainer(train, hyperparameters, vocabulary, place, native, threads)
+        trainer = _Trainer(train, hyperparameters, vocabulary, entities, place, native, threads)
         validator = _Validator(validation, trainer, hyperparameters.seed) if validation is not None else None
         for epoch in range(hyperparameters.epochs):
             accuracy, cross_entropy, seconds = trainer.run(epoch, listener)
@@ -105,6 +107,25 @@ def fit(
         torch.set_num_threads(threads)
 
 
+@dataclass(frozen=True)
+class _Entities:
+    """The entities that training meets, numbered from 0: a table row nobody meets takes no memory, and no time."""
+
+    met: npt.NDArray[np.intp]
+    """Their rows of the model's table, ascending, [M]."""
+    number: npt.NDArray[np.int32]
+    """The number of each row of the model's table, [E + 1]; M, that of the typical entity, for one that is not met."""
+
+    @classmethod
+    def of(cls, train: Events, num_entity_vectors: int) -> "_Entities":
+        meets = np.zeros(num_entity_vectors + 1, dtype=np.bool_)
+        meets[train.entity] = True
+        met = np.flatnonzero(meets)
+        number = np.full(len(meets), len(met), dtype=np.int32)
+        number[met] = np.arange(len(met), dtype=np.int32)
+        return cls(met, number)
+
+
 class _Trainer:
     """The state of a training: events, parameters and optimiser, all on one device."""
 
@@ -113,6 +134,7 @@ class _Trainer:
         train: Events,
         hp: Hyperparameters,
         vocabulary: Vocabulary,
+        entities: _Entities,
         device: torch.device,
         native: ctypes.CDLL | None,
         threads: int,
@@ -122,9 +144,11 @@ class _Trainer:
         self._generator = torch.Generator(device).manual_seed(hp.seed)
         self.index = _PrefixIndex(vocabulary, device, native)
         self._rows = train.index
-        self._entity = torch.from_numpy(train.entity).to(device)
+        self.entities = entities
+        self._entity = torch.from_numpy(entities.number[train.entity]).to(device)
         self._leaf = torch.from_numpy(vocabulary.leaves(train.address)).to(device)
-        self._novelty = torch.from_numpy(_novelty(train, vocabulary.family, hp.num_entity_vectors)).to(device)
+        novelty = _novelty(train, vocabulary.family, hp.num_entity_vectors)
+        self._novelty = torch.from_numpy(novelty[entities.met]).to(device)
         self._random_leaf = sampling.Discrete(vocabulary.leaf_shares(mapped_share(train.address)), device)
         self.parameters = self._initial_parameters()
         self.step: Step = (
@@ -139,12 +163,10 @@ class _Trainer:
         hp, device = self._hp, self._generator.device
         dim, blocks = hp.vector_dim, hp.num_ip_encoder_layers
         prefix = _zeros(device, self.vocabulary.num_rows, 3, dim)
-        prefix[:, 0].normal_(0, INITIAL_SCALE, generator=self._generator)
-        # What no event teaches of stays the typical entity, and takes no memory.
-        entity, met = _zeros(device, hp.num_entity_vectors + 1, 3, dim), torch.unique(self._entity)
-        for rows in torch.split(met, _DRAWN):
+        entity = _zeros(device, len(self.entities.met) + 1, 3, dim)
+        for rows in (*torch.split(prefix, _DRAWN), *torch.split(entity[:-1], _DRAWN)):  # the last is the typical entity
             noise = torch.randn(len(rows), dim, generator=self._generator, device=device)
-            entity.view(-1, dim).index_copy_(0, 3 * rows.long(), noise.mul_(INITIAL_SCALE))
+            rows[:, 0] = noise.mul_(INITIAL_SCALE)
         return Parameters(
             entity=entity,
             typical=_zeros(device, 3, dim),
@@ -205,26 +227,29 @@ class _Trainer:
     def model(self) -> Model:
         """The model as trained so far."""
         encoder = Encoder(**{name: array.numpy(force=True) for name, array in vars(self.parameters.encoder).items()})
-        return Model(self.vocabulary, self._rows, self.parameters.entities.numpy(force=True), encoder)
+        trained = self.parameters.entities.numpy(force=True)
+        entity = np.empty((len(self.entities.number), trained.shape[1]), dtype=np.float32)
+        entity[:] = trained[-1]
+        entity[self.entities.met] = trained[:-1]
+        return Model(self.vocabulary, self._rows, entity, encoder)
 
 
 def _zeros(device: torch.device, *shape: int) -> torch.Tensor:
-    """Zeros whose memory is taken when it is first used: of a table, only the rows that training meets."""
+    """Zeros; on the CPU from the beginning of a cache line on, and with memory that is taken when it is first used."""
     if device.type != "cpu":
         return torch.zeros(shape, device=device)
-    # calloc, whereas torch.zeros writes all of it; and from the beginning of a cache line on.
     size = math.prod(shape)
     memory = np.zeros(size + _LINE, dtype=np.float32)
     first = -memory.ctypes.data % (4 * _LINE) // 4
     return torch.from_numpy(memory[first : first + size].reshape(shape))
 
 
-def _memory(hp: Hyperparameters, vocabulary: Vocabulary, events: int) -> int:
-    """Bytes that parameters with their means, and what a step computes, will take at most."""
+def _memory(hp: Hyperparameters, vocabulary: Vocabulary, events: int, entities: int) -> int:
+    """Bytes that parameters with their means, and what a step computes, will take."""
     size = min(hp.mini_batch_size, events)
     group = sampling.group_size(hp.random_negative_sampling_rate)
     random = -(-size // group) * hp.random_negative_sampling_rate
-    rows = hp.num_entity_vectors + 1 + vocabulary.num_rows + hp.num_ip_encoder_layers * (hp.vector_dim + 1)
+    rows = entities + 1 + vocabulary.num_rows + hp.num_ip_encoder_layers * (hp.vector_dim + 1)
     return 4 * (3 * rows * hp.vector_dim + (2 * size + random) * (hp.vector_dim + vocabulary.depth))
 
 
@@ -280,7 +305,7 @@ class _Validator:
         random = random_addresses(len(events), vocabulary.family, mapped_share(events.address), rng)
         shuffle = rng.permutation(len(events))
         self._true_pair = events.entity[shuffle] == events.entity
-        self._entity = torch.from_numpy(events.entity).to(device)
+        self._entity = torch.from_numpy(trainer.entities.number[events.entity]).to(device)
         self._leaves = {
             name: torch.from_numpy(vocabulary.leaves(address)).to(device)
             for name, address in (("own", events.address), ("random", random), ("others'", events.address[shuffle]))

@@ -246,9 +246,9 @@ void multiply_transposed(const float* d, const float* a, int64_t m, int64_t widt
         const int64_t depth = std::min(DEPTH, m - begin);
         for (int64_t p = 0; p < depth; ++p) {
             const float *d_row = d + (begin + p) * width, *a_row = a + (begin + p) * width;
-            for (int64_t n = 0; n < width; n += ROWS)
-                for (int64_t i = 0; i < std::min(ROWS, width - n); ++i)
-                    left[n * depth + p * std::min(ROWS, width - n) + i] = d_row[n + i];
+            int64_t n = 0;
+            for (; n + ROWS <= width; n += ROWS) std::memcpy(left + n * depth + p * ROWS, d_row + n, ROWS * sizeof(float));
+            std::copy(d_row + n, d_row + width, left + n * depth + p * (width - n));
             for (int64_t k = 0; k < width; k += WIDTH)
                 store(right + k / PANEL * PANEL * depth + p * PANEL + k % PANEL, load(a_row + k));
         }
@@ -426,11 +426,13 @@ class Step {
         const int64_t size = shape.blocks * width_ * width_;
         forward_.zeros(size);
         backward_.zeros(size);
+        biases_.zeros(shape.blocks * width_);
         pack();
     }
 
     // Take the blocks' weights as they are now.
     void pack() {
+        pack_biases();
         team_.run([&](int thread) { each_own_row(thread, [&](int64_t block, int64_t n) { pack(block, n); }); });
     }
 
@@ -534,15 +536,13 @@ class Step {
     // seen = relu(x), x += W seen + b, for m rows.
     void forward(int64_t k, int64_t m, float* x, float* seen) const {
         for (int64_t i = 0; i < m * width_; ++i) seen[i] = x[i] > 0 ? x[i] : 0;
-        const float* b = p_.b + k * shape_.dim;
+        const float* b = biases_.get() + k * width_;
         multiply(seen, m, forward_.get() + k * width_ * width_, width_,
                  [&](int64_t row, int64_t column, Vector left, Vector right) {
                      float* to = x + row * width_ + column;
-                     store(to, load(to) + left);
-                     store(to + WIDTH, load(to + WIDTH) + right);
+                     store(to, load(to) + load(b + column) + left);
+                     store(to + WIDTH, load(to + WIDTH) + load(b + column + WIDTH) + right);
                  });
-        for (int64_t i = 0; i < m; ++i)
-            for (int64_t c = 0; c < shape_.dim; ++c) x[i * width_ + c] += b[c];
     }
     void embed(int32_t row, float* e) const {
         const float* own = p_.entity + row * 3 * shape_.dim;
@@ -715,6 +715,7 @@ class Step {
                 float* b = p_.b + k * dim;
                 adam(b, b + biases, b + 2 * biases, total.b.get() + k * width_, dim, u.block, u);
             }
+            pack_biases();
             adam(p_.typical, p_.typical + dim, p_.typical + 2 * dim, total.typical.get(), dim, u.typical, u);
             for (int64_t level = 0; level < shape_.levels; ++level)
                 if (total.met[level]) adam_row(p_.prefix, level, total.unknown.get() + level * width_, u);
@@ -747,6 +748,10 @@ class Step {
         sum<false>(to, bench.pointers.data(), nullptr, count, shape_.dim);
     }
 
+    void pack_biases() {
+        for (int64_t k = 0; k < shape_.blocks; ++k)
+            std::copy_n(p_.b + k * shape_.dim, shape_.dim, biases_.get() + k * width_);
+    }
     // Put row n of a block's matrix where `forward` and `backward` read it: as a column and as a row of the product's
     // right side, in panels of PANEL columns.
     void pack(int64_t block, int64_t n) {
@@ -764,7 +769,7 @@ class Step {
     const int64_t width_;  // dim, padded
     Team team_;
     std::vector<Bench> benches_;
-    Buffer<float> forward_, backward_;     // the blocks' matrices, packed
+    Buffer<float> forward_, backward_, biases_;  // the blocks' matrices, packed, and their biases, padded
     Buffer<float> d_entity_, d_address_;   // gradients of each positive's entity, and of each address, tile by tile
     Batch batch_ = {};
     int64_t groups_ = 0, tiles_ = 0, tile_addresses_ = 0;
