@@ -273,6 +273,16 @@ def test_rows_that_nobody_meets_take_no_memory(traffic: Traffic, train: Events) 
     assert (wide.entity[200:] == wide.entity[-1]).all()
 
 
+def test_a_gpu_with_too_little_memory_is_passed_over_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = training.torch.cuda
+    monkeypatch.setattr(cuda, "is_available", lambda: True)
+    monkeypatch.setattr(cuda, "mem_get_info", lambda: (4_000_000_000, 16_000_000_000))
+    assert training._best_device(1_000_000_000) == (training.torch.device("cuda"), "")
+    place, because = training._best_device(2_000_000_000)
+    assert place.type == "cpu"
+    assert because.startswith("the GPU has 4,000 MB free, and training there takes 6,000 MB")
+
+
 def test_the_documented_defaults_learn_who_is_who(traffic: Traffic, train: Events) -> None:
     """With nothing set but what must be: by default the steps would be too few and too small for so few events."""
     hp = Hyperparameters(num_entity_vectors=200, vector_dim=16)

@@ -17,7 +17,7 @@ class Plan:
     threads: int
     """That compute; on the CPU."""
     slower_because: str
-    """Why the native kernel is not used, in words to follow "because"; empty where it is, or on another device."""
+    """Why training is slower than it could be, in words to follow "because"; empty where nothing is known."""
     memory: int
     """Bytes that the trained parameters and the largest step take."""
 

@@ -70,6 +70,9 @@ class RowGradients:
     """Distinct rows, int64 [n]."""
     values: torch.Tensor
     """[n, D]"""
+    used: torch.Tensor | None = None
+    """Which of the n are rows at all, bool [n]; None where all are. On a GPU n is the most that there could be, since
+    counting them would make every step wait for the device."""
 
 
 @dataclass(frozen=True)
@@ -174,6 +177,7 @@ class TorchStep:
     def __init__(self, parameters: Parameters, weight_decay: float) -> None:
         self._parameters = parameters
         self._weight_decay = weight_decay
+        self._counted = parameters.entity.device.type == "cpu"
         self.steps = 0
 
     def run(self, batch: Batch, learning_rate: float) -> torch.Tensor:
@@ -229,9 +233,9 @@ class TorchStep:
             d_x = torch.mm(d_x, p.w[0, i]).mul_(seen[i] > 0).add_(d_x)
 
         return Gradients(
-            entity=sum_rows(batch.entity[:, None], d_entity),
+            entity=sum_rows(batch.entity[:, None], d_entity, self._counted),
             typical=d_entity.sum(0),
-            prefix=sum_rows(rows, d_x),
+            prefix=sum_rows(rows, d_x, self._counted),
             w=d_w,
             b=d_b,
             totals=torch.stack([loss, right.to(x.dtype), records]),
@@ -243,6 +247,12 @@ class TorchStep:
         p = self._parameters
         rates = Rates.of(self.steps, learning_rate, self._weight_decay, p.w.shape[1])
         for table, gradient in ((p.entity, gradients.entity), (p.prefix, gradients.prefix)):
+            if gradient.used is not None:
+                before = table.index_select(0, gradient.rows)
+                after = before.clone()
+                _adam(after.unbind(1), gradient.values, rates.table, rates.deviation)
+                table.index_add_(0, gradient.rows, (after - before) * gradient.used[:, None, None])
+                continue
             for rows, values in zip(
                 torch.split(gradient.rows, _TILE), torch.split(gradient.values, _TILE), strict=True
             ):
@@ -271,16 +281,28 @@ def partners(size: int, tile: int, k: int, device: torch.device | None = None) -
     return first + (place - first - k) % (size - first).clamp(max=tile)
 
 
-def sum_rows(rows: torch.Tensor, gradient: torch.Tensor) -> RowGradients:
+def sum_rows(rows: torch.Tensor, gradient: torch.Tensor, counted: bool) -> RowGradients:
     """Sum the gradients of embedding bags over the table rows they were summed from.
 
     rows: int [n, L], the table rows of each bag; gradient: [n, D], that of each bag. Sorting the row numbers brings the
-    bags of a row together, so the transpose of a sum over bags is again one.
+    bags of a row together, so the transpose of a sum over bags is again one. Without ``counted`` no shape depends on
+    how many rows are distinct.
     """
     ordered, position = torch.sort(rows.reshape(-1))
-    distinct, counts = torch.unique_consecutive(ordered, return_counts=True)
-    values = F.embedding_bag(position // rows.shape[1], gradient, counts.cumsum(0) - counts, mode="sum")
-    return RowGradients(distinct.long(), values)
+    number = len(ordered)
+    place = torch.arange(number, device=rows.device)
+    is_first = torch.ones_like(place, dtype=torch.bool)
+    is_first[1:] = ordered[1:] != ordered[:-1]
+    if counted:
+        starts, used = place[is_first], None
+    else:
+        # The start of the k-th distinct row goes to place k; all else to the end, where nothing begins.
+        starts = torch.full((number + 1,), number, device=rows.device)
+        starts.scatter_(0, torch.where(is_first, is_first.cumsum(0) - 1, number), place)
+        starts = starts[:number]
+        used = starts < number
+    values = F.embedding_bag(position // rows.shape[1], gradient, starts, mode="sum")
+    return RowGradients(ordered[starts.clamp(max=number - 1)].long(), values, used)
 
 
 def _adam(state: tuple[torch.Tensor, ...], gradient: torch.Tensor, rate: Rate, deviation: float) -> None:

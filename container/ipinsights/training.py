@@ -41,6 +41,8 @@ _NOVELTY_PRIOR = 10
 """How many events of an entity weigh as much as what holds for all."""
 _DRAWN = 1 << 15
 """Positives that negatives and hidden prefixes are drawn for at a time, unless a mini-batch is larger."""
+_GPU_SHARE = 3
+"""What a GPU needs, in terms of `_memory`: there torch keeps every intermediate result of a step for a moment."""
 _LINE = 16
 """Floats in a cache line."""
 _VALIDATION_CHUNK = 1 << 17
@@ -58,30 +60,25 @@ def fit(
 
     Entities of both event sets are rows of one index, which ``num_entity_vectors`` must be the size of. Hyperparameters
     left at their defaults are adapted to the number of events (`Hyperparameters.adapted`). With a table of networks the
-    encoder knows providers and countries. The device defaults to the first GPU, and to the CPU where there is none;
-    there it takes as many threads as torch is set to. Raises UserError where the events cannot be learnt from.
+    encoder knows providers and countries. The device defaults to the first GPU, and to the CPU where there is none with
+    memory enough; there it takes as many threads as torch is set to. Raises UserError where the events cannot be learnt
+    from.
     """
     if len(train) == 0:
         raise UserError("there are no training events: the train channel holds no rows")
     if validation is not None and len(validation) == 0:
         raise UserError("there are no validation events: the validation channel holds no rows")
     listener = listener or Listener()
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     hyperparameters = hyperparameters.adapted(len(train))
     vocabulary = Vocabulary.build(train.address, FAMILIES[hyperparameters.ip_version], networks)
     entities = _Entities.of(train, hyperparameters.num_entity_vectors)
+    memory = _memory(hyperparameters, vocabulary, len(train), len(entities.met))
+    place, because = (torch.device(device), "") if device else _best_device(memory)
     native = kernel.library() if place.type == "cpu" else None
+    if place.type == "cpu":
+        because = because or kernel.why_absent()
     threads = torch.get_num_threads()
-    listener.training_planned(
-        Plan(
-            hyperparameters,
-            vocabulary,
-            str(place),
-            threads,
-            kernel.why_absent() if place.type == "cpu" else "",
-            _memory(hyperparameters, vocabulary, len(train), len(entities.met)),
-        )
-    )
+    listener.training_planned(Plan(hyperparameters, vocabulary, str(place), threads, because, memory))
     if native:  # the kernel has threads of its own, and what torch still does is too short to share
         torch.set_num_threads(1)
     try:
@@ -244,13 +241,28 @@ def _zeros(device: torch.device, *shape: int) -> torch.Tensor:
     return torch.from_numpy(memory[first : first + size].reshape(shape))
 
 
+def _best_device(memory: int) -> tuple[torch.device, str]:
+    """Where to train, and if that is not on a GPU that is there, why."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu"), ""
+    free, _ = torch.cuda.mem_get_info()
+    needed = _GPU_SHARE * memory
+    if needed <= free:
+        return torch.device("cuda"), ""
+    return torch.device("cpu"), (
+        f"the GPU has {free / 1e6:,.0f} MB free, and training there takes {needed / 1e6:,.0f} MB: lower vector_dim or "
+        "mini_batch_size, or take a larger GPU"
+    )
+
+
 def _memory(hp: Hyperparameters, vocabulary: Vocabulary, events: int, entities: int) -> int:
-    """Bytes that parameters with their means, and what a step computes, will take."""
+    """Bytes that parameters with their means, what a step computes, events and vocabulary will take."""
     size = min(hp.mini_batch_size, events)
     group = sampling.group_size(hp.random_negative_sampling_rate)
     random = -(-size // group) * hp.random_negative_sampling_rate
     rows = entities + 1 + vocabulary.num_rows + hp.num_ip_encoder_layers * (hp.vector_dim + 1)
-    return 4 * (3 * rows * hp.vector_dim + (2 * size + random) * (hp.vector_dim + vocabulary.depth))
+    step = (2 * size + random) * (hp.vector_dim + vocabulary.depth)
+    return 4 * (3 * rows * hp.vector_dim + step + 3 * events + 2 * vocabulary.chains.size)
 
 
 def _novelty(train: Events, family: Family, num_entity_vectors: int) -> npt.NDArray[np.float32]:

@@ -18,13 +18,13 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
     candidates = [folder / (_STEM + suffix) for suffix in importlib.machinery.EXTENSION_SUFFIXES]
     found = next((path for path in candidates if path.exists()), None)
     if found is None:
-        return None, "it was not compiled when the package was installed (there was no C++ compiler)"
+        return None, "the native kernel was not compiled when the package was installed, for want of a C++ compiler"
     try:
         native = ctypes.CDLL(str(found))
     except OSError as error:
-        return None, f"it cannot be loaded ({error})"
+        return None, f"the native kernel cannot be loaded ({error})"
     if not native.ipinsights_supported():
-        return None, "this processor lacks AVX2 and FMA, for which it was compiled"
+        return None, "this processor lacks AVX2 or FMA, for which the native kernel was compiled"
     return native, ""
 
 

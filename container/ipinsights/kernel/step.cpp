@@ -69,7 +69,7 @@ class Buffer {
     }
     T* zeros(int64_t count) {
         T* data = reserve(count);
-        std::memset(data, 0, count * sizeof(T));
+        std::fill_n(data, count, T());
         return data;
     }
     T* get() const { return data_.get(); }
