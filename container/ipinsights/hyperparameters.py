@@ -91,7 +91,7 @@ class Hyperparameters:
         1,
         250_000_000,
         "Rows of the entity table. Entities are hashed to rows; twice the number of unique entities is good. "
-        "The table takes 4 x num_entity_vectors x vector_dim bytes, training three times that.",
+        "The table takes 4 x num_entity_vectors x vector_dim bytes; training three times that, for the rows it meets.",
         tuning=(10_000, 1_000_000),
     )
     vector_dim: int = _declare(
@@ -122,7 +122,7 @@ class Hyperparameters:
     num_ip_encoder_layers: int = _declare(
         0,
         100,
-        "Residual blocks of the IP encoder; with 0 it is the plain sum of prefix rows.",
+        "Fully connected layers of the IP encoder, each a residual block; with 0 it is the plain sum of prefix rows.",
         default=1,
         tuning=(1, 10),
     )
@@ -158,7 +158,10 @@ class Hyperparameters:
         choices=(4, 6),
     )
     seed: int = _declare(
-        0, _UNBOUNDED, "Decides every random draw: the same seed, data and machine give the same model.", default=0
+        0,
+        _UNBOUNDED,
+        "Decides every random draw: the same seed, data, machine and number of threads give the same model.",
+        default=0,
     )
 
     def __post_init__(self) -> None:

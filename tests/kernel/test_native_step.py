@@ -1,7 +1,11 @@
 """The native step against the specification, in any shape that may be asked for."""
 
 import copy
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -175,3 +179,22 @@ def test_training_with_and_without_the_kernel_gives_the_same_model(
     assert listener.plan.slower_because == "the test says so"
     scores = [(m.entity[train.entity] * m.encode(train.address)).sum(1) for m in (native, specified)]
     assert np.abs(scores[0] - scores[1]).max() < 0.01 * np.abs(scores[1]).max()
+
+
+def test_a_machine_without_a_compiler_installs_all_the_same(tmp_path: Path) -> None:
+    root = Path(kernel.__file__).parents[3]
+    command = [
+        sys.executable,
+        "setup.py",
+        "build_ext",
+        "--force",
+        f"--build-lib={tmp_path}",
+        f"--build-temp={tmp_path}",
+    ]
+    absent = {"CC": "no-such-compiler", "CXX": "no-such-compiler"}
+    result = subprocess.run(
+        command, cwd=root, env={**os.environ, **absent}, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0
+    assert "no-such-compiler" in result.stderr
+    assert not list(tmp_path.rglob("_native*"))
