@@ -16,7 +16,7 @@ import pytest
 import requests
 from hypothesis import settings
 
-from ipinsights import addresses, simulation
+from ipinsights import addresses, kernel, simulation
 from ipinsights.entities import EntityIndex
 from ipinsights.events import Events
 from ipinsights.records import Records
@@ -52,6 +52,17 @@ def to_events(pairs: Records, num_entity_vectors: int) -> Events:
 
 def no_events() -> Events:
     return Events(np.zeros(0, np.int32), np.zeros(0, np.uint32), EntityIndex(1))
+
+
+@pytest.fixture(scope="module", params=["kernel", "no kernel"])
+def either_way(request: pytest.FixtureRequest) -> Iterator[None]:
+    """What uses this is tested with the native kernel and without."""
+    if request.param == "kernel" and kernel.library() is None:
+        pytest.skip(f"there is no kernel, because {kernel.why_absent()}")
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "no kernel":
+            patch.setattr(kernel, "library", lambda: None)
+        yield
 
 
 @dataclass(frozen=True)

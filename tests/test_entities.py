@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from ipinsights.entities import EntityIndex, hash_names
 
+pytestmark = pytest.mark.usefixtures("either_way")
+
 
 def column(names: list[str]) -> pa.StringArray:
     return pa.array(names, pa.string())

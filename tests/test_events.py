@@ -3,6 +3,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from conftest import PEAK
@@ -10,6 +11,9 @@ from ipinsights import events
 from ipinsights.addresses import IPV6
 from ipinsights.entities import EntityIndex
 from ipinsights.errors import UserError
+from ipinsights.records import parse_csv
+
+pytestmark = pytest.mark.usefixtures("either_way")
 
 
 def test_files_are_found_in_nested_folders_and_markers_are_not_data(tmp_path: Path) -> None:
@@ -48,6 +52,43 @@ def test_a_bad_row_is_named_with_its_file(tmp_path: Path) -> None:
     (tmp_path / "b.csv").write_text("u,1.2.3.4\nu,nowhere\n")
     with pytest.raises(UserError, match=r"b\.csv, line 2: .*'u,nowhere'"):
         events.read(events.find_files(tmp_path), EntityIndex(10))
+
+
+def test_the_first_bad_row_in_the_order_of_the_files_is_the_one_named(tmp_path: Path) -> None:
+    """Whatever is read beside it; and the line is counted over all blocks of its file."""
+    lines = "u,1.2.3.4\n\r\n" * 500_000
+    for name in ("b.csv", "c.csv", "d.csv"):
+        (tmp_path / name).write_text("v,nowhere\n")
+    (tmp_path / "a.csv").write_text(f'{lines}"u",1.2.3.4\nu,1.2.3\n')
+    with pytest.raises(UserError, match=r"a\.csv, line 1000002: .*'u,1\.2\.3'"):
+        events.read(events.find_files(tmp_path), EntityIndex(10))
+
+
+def test_events_do_not_depend_on_the_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of more entities than rows, which then depend on who comes first."""
+    for part in range(12):
+        quote = '"' if part % 3 == 0 else ""
+        lines = (f"{quote}u{i * i % (100 + part)}{quote},0.{part}.{i >> 8}.{i & 255}\n" for i in range(20_000 - part))
+        (tmp_path / f"part-{part:02}.csv").write_text("".join(lines))
+    results = []
+    for cores in (1, 7):
+        monkeypatch.setattr("os.sched_getaffinity", lambda _, cores=cores: set(range(cores)))
+        index = EntityIndex(70)
+        read = events.read(events.find_files(tmp_path), index)
+        results.append((read.entity.tolist(), read.address.tolist(), index.tags.tolist(), index.sharing))
+    assert results[0] == results[1]
+    index = EntityIndex(70)
+    for path in events.find_files(tmp_path):
+        index.claim(parse_csv(path.read_bytes()).entities)
+    assert (index.tags.tolist(), index.sharing) == results[0][2:]
+
+
+def test_entities_not_to_be_given_rows_are_not(tmp_path: Path) -> None:
+    index = EntityIndex(10)
+    (known,) = index.claim(pa.array(["u"]))
+    (tmp_path / "a.csv").write_text("u,1.2.3.4\nv,1.2.3.4\n")
+    assert events.read([tmp_path / "a.csv"], index, claim=False).entity.tolist() == [known, 10]
+    assert index.owned == 1
 
 
 def test_ipv6_is_read_into_twelve_bytes_an_event(tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
 import collections
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ipinsights.vocabulary import Vocabulary
+
+pytestmark = pytest.mark.usefixtures("either_way")
 
 LEVELS = (8, 12, 16, 24)
 # Few distinct octets, so that prefixes repeat.

@@ -103,7 +103,7 @@ def _packed(text: str) -> bytes:
 
 def _parse_quads(texts: pa.StringArray) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_]]:
     """The dotted quads of a column, and which texts are one."""
-    offsets, data = _text_buffers(texts)
+    offsets, data = text_buffers(texts)
     starts, ends = offsets[:-1].astype(np.int64), offsets[1:].astype(np.int64)
     dots = np.flatnonzero(data == _DOT)
     first_dot, last_dot = np.searchsorted(dots, starts), np.searchsorted(dots, ends)
@@ -180,7 +180,7 @@ def render(addresses: Addresses, family: Family = IPV4) -> list[str]:
     return [f"{a}.{b}.{c}.{d}" for a, b, c, d in octets.tolist()]
 
 
-def _text_buffers(texts: pa.StringArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
+def text_buffers(texts: pa.StringArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
     """The offsets (int32 [n + 1]) and the bytes behind an Arrow string column, without a copy."""
     _, offset_buffer, data_buffer = texts.buffers()
     if offset_buffer is None or len(texts) == 0:

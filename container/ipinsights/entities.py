@@ -13,11 +13,16 @@ import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
+from ipinsights.kernel import reader
+from ipinsights.kernel.reader import Digests
+
 HASH = "xxh64"
 HASH_SEED = 0
 
 _PROBES = 256
 """Rows tried for an entity before it shares its home."""
+_FREE, _TAKEN = -1, -2
+"""Of an entity without a row: a free one ended the search, or all those it may have are others'."""
 
 
 class EntityIndex:
@@ -51,44 +56,75 @@ class EntityIndex:
         An unknown one has row ``num_rows``; but if any entities share rows, an unknown one may be one of them, and has
         its home.
         """
-        return self._rows(entities, claim=False)
+        return self.find_hashed(hash_names(entities))
 
     def claim(self, entities: pa.StringArray) -> npt.NDArray[np.int32]:
         """The row of each entity, a new one for each unknown entity: int32 [n], in [0, num_rows)."""
-        return self._rows(entities, claim=True)
+        return self.claim_hashed(hash_names(entities))
 
-    def _rows(self, entities: pa.StringArray, claim: bool) -> npt.NDArray[np.int32]:
-        encoded = entities.dictionary_encode()  # log-ins repeat their entities: search for each distinct one once
-        digests = hash_names(encoded.dictionary)
+    def find_hashed(self, digests: Digests) -> npt.NDArray[np.int32]:
+        """`find`, given what `hash_names` says of the entities: uint64 [n]."""
+        return self._settle(digests, self._search(digests))
+
+    def claim_hashed(self, digests: Digests) -> npt.NDArray[np.int32]:
+        """`claim`, given what `hash_names` says of the entities: uint64 [n]."""
+        rows = self._search(digests)
+        new = np.flatnonzero(rows == _FREE)
+        distinct, place = np.unique(digests[new], return_inverse=True)
+        rows[new] = self._probe(distinct, claim=True)[place]
+        self._homeless = np.union1d(self._homeless, digests[rows == _TAKEN])
+        return self._settle(digests, rows)
+
+    def _search(self, digests: Digests) -> npt.NDArray[np.int32]:
+        """The row of each entity; _FREE if it has none but may have one, _TAKEN if all it may have are others'."""
+        rows = reader.find_rows(self.tags, _PROBES, digests)
+        if rows is None:
+            distinct, place = np.unique(digests, return_inverse=True)
+            rows = self._probe(distinct, claim=False)[place]
+        return rows
+
+    def _settle(self, digests: Digests, rows: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+        """Give those without a row the one that stands for them."""
+        homeless = np.flatnonzero(rows < 0)
+        rows[homeless] = digests[homeless] % np.uint64(self.num_rows) if self.sharing else self.num_rows
+        return rows
+
+    def _probe(self, digests: Digests, claim: bool) -> npt.NDArray[np.int32]:
+        """`_search` for distinct entities; with ``claim`` each takes the first free row that it finds.
+
+        All try their first row before any tries its second, and of several that want a row the lowest digest has it:
+        so what is claimed depends on which entities there are, not on their order, as the digests must ascend.
+        """
         home = (digests % np.uint64(self.num_rows)).astype(np.int64)
         tags = np.maximum(digests >> np.uint64(32), 1).astype(np.uint32)
         # Who meets at one row parts at the next, and growing steps keep nobody in a circle of few rows. In a small
         # table, which every entity can try all of, one step after another does that.
         small = self.num_rows <= _PROBES
         stride = np.ones_like(home) if small else tags.astype(np.int64)
-        rows = np.full(len(digests), -1, dtype=np.int64)
-        open_ = np.argsort(digests)  # what is claimed depends on the entities, not on their order
+        rows = np.full(len(digests), _TAKEN, dtype=np.int32)
+        open_ = np.arange(len(digests))
         for probe in range(min(_PROBES, self.num_rows)):
             grown = 0 if small else probe * (probe - 1) // 2
             at = (home[open_] + probe * stride[open_] + grown) % self.num_rows
             if claim:
                 free = np.flatnonzero(self.tags[at] == 0)
-                _, first = np.unique(at[free], return_index=True)  # of several that want a row, the first has it
+                _, first = np.unique(at[free], return_index=True)
                 self.tags[at[free[first]]] = tags[open_[free[first]]]
             theirs = self.tags[at] == tags[open_]
             rows[open_[theirs]] = at[theirs]
-            # A free row ends the search: whoever came before would have it.
-            open_ = open_[~theirs & (self.tags[at] != 0)]
+            free = self.tags[at] == 0  # ends the search: whoever came before would have it
+            rows[open_[free]] = _FREE
+            open_ = open_[~theirs & ~free]
             if not len(open_):
                 break
-        if claim:
-            self._homeless = np.union1d(self._homeless, digests[open_])
-        homeless = rows < 0
-        rows[homeless] = home[homeless] if self.sharing else self.num_rows
-        found: npt.NDArray[np.int32] = rows.astype(np.int32)[encoded.indices.to_numpy()]
-        return found
+        return rows
 
 
-def hash_names(names: pa.StringArray) -> npt.NDArray[np.uint64]:
+def hash_names(names: pa.StringArray) -> Digests:
     """xxHash64 of each name: uint64 [n]."""
-    return np.array([xxhash.xxh64_intdigest(name.encode(), HASH_SEED) for name in names.to_pylist()], dtype=np.uint64)
+    digests = reader.hash_texts(names)
+    if digests is None:
+        encoded = names.dictionary_encode()  # log-ins repeat their entities: hash each distinct one once
+        hashed = [xxhash.xxh64_intdigest(name.encode(), HASH_SEED) for name in encoded.dictionary.to_pylist()]
+        digests = np.array(hashed, dtype=np.uint64)[encoded.indices.to_numpy()]
+    return digests

@@ -1,9 +1,14 @@
 """The files of a channel to compact arrays: 8 bytes an event (12 with IPv6), whatever the files' size.
 
-Files are read block by block, so the text never lies in memory as a whole; the arrays grow in place.
+Files are read block by block, so the text never lies in memory as a whole; the arrays grow in place. Threads parse
+blocks side by side, of one file or of several; entities claim their rows in the order of the files, so the result does
+not depend on the threads.
 """
 
-from collections.abc import Callable, Sequence
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -13,7 +18,8 @@ import numpy.typing as npt
 
 from ipinsights.addresses import IPV4, Addresses, Family
 from ipinsights.entities import EntityIndex
-from ipinsights.records import parse_stream
+from ipinsights.kernel.reader import Digests
+from ipinsights.records import Block, line_blocks
 
 Scalar = TypeVar("Scalar", bound=np.integer[Any])
 
@@ -63,14 +69,32 @@ def read(
     Raises UserError, with file, line and content, at the first block that holds a row that cannot be read.
     """
     entity, address = _Growing(np.dtype(np.int32)), _Growing(family.dtype)
+    for size, digests, addresses in _parse(files, family):
+        entity.extend((index.claim_hashed if claim else index.find_hashed)(digests))
+        address.extend(addresses)
+        if progress:
+            progress(size)
+    return Events(entity.array(), address.array(), index)
+
+
+def _parse(files: Sequence[Path], family: Family) -> Iterator[tuple[int, Digests, Addresses]]:
+    """The bytes of each block, its entities' hashes and its addresses, in order; a few blocks at a time are in work."""
+    threads = len(os.sched_getaffinity(0))
+    parsing: deque[tuple[int, Future[tuple[Digests, Addresses]]]] = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for block in _blocks(files):
+            parsing.append((len(block.text), pool.submit(block.parse_hashed, family)))
+            if len(parsing) > threads:
+                size, parsed = parsing.popleft()
+                yield size, *parsed.result()
+        for size, parsed in parsing:
+            yield size, *parsed.result()
+
+
+def _blocks(files: Sequence[Path]) -> Iterator[Block]:
     for path in files:
         with path.open("rb") as stream:
-            for block, records in parse_stream(stream, str(path), family):
-                entity.extend((index.claim if claim else index.find)(records.entities))
-                address.extend(records.addresses)
-                if progress:
-                    progress(len(block))
-    return Events(entity.array(), address.array(), index)
+            yield from line_blocks(stream, str(path))
 
 
 class _Growing(Generic[Scalar]):

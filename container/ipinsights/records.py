@@ -1,8 +1,11 @@
 """Headerless two-column CSV (entity, IP address), as training files and requests hold it, to columns.
 
-The reader is Arrow's. RFC 4180 quotes are understood; one record is one line, so a quoted field cannot hold a line
-break (line numbers in errors stay true, and a large file can be cut at any line end). A byte order mark, CRLF, blank
-lines and blanks around the address are accepted; an entity is taken as it stands: ``NA`` and ``00123`` are names.
+RFC 4180 quotes are understood; one record is one line, so a quoted field cannot hold a line break (line numbers in
+errors stay true, and a large file can be cut at any line end). A byte order mark, CRLF, blank lines and blanks around
+the address are accepted; an entity is taken as it stands: ``NA`` and ``00123`` are names.
+
+The reader is Arrow's. Where one of its hash will do for an entity, the native kernel reads what is plain, and leaves to
+Arrow's every block that holds anything else.
 """
 
 import csv
@@ -18,9 +21,16 @@ from pyarrow import csv as arrow_csv
 
 from ipinsights import addresses
 from ipinsights.addresses import IPV4, Addresses, Family
+from ipinsights.entities import hash_names
 from ipinsights.errors import UserError
+from ipinsights.kernel import reader
+from ipinsights.kernel.reader import Digests
+
+BLOCK_SIZE = 1 << 22
+"""Bytes read at a time. Which row an entity has depends on it, since each block's entities claim theirs together."""
 
 _BOM = b"\xef\xbb\xbf"
+_LINE_FEED = ord("\n")
 _SHOWN = 120
 """Characters of a faulty line that an error quotes."""
 _LISTED = 3
@@ -97,17 +107,56 @@ def parse_csv(data: bytes, family: Family = IPV4, first_line: int = 1) -> Record
 
 
 def parse_stream(
-    stream: BinaryIO, name: str, family: Family = IPV4, block_size: int = 1 << 22
+    stream: BinaryIO, name: str, family: Family = IPV4, block_size: int = BLOCK_SIZE
 ) -> Iterator[tuple[bytes, Records]]:
     """Read a CSV stream block by block: whole lines, about ``block_size`` bytes of them, and their records.
 
     Raises UserError that begins with the stream's ``name``, at the first block that holds a row that cannot be read.
     """
-    for first_line, block in _line_blocks(stream, block_size):
+    for block in line_blocks(stream, name, block_size):
+        yield block.text, block.parse(family)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Whole lines of a CSV stream."""
+
+    name: str
+    """The stream's."""
+    first_line: int
+    """The number of the first line, from 1."""
+    text: bytes
+
+    def parse(self, family: Family) -> Records:
+        """The records. Raises UserError that begins with the stream's name."""
         try:
-            yield block, parse_csv(block, family, first_line)
+            return parse_csv(self.text, family, self.first_line)
         except MalformedRecords as error:
-            raise UserError(f"{name}, {error}. Each line must be an entity and an {family.noun}.") from error
+            raise UserError(f"{self.name}, {error}. Each line must be an entity and an {family.noun}.") from error
+
+    def parse_hashed(self, family: Family) -> tuple[Digests, Addresses]:
+        """The same with entities as `hash_names` has them: uint64 [n], and the addresses [n]."""
+        hashed = reader.read_lines(self.text) if family is IPV4 else None
+        if hashed is None:
+            records = self.parse(family)
+            return hash_names(records.entities), records.addresses
+        return hashed
+
+
+def line_blocks(stream: BinaryIO, name: str, size: int = BLOCK_SIZE) -> Iterator[Block]:
+    """Cut a stream into blocks of whole lines, about ``size`` bytes each."""
+    number, rest = 1, b""
+    while chunk := stream.read(size):
+        end = chunk.rfind(b"\n") + 1
+        if not end:  # not a single line end: one very long line goes on
+            rest += chunk
+            continue
+        block = Block(name, number, b"".join((rest, memoryview(chunk)[:end])))
+        rest = chunk[end:]
+        yield block
+        number += int(np.count_nonzero(np.frombuffer(block.text, np.uint8) == _LINE_FEED))  # 8 times bytes.count
+    if rest:
+        yield Block(name, number, rest)
 
 
 def from_columns(entities: list[object], texts: list[object], family: Family = IPV4) -> Records:
@@ -196,19 +245,3 @@ def _explain(text: str, family: Family) -> str:
 
 def _single_chunk(column: pa.ChunkedArray) -> pa.StringArray:
     return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)
-
-
-def _line_blocks(stream: BinaryIO, size: int) -> Iterator[tuple[int, bytes]]:
-    """Cut a stream into blocks of whole lines, about ``size`` bytes each, with the number of each one's first line."""
-    number, rest = 1, b""
-    while chunk := stream.read(size):
-        end = chunk.rfind(b"\n") + 1
-        if not end:  # not a single line end: one very long line goes on
-            rest += chunk
-            continue
-        block = rest + chunk[:end]
-        rest = chunk[end:]
-        yield number, block
-        number += block.count(b"\n")
-    if rest:
-        yield number, rest

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ipinsights.addresses import IPV4, MAPPED_BITS, MAPPED_FIRST, MAPPED_SHIFT, Addresses, Family
+from ipinsights.kernel import reader
 from ipinsights.networks import LABELS, Networks
 
 MAX_ROWS = 80_000
@@ -123,6 +124,9 @@ class Vocabulary:
     def leaves(self, queries: Addresses) -> npt.NDArray[np.int32]:
         """The leaf of each address: int32 [n], an index into ``chains``."""
         starts, leaves = self.intervals
+        at_once = reader.find_intervals(starts, leaves, queries)
+        if at_once is not None:
+            return at_once
         found = np.empty(len(queries), dtype=np.int32)
         for begin in range(0, len(queries), _CHUNK):  # the search gives 8 bytes a query, which for all would be much
             part = slice(begin, begin + _CHUNK)

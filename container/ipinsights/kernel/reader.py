@@ -1,0 +1,91 @@
+"""The loops of ``reader.cpp`` on numpy arrays. Each gives None where there is no kernel: the caller has another way."""
+
+import ctypes
+import functools
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ipinsights import kernel
+from ipinsights.addresses import Addresses, text_buffers
+
+Digests = npt.NDArray[np.uint64]
+"""xxHash64 of entities."""
+
+_NOT_CLEAN = -1
+_SHORTEST_LINE = 10
+"""Bytes of a record with its line end, which the last line may lack."""
+
+
+def read_lines(text: bytes) -> tuple[Digests, npt.NDArray[np.uint32]] | None:
+    """The entity's digest and the IPv4 address of each record in whole lines of CSV: uint64 [n] and uint32 [n].
+
+    Also None where a line is not clean, as ``reader.cpp`` has it: faults are among these, but not only faults.
+    """
+    native = _library()
+    if native is None:
+        return None
+    most = (len(text) + 1) // _SHORTEST_LINE
+    digests, addresses = np.empty(most, dtype=np.uint64), np.empty(most, dtype=np.uint32)
+    count = native.ipinsights_read_lines(text, len(text), digests, addresses)
+    return None if count == _NOT_CLEAN else (digests[:count], addresses[:count])
+
+
+def hash_texts(texts: pa.StringArray) -> Digests | None:
+    """The digest of each text: uint64 [n]."""
+    native = _library()
+    if native is None:
+        return None
+    offsets, data = text_buffers(texts)
+    digests = np.empty(len(texts), dtype=np.uint64)
+    native.ipinsights_hash(data, offsets, len(texts), digests)
+    return digests
+
+
+def find_rows(tags: npt.NDArray[np.uint32], probes: int, digests: Digests) -> npt.NDArray[np.int32] | None:
+    """The row of each entity: int32 [n]; -1 if it has none and may have one, -2 if all its probes are others'."""
+    native = _library()
+    if native is None:
+        return None
+    digests = np.ascontiguousarray(digests)
+    rows = np.empty(len(digests), dtype=np.int32)
+    native.ipinsights_find_rows(tags, len(tags), probes, digests, len(digests), rows)
+    return rows
+
+
+def find_intervals(
+    starts: Addresses, values: npt.NDArray[np.int32], queries: Addresses
+) -> npt.NDArray[np.int32] | None:
+    """The value of the interval that each address is in: int32 [n]. The starts ascend from address 0."""
+    native = _library()
+    if native is None:
+        return None
+    find = native.ipinsights_find_intervals_32 if starts.dtype == np.uint32 else native.ipinsights_find_intervals_64
+    queries = np.ascontiguousarray(queries)
+    found = np.empty(len(queries), dtype=np.int32)
+    find(starts, len(starts), values, queries, len(queries), found)
+    return found
+
+
+def _library() -> ctypes.CDLL | None:
+    native = kernel.library()
+    return None if native is None else _declared(native)
+
+
+@functools.cache
+def _declared(native: ctypes.CDLL) -> ctypes.CDLL:
+    """Tell ctypes the parameters, so that an array of another type, or with gaps, is an error."""
+    number = ctypes.c_int64
+    u8, i32, u32, u64 = (
+        np.ctypeslib.ndpointer(dtype, flags="C_CONTIGUOUS") for dtype in (np.uint8, np.int32, np.uint32, np.uint64)
+    )
+    native.ipinsights_read_lines.argtypes = [ctypes.c_char_p, number, u64, u32]
+    native.ipinsights_read_lines.restype = number
+    native.ipinsights_hash.argtypes = [u8, i32, number, u64]
+    native.ipinsights_find_rows.argtypes = [u32, number, number, u64, number, i32]
+    native.ipinsights_find_intervals_32.argtypes = [u32, number, i32, u32, number, i32]
+    native.ipinsights_find_intervals_64.argtypes = [u64, number, i32, u64, number, i32]
+    for name in ("hash", "find_rows", "find_intervals_32", "find_intervals_64"):
+        getattr(native, f"ipinsights_{name}").restype = None
+    return native

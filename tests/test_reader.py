@@ -1,0 +1,230 @@
+"""The kernel's reader against the exact one, xxhash and numpy: the same for every input."""
+
+import io
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pytest
+import xxhash
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from ipinsights import kernel
+from ipinsights.addresses import IPV4
+from ipinsights.entities import EntityIndex
+from ipinsights.errors import UserError
+from ipinsights.kernel import reader
+from ipinsights.records import Block, line_blocks, parse_csv
+from ipinsights.vocabulary import Vocabulary
+
+pytestmark = pytest.mark.skipif(kernel.library() is None, reason=kernel.why_absent())
+
+entity = st.text(st.characters(exclude_categories=["Cs"], exclude_characters='\r\n",'), min_size=1).filter(
+    lambda name: not name.startswith("\ufeff")
+)
+blanks = st.text(" \t", max_size=2)
+clean_line = st.builds(
+    lambda name, before, address, after, end: f"{name},{before}{address}{after}{end}".encode(),
+    *(entity, blanks, st.ip_addresses(v=4), blanks, st.sampled_from(["\n", "\r\n", "\n\n", "\n\r\n"])),
+)
+dirty = st.one_of(
+    st.binary(max_size=4),
+    st.sampled_from(
+        [
+            b'"a",1.2.3.4\n',
+            b'"a,b",1.2.3.4\n',
+            b'a,"1.2.3.4"\n',
+            b'"a\n',
+            b'"',
+            b"a,1.2.3.4,\n",
+            b"a\n",
+            b",1.2.3.4\n",
+            b"a,\n",
+            b"a,1.2.3.4\r",
+            b"a,1.2.3.4\r\r\n",
+            b"a\rb,1.2.3.4\n",
+            b"\r",
+            b" \n",
+            b"\x0b\n",
+            b" a,1.2.3.4\n",
+            b"a\x00b,1.2.3.4\n",
+            b"a\x1cb\xc2\x85c\xe2\x80\xa8,1.2.3.4\n",
+            b"a,1.2.3.4\x0b\n",
+            b"a,1.2.3.4\x00\n",
+            b"\xef\xbb\xbf",
+            b"\xef\xbb\xbfa,1.2.3.4\n",
+            b"\xed\xa0\x80,1.2.3.4\n",  # a surrogate
+            b"\xc0\x80,1.2.3.4\n",  # longer than need be
+            b"\xe0\x80\x80,1.2.3.4\n",
+            b"\xf0\x80\x80\x80,1.2.3.4\n",
+            b"\xf4\x90\x80\x80,1.2.3.4\n",  # beyond the last character
+            b"\xe2\x80,1.2.3.4\n",
+            b"a,::1\n",
+            b"a,::ffff:1.2.3.4\n",
+            b"a,1.2.3.256\n",
+            b"a,256.2.3.4\n",
+            b"a,999.2.3.4\n",
+            b"a,1.2.3.04\n",
+            b"a,00.2.3.4\n",
+            b"a,1.2.3.1000\n",
+            b"a,1234.2.3.4\n",
+            b"a,1.2.3\n",
+            b"a,1.2.3.\n",
+            b"a,1..2.3\n",
+            b"a,1.2.3.4.5\n",
+            b"a,1.2.3.4 5\n",
+            b"a,1.2. 3.4\n",
+            b"a,+1.2.3.4\n",
+            b"a,1.2.3./\n",
+            b"a,1.2.3.:\n",
+        ]
+    ),
+)
+mixture = st.lists(clean_line | dirty, max_size=8).map(b"".join)
+number = st.sampled_from([0, 1, 9, 10, 25, 99, 100, 199, 200, 249, 250, 255, 256, 260, 300, 999, 1000, 2550])
+octet = st.builds("{}{}".format, st.sampled_from(["", "", "", "0", " "]), number)
+
+
+@st.composite
+def almost_clean(draw: st.DrawFn) -> bytes:
+    """Clean lines of which one byte is another, or missing, or one too many."""
+    text = bytearray(b"".join(draw(st.lists(clean_line, min_size=1, max_size=4))))
+    at = draw(st.integers(0, len(text) - 1))
+    text[at : at + draw(st.integers(0, 1))] = draw(st.binary(max_size=1) | st.sampled_from([b",", b".", b"\r", b'"']))
+    return bytes(text)
+
+
+def outcome(block: Block) -> tuple[list[int], list[int]] | str:
+    try:
+        digests, addresses = block.parse_hashed(IPV4)
+    except UserError as error:
+        return str(error)
+    assert (digests.dtype, addresses.dtype) == (np.uint64, np.uint32)
+    return digests.tolist(), addresses.tolist()
+
+
+def without_kernel(block: Block) -> tuple[list[int], list[int]] | str:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernel, "library", lambda: None)
+        return outcome(block)
+
+
+@given(st.lists(clean_line, max_size=20).map(b"".join), st.booleans())
+def test_clean_lines_are_read_natively(text: bytes, last_line_ends: bool) -> None:
+    text = text if last_line_ends else text.rstrip(b"\r\n")
+    parsed = reader.read_lines(text)
+    assert parsed is not None
+    exact = parse_csv(text)
+    assert parsed[0].tolist() == [xxhash.xxh64_intdigest(name.encode()) for name in exact.entities.to_pylist()]
+    assert parsed[1].tolist() == exact.addresses.tolist()
+
+
+@settings(max_examples=1000)
+@given(mixture | almost_clean() | st.binary())
+def test_any_bytes_are_read_as_the_exact_reader_reads_them(text: bytes) -> None:
+    block = Block("x.csv", 1, text)
+    assert outcome(block) == without_kernel(block)
+
+
+@settings(max_examples=1000)
+@given(st.lists(octet, min_size=3, max_size=5).map(".".join))
+def test_any_numbers_are_read_as_the_exact_reader_reads_them(address: str) -> None:
+    block = Block("x.csv", 1, f"a,{address}\nb,1.2.3.4\n".encode())
+    assert outcome(block) == without_kernel(block)
+
+
+@given(mixture, st.integers(1, 40))
+def test_the_readers_agree_whatever_the_block_size(text: bytes, size: int) -> None:
+    blocks = list(line_blocks(io.BytesIO(text), "x.csv", size))
+    assert b"".join(block.text for block in blocks) == text
+    assert [outcome(block) for block in blocks] == [without_kernel(block) for block in blocks]
+
+
+def test_an_address_at_the_very_end_of_the_text_is_read_and_nothing_behind_it() -> None:
+    for address in ("1.2.3.4", "255.255.255.255"):
+        for text in (f"a,{address}", f"a,{address} ", f"a,{address}\r\n"):
+            parsed = reader.read_lines(text.encode())
+            assert parsed is not None
+            assert parsed[1].tolist() == parse_csv(text.encode()).addresses.tolist()
+        for short in (address.rpartition(".")[0], address.rpartition(".")[0] + "."):
+            assert reader.read_lines(f"a,{short}".encode()) is None
+
+
+@given(st.lists(st.text()))
+@example(["", "a" * 31, "b" * 32, "c" * 33, "d" * 64, "e" * 1000])
+def test_the_hash_is_xxh64(texts: list[str]) -> None:
+    digests = reader.hash_texts(pa.array(texts, pa.string()))
+    assert digests is not None
+    assert digests.tolist() == [xxhash.xxh64_intdigest(text.encode(), 0) for text in texts]
+
+
+def test_the_hash_is_xxh64_at_every_length() -> None:
+    texts = pa.array(["0123456789abcdefghijklmnopqrstuvwxyz"[i % 7 :] * 4 for i in range(7)], pa.string())
+    for length in range(130):
+        cut = pa.compute.utf8_slice_codeunits(texts, 0, length)
+        digests = reader.hash_texts(cut[2:])  # a slice, whose offsets do not begin at 0
+        assert digests is not None
+        assert digests.tolist() == [xxhash.xxh64_intdigest(text.encode(), 0) for text in cut.to_pylist()[2:]]
+
+
+def claim_and_find(
+    num_rows: int, blocks: list[npt.NDArray[np.uint64]], others: npt.NDArray[np.uint64]
+) -> tuple[list[list[int]], list[int], int, list[int]]:
+    index = EntityIndex(num_rows)
+    claimed = [index.claim_hashed(block).tolist() for block in blocks]
+    return claimed, index.tags.tolist(), index.sharing, index.find_hashed(others).tolist()
+
+
+# Digests with equal tags, equal homes and tag 0, besides any.
+digest = st.integers(0, 2**64 - 1) | st.builds(lambda tag, home: tag << 32 | home, st.integers(0, 3), st.integers(0, 9))
+digests = st.lists(digest, max_size=60).map(lambda values: np.array(values, np.uint64))
+
+
+@settings(max_examples=300)
+@given(st.integers(1, 600), st.lists(digests, max_size=4), digests)
+def test_any_entities_claim_the_same_rows_without_the_kernel(
+    num_rows: int, blocks: list[npt.NDArray[np.uint64]], others: npt.NDArray[np.uint64]
+) -> None:
+    native = claim_and_find(num_rows, blocks, others)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernel, "library", lambda: None)
+        assert claim_and_find(num_rows, blocks, others) == native
+
+
+@pytest.mark.parametrize("num_rows", [255, 256, 257, 5000])
+@pytest.mark.parametrize("load", [0.5, 0.99, 1.5])
+def test_many_entities_claim_the_same_rows_without_the_kernel(
+    num_rows: int, load: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    entities = rng.integers(2**64 - 1, size=int(load * num_rows), dtype=np.uint64)
+    blocks = np.array_split(rng.choice(entities, 3 * len(entities)), 5)
+    others = np.concatenate([entities, rng.integers(2**64 - 1, size=1000, dtype=np.uint64)])
+    native = claim_and_find(num_rows, blocks, others)
+    monkeypatch.setattr(kernel, "library", lambda: None)
+    assert claim_and_find(num_rows, blocks, others) == native
+
+
+@pytest.mark.parametrize("dtype", [np.uint32, np.uint64])
+def test_an_address_is_in_the_last_interval_that_begins_at_or_below_it(dtype: type) -> None:
+    rng = np.random.default_rng(0)
+    highest = np.iinfo(dtype).max
+    for count in (1, 2, 3, 7, 8, 100, 1000):
+        drawn = rng.integers(highest, size=count - 1, dtype=dtype, endpoint=True)
+        starts = np.unique(np.append(drawn, 0).astype(dtype))
+        values = rng.integers(1000, size=len(starts), dtype=np.int32)
+        near = np.concatenate([starts, starts[1:] - dtype(1), starts + dtype(1)])
+        queries = np.concatenate([near, rng.integers(highest, size=500, dtype=dtype), [highest]]).astype(dtype)
+        expected: npt.NDArray[np.int32] = values[np.searchsorted(starts, queries, side="right") - 1]
+        found = reader.find_intervals(starts, values, queries)
+        assert found is not None
+        assert found.tolist() == expected.tolist()
+        assert reader.find_intervals(starts, values, queries[::2]).tolist() == expected[::2].tolist()
+
+
+def test_arrays_of_another_type_are_refused() -> None:
+    with pytest.raises(Exception, match="must have data type uint64"):
+        reader.find_rows(np.zeros(4, np.uint32), 4, np.zeros(3, np.int64))
+    with pytest.raises(Exception, match="must have data type"):
+        Vocabulary.build(np.arange(9, dtype=np.uint32)).leaves(np.arange(9, dtype=np.int64))
