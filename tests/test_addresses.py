@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from ipinsights import addresses
 from ipinsights.addresses import IPV4, IPV6, Addresses, Family
 
+pytestmark = pytest.mark.usefixtures("either_way")
+
 octets = st.lists(
     st.integers(0, 300).map(str) | st.sampled_from(["", "00", "01", "-1", " 1", "1e1", "١", "0x1"]),
     min_size=3,

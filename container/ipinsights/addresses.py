@@ -2,7 +2,7 @@
 
 A dotted quad is read strictly: four decimal octets, none above 255, no leading zero, nothing around them. The
 lenient forms of ``inet_aton`` ("10.1", "0x7f.1", "010.0.0.1") name different hosts to different programs, so they are
-errors. The reader works on whole Arrow columns at about 0.3 microseconds an address.
+errors. Whole Arrow columns are read, in some 25 nanoseconds an address; in 200 where there is no native kernel.
 
 IPv6 is read as RFC 4291 writes it, strictly too: no zone id, no prefix length, no brackets; its first 64 bits are
 kept. As an account uses both versions, the IPv6 family reads IPv4 too: a.b.c.d, also written ::ffff:a.b.c.d (RFC 4291,
@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+
+from ipinsights.kernel import reader
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,10 @@ def _packed(text: str) -> bytes:
 
 def _parse_quads(texts: pa.StringArray) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_]]:
     """The dotted quads of a column, and which texts are one."""
-    offsets, data = text_buffers(texts)
+    parsed = reader.parse_quads(texts)
+    if parsed is not None:
+        return parsed
+    offsets, data = reader.text_buffers(texts)
     starts, ends = offsets[:-1].astype(np.int64), offsets[1:].astype(np.int64)
     dots = np.flatnonzero(data == _DOT)
     first_dot, last_dot = np.searchsorted(dots, starts), np.searchsorted(dots, ends)
@@ -178,16 +183,6 @@ def render(addresses: Addresses, family: Family = IPV4) -> list[str]:
         return [str(ipaddress.IPv6Address(first << 64)) for first in addresses.tolist()]
     octets = (addresses[:, None] >> np.array([24, 16, 8, 0], dtype=np.uint32)) & 255
     return [f"{a}.{b}.{c}.{d}" for a, b, c, d in octets.tolist()]
-
-
-def text_buffers(texts: pa.StringArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
-    """The offsets (int32 [n + 1]) and the bytes behind an Arrow string column, without a copy."""
-    _, offset_buffer, data_buffer = texts.buffers()
-    if offset_buffer is None or len(texts) == 0:
-        return np.zeros(len(texts) + 1, dtype=np.int32), np.zeros(0, dtype=np.uint8)
-    offsets = np.frombuffer(offset_buffer, dtype=np.int32)[texts.offset : texts.offset + len(texts) + 1]
-    data = np.frombuffer(data_buffer or b"", dtype=np.uint8)
-    return offsets, data
 
 
 def mapped_share(addresses: Addresses) -> float:

@@ -72,7 +72,8 @@ class EntityIndex:
         new = np.flatnonzero(rows == _FREE)
         distinct, place = np.unique(digests[new], return_inverse=True)
         rows[new] = self._probe(distinct, claim=True)[place]
-        self._homeless = np.union1d(self._homeless, digests[rows == _TAKEN])
+        homeless = np.concatenate([self._homeless, digests[rows == _TAKEN]])
+        self._homeless, _ = np.unique(homeless, return_counts=True)  # asked for counts it sorts, faster than it hashes
         return self._settle(digests, rows)
 
     def _search(self, digests: Digests) -> npt.NDArray[np.int32]:

@@ -272,13 +272,15 @@ def _novelty(train: Events, family: Family, num_entity_vectors: int) -> npt.NDAr
     the coarsest level that the entity was in once. Only how entities compare is taken from it; how much novelty there
     is in all is not, since an event once met is no proof that the place is anybody's.
     """
-    visits = train.entity.astype(np.int64)  # one such array is much of a hundred million events, so all is in place
-    visits <<= family.levels[0]
-    visits |= (train.address >> train.address.dtype.type(family.width - family.levels[0])).astype(np.int32)
+    bits = family.levels[0]
+    narrow = num_entity_vectors <= 1 << 32 - bits  # sorts in half the time
+    visits = train.entity.astype(np.uint32 if narrow else np.uint64)  # much, of many events: so all is in place
+    visits <<= visits.dtype.type(bits)
+    visits |= (train.address >> train.address.dtype.type(family.width - bits)).astype(np.uint32)
     visits.sort()
     changes = np.concatenate([[True], visits[1:] != visits[:-1], [True]])
-    once = visits[changes[:-1] & changes[1:]] >> family.levels[0]
-    singles = np.bincount(once, minlength=num_entity_vectors)
+    once = visits[changes[:-1] & changes[1:]] >> visits.dtype.type(bits)
+    singles = np.bincount(once.astype(np.int64), minlength=num_entity_vectors)
     events = np.bincount(train.entity, minlength=num_entity_vectors)
     mean = max(len(once), 1) / len(train)
     share = (singles + _NOVELTY_PRIOR * mean) / (events + _NOVELTY_PRIOR)

@@ -82,12 +82,14 @@ class Vocabulary:
         """
         levels = tuple(levels or family.levels)
         max_rows = max(MAX_ROWS, len(training) // EVENTS_PER_ROW) if max_rows is None else max_rows
-        finest, counts = np.unique(training >> _bits(family.width - levels[-1], training), return_counts=True)
+        at = levels[-1]
+        prefixes, counts = np.unique(training >> _bits(family.width - at, training), return_counts=True)
         found = []
-        for level in levels:
-            prefixes = finest >> _bits(levels[-1] - level, finest)
+        for level in reversed(levels):  # each from the one below it
+            prefixes = prefixes >> _bits(at - level, prefixes)
             first = np.flatnonzero(np.concatenate([[True], prefixes[1:] != prefixes[:-1]]))
-            found.append((prefixes[first], np.add.reduceat(counts, first)))
+            prefixes, counts, at = prefixes[first], np.add.reduceat(counts, first), level
+            found.insert(0, (prefixes, counts))
         frequent = np.concatenate([count[count >= 2] for _, count in found])
         min_count = 2
         if len(frequent) > max_rows:  # beyond the most frequent one that there is no room for
@@ -184,7 +186,7 @@ class Vocabulary:
         # Cut the intervals at the networks' ends too: a leaf is then a prefix leaf with a pair of labels.
         networks = self.networks
         ends = networks.last[networks.last < _last(self.family)] + _bits(1, networks.last)
-        cut = np.unique(np.concatenate([starts, networks.first, ends]))
+        cut = _distinct(np.concatenate([starts, networks.first, ends]))
         leaf = leaf[np.searchsorted(starts, cut, side="right") - 1]
         rows = np.stack([leaf, *self._label_rows(networks, cut)], axis=1)
         distinct, leaves = np.unique(rows, axis=0, return_inverse=True)
@@ -214,7 +216,8 @@ class Vocabulary:
             known = self._level(level).astype(np.uint64)
             edges += [known << size, (known + np.uint64(1)) << size]
         # What lies behind the last address wraps around to the first, which is an edge anyhow.
-        starts = np.unique(np.concatenate(edges) & np.uint64(_last(self.family))).astype(self.family.dtype)
+        wrapped = np.concatenate(edges) & np.uint64(_last(self.family))
+        starts = _distinct(wrapped.astype(self.family.dtype))
         leaves = np.zeros(len(starts), dtype=np.int32)
         for level, length in enumerate(self.levels):
             found = self._find(level, starts >> _bits(self.family.width - length, starts))
@@ -261,6 +264,11 @@ def _find(known: npt.NDArray[np.unsignedinteger], wanted: npt.NDArray[np.unsigne
         return np.full(len(wanted), -1)
     at = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
     return np.where(known[at] == wanted, at, -1)
+
+
+def _distinct(values: Addresses) -> Addresses:
+    """The distinct values, ascending. Asked for counts numpy sorts; without, it hashes, which is far slower here."""
+    return np.unique(values, return_counts=True)[0]
 
 
 def _bits(number: int, like: Addresses) -> np.unsignedinteger:

@@ -8,7 +8,6 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ipinsights import kernel
-from ipinsights.addresses import Addresses, text_buffers
 
 Digests = npt.NDArray[np.uint64]
 """xxHash64 of entities."""
@@ -30,6 +29,17 @@ def read_lines(text: bytes) -> tuple[Digests, npt.NDArray[np.uint32]] | None:
     digests, addresses = np.empty(most, dtype=np.uint64), np.empty(most, dtype=np.uint32)
     count = native.ipinsights_read_lines(text, len(text), digests, addresses)
     return None if count == _NOT_CLEAN else (digests[:count], addresses[:count])
+
+
+def parse_quads(texts: pa.StringArray) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_]] | None:
+    """The IPv4 address in each text, uint32 [n], and whether there is one, bool [n]; 0 where there is none."""
+    native = _library()
+    if native is None:
+        return None
+    offsets, data = text_buffers(texts)
+    addresses, valid = np.empty(len(texts), dtype=np.uint32), np.empty(len(texts), dtype=np.bool_)
+    native.ipinsights_parse_quads(data, offsets, len(texts), addresses, valid)
+    return addresses, valid
 
 
 def hash_texts(texts: pa.StringArray) -> Digests | None:
@@ -55,7 +65,7 @@ def find_rows(tags: npt.NDArray[np.uint32], probes: int, digests: Digests) -> np
 
 
 def find_intervals(
-    starts: Addresses, values: npt.NDArray[np.int32], queries: Addresses
+    starts: npt.NDArray[np.unsignedinteger], values: npt.NDArray[np.int32], queries: npt.NDArray[np.unsignedinteger]
 ) -> npt.NDArray[np.int32] | None:
     """The value of the interval that each address is in: int32 [n]. The starts ascend from address 0."""
     native = _library()
@@ -68,6 +78,16 @@ def find_intervals(
     return found
 
 
+def text_buffers(texts: pa.StringArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
+    """The offsets (int32 [n + 1]) and the bytes behind an Arrow string column, without a copy."""
+    _, offset_buffer, data_buffer = texts.buffers()
+    if offset_buffer is None or len(texts) == 0:
+        return np.zeros(len(texts) + 1, dtype=np.int32), np.zeros(0, dtype=np.uint8)
+    offsets = np.frombuffer(offset_buffer, dtype=np.int32)[texts.offset : texts.offset + len(texts) + 1]
+    data = np.frombuffer(data_buffer or b"", dtype=np.uint8)
+    return offsets, data
+
+
 def _library() -> ctypes.CDLL | None:
     native = kernel.library()
     return None if native is None else _declared(native)
@@ -77,15 +97,17 @@ def _library() -> ctypes.CDLL | None:
 def _declared(native: ctypes.CDLL) -> ctypes.CDLL:
     """Tell ctypes the parameters, so that an array of another type, or with gaps, is an error."""
     number = ctypes.c_int64
-    u8, i32, u32, u64 = (
-        np.ctypeslib.ndpointer(dtype, flags="C_CONTIGUOUS") for dtype in (np.uint8, np.int32, np.uint32, np.uint64)
+    flag, u8, i32, u32, u64 = (
+        np.ctypeslib.ndpointer(dtype, flags="C_CONTIGUOUS")
+        for dtype in (np.bool_, np.uint8, np.int32, np.uint32, np.uint64)
     )
     native.ipinsights_read_lines.argtypes = [ctypes.c_char_p, number, u64, u32]
     native.ipinsights_read_lines.restype = number
+    native.ipinsights_parse_quads.argtypes = [u8, i32, number, u32, flag]
     native.ipinsights_hash.argtypes = [u8, i32, number, u64]
     native.ipinsights_find_rows.argtypes = [u32, number, number, u64, number, i32]
     native.ipinsights_find_intervals_32.argtypes = [u32, number, i32, u32, number, i32]
     native.ipinsights_find_intervals_64.argtypes = [u64, number, i32, u64, number, i32]
-    for name in ("hash", "find_rows", "find_intervals_32", "find_intervals_64"):
+    for name in ("parse_quads", "hash", "find_rows", "find_intervals_32", "find_intervals_64"):
         getattr(native, f"ipinsights_{name}").restype = None
     return native
