@@ -273,13 +273,13 @@ def _novelty(train: Events, family: Family, num_entity_vectors: int) -> npt.NDAr
     is in all is not, since an event once met is no proof that the place is anybody's.
     """
     bits = family.levels[0]
-    narrow = num_entity_vectors <= 1 << 32 - bits  # sorts in half the time
-    visits = train.entity.astype(np.uint32 if narrow else np.uint64)  # much, of many events: so all is in place
-    visits <<= visits.dtype.type(bits)
-    visits |= (train.address >> train.address.dtype.type(family.width - bits)).astype(np.uint32)
+    number = np.uint32 if num_entity_vectors <= 1 << 32 - bits else np.uint64  # the narrow ones sort in half the time
+    visits: npt.NDArray[np.unsignedinteger] = train.entity.astype(number)  # as many as events are, so all is in place
+    visits <<= number(bits)
+    visits |= (train.address >> train.address.dtype.type(family.width - bits)).astype(number)
     visits.sort()
     changes = np.concatenate([[True], visits[1:] != visits[:-1], [True]])
-    once = visits[changes[:-1] & changes[1:]] >> visits.dtype.type(bits)
+    once = visits[changes[:-1] & changes[1:]] >> number(bits)
     singles = np.bincount(once.astype(np.int64), minlength=num_entity_vectors)
     events = np.bincount(train.entity, minlength=num_entity_vectors)
     mean = max(len(once), 1) / len(train)

@@ -84,7 +84,7 @@ class Vocabulary:
         max_rows = max(MAX_ROWS, len(training) // EVENTS_PER_ROW) if max_rows is None else max_rows
         at = levels[-1]
         prefixes, counts = np.unique(training >> _bits(family.width - at, training), return_counts=True)
-        found = []
+        found: list[tuple[Addresses, npt.NDArray[np.int64]]] = []
         for level in reversed(levels):  # each from the one below it
             prefixes = prefixes >> _bits(at - level, prefixes)
             first = np.flatnonzero(np.concatenate([[True], prefixes[1:] != prefixes[:-1]]))
