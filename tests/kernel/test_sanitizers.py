@@ -1,4 +1,4 @@
-"""The kernel compiled with the address and undefined-behaviour sanitizers, over every kind of shape."""
+"""The kernel compiled with the address and undefined-behaviour sanitizers, over every kind of shape and cut of text."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ import pytest
 from ipinsights import kernel
 
 KERNEL = Path(kernel.__file__).parent
-SHAPES = """
+STEP = """
 import ctypes, sys
 sys.path.insert(0, {tests!r})
 from kernel.test_native_step import LEVELS, make
@@ -31,6 +31,34 @@ for dim, blocks, batch, rates in [
         del step
 print("done")
 """
+READER = """
+import ctypes
+import numpy as np
+import pyarrow as pa
+from ipinsights import kernel
+native = ctypes.CDLL({library!r})
+kernel.library = lambda: native
+from ipinsights.kernel import reader
+lines = ["a,1.2.3.4", "a,1.2.3.4", "b,255.255.255.255 ", "é€😀,0.0.0.0", "n" * 40 + ",\\t10.20.30.40", "", "a,"]
+text = "\\r\\n".join([*lines, *reversed(lines)]).encode()
+for first in range(len(text)):
+    for last in range(first, len(text) + 1):
+        reader.read_lines(text[first:last])
+for text in lines:
+    column = pa.array([text[:size] for size in range(len(text) + 1)])
+    reader.hash_texts(column)
+    reader.parse_quads(column)
+    reader.parse_quads(pa.array([text[2:]]))
+for size in range(1, 40):
+    digests = np.arange(size, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    for probes in (1, 8, 256):
+        reader.find_rows(np.arange(size, dtype=np.uint32), probes, digests)
+    for dtype in (np.uint32, np.uint64):
+        numbers = np.arange(size, dtype=dtype)
+        reader.find_intervals(numbers, numbers.astype(np.int32), numbers)
+        reader.find_intervals(numbers, numbers.astype(np.int32), numbers[:0])
+print("done")
+"""
 
 
 def runtime(name: str) -> str | None:
@@ -43,16 +71,28 @@ def runtime(name: str) -> str | None:
     return path if Path(path).is_absolute() else None
 
 
-@pytest.mark.skipif(runtime("libasan.so") is None, reason="there is no g++ with its sanitizers")
-def test_no_step_reads_or_writes_what_is_not_its_own(tmp_path: Path) -> None:
-    library = tmp_path / "sanitized.so"
+@pytest.fixture(scope="module")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if runtime("libasan.so") is None:
+        pytest.skip("there is no g++ with its sanitizers")
+    library = tmp_path_factory.mktemp("kernel") / "sanitized.so"
     machine = ["-march=x86-64-v3"] if os.uname().machine == "x86_64" else []
     flags = ["-std=c++20", "-O1", "-g", "-shared", "-fPIC", "-pthread", "-fno-sanitize-recover=all", *machine]
     sources = map(str, KERNEL.glob("*.cpp"))
     subprocess.run(["g++", *flags, "-fsanitize=address,undefined", *sources, "-o", str(library)], check=True)
+    return library
+
+
+@pytest.mark.parametrize("code", [STEP, READER], ids=["step", "reader"])
+def test_nothing_is_read_or_written_that_is_not_its_own(code: str, library: Path) -> None:
+    preloaded = {
+        "LD_PRELOAD": runtime("libasan.so") or "",
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "PYTHONMALLOC": "malloc",  # each object in memory of its own
+    }
     result = subprocess.run(
-        [sys.executable, "-c", SHAPES.format(tests=str(KERNEL.parents[2] / "tests"), library=str(library))],
-        env={**os.environ, "LD_PRELOAD": runtime("libasan.so") or "", "ASAN_OPTIONS": "detect_leaks=0"},
+        [sys.executable, "-c", code.format(tests=str(KERNEL.parents[2] / "tests"), library=str(library))],
+        env={**os.environ, **preloaded},
         capture_output=True,
         text=True,
         check=False,
