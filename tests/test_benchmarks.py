@@ -1,4 +1,4 @@
-"""The benchmark of training speed: the yardstick learns, and both tables come out; `test_quality` has the others."""
+"""The benchmarks of speed: the yardstick learns, and the tables come out; `test_quality` has the others."""
 
 import dataclasses
 import itertools
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import literal, training
+from benchmarks import literal, reading, training
 from benchmarks.pieces import Ours
 from conftest import Traffic, no_events, to_events
 from ipinsights import metrics
@@ -101,3 +101,10 @@ def test_a_table_too_small_is_refused(capsys: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(SystemExit):
         training.main(["--synthetic", "--rows", "100"])
     assert "--rows must be" in capsys.readouterr().err
+
+
+def test_reading_has_a_row_a_reader(capsys: pytest.CaptureFixture[str]) -> None:
+    reading.main(["--synthetic", "--users", "60", "--rounds", "1"])
+    header, _, *rows = [line for line in capsys.readouterr().out.splitlines() if line[:1] == "|"]
+    assert len(rows) == 3
+    assert all(row.count("|") == header.count("|") for row in rows)

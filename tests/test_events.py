@@ -72,7 +72,7 @@ def test_events_do_not_depend_on_the_threads(tmp_path: Path, monkeypatch: pytest
         (tmp_path / f"part-{part:02}.csv").write_text("".join(lines))
     results = []
     for cores in (1, 7):
-        monkeypatch.setattr("os.sched_getaffinity", lambda _, cores=cores: set(range(cores)))
+        monkeypatch.setattr(events, "usable_cores", lambda cores=cores: cores)
         index = EntityIndex(70)
         read = events.read(events.find_files(tmp_path), index)
         results.append((read.entity.tolist(), read.address.tolist(), index.tags.tolist(), index.sharing))

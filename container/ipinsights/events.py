@@ -39,6 +39,11 @@ class Events:
         return len(self.entity)
 
 
+def usable_cores() -> int:
+    """The cores that this process may run on; all there are, where the system does not tell (as macOS does not)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def find_files(folder: Path) -> list[Path]:
     """The data files below a folder, nested ones too, in order of their paths.
 
@@ -79,7 +84,7 @@ def read(
 
 def _parse(files: Sequence[Path], family: Family) -> Iterator[tuple[int, Digests, Addresses]]:
     """The bytes of each block, its entities' hashes and its addresses, in order; a few blocks at a time are in work."""
-    threads = len(os.sched_getaffinity(0))
+    threads = usable_cores()
     parsing: deque[tuple[int, Future[tuple[Digests, Addresses]]]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         for block in _blocks(files):

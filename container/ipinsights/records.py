@@ -4,8 +4,8 @@ RFC 4180 quotes are understood; one record is one line, so a quoted field cannot
 errors stay true, and a large file can be cut at any line end). A byte order mark, CRLF, blank lines and blanks around
 the address are accepted; an entity is taken as it stands: ``NA`` and ``00123`` are names.
 
-The reader is Arrow's. Where one of its hash will do for an entity, the native kernel reads what is plain, and leaves to
-Arrow's every block that holds anything else.
+The reader is Arrow's. Where an entity's hash is all that is wanted, as in training, the native kernel reads blocks of
+plain lines in its place, and leaves to it every block that holds anything else.
 """
 
 import csv
@@ -154,7 +154,7 @@ def line_blocks(stream: BinaryIO, name: str, size: int = BLOCK_SIZE) -> Iterator
         block = Block(name, number, b"".join((rest, memoryview(chunk)[:end])))
         rest = chunk[end:]
         yield block
-        number += int(np.count_nonzero(np.frombuffer(block.text, np.uint8) == _LINE_FEED))  # 8 times bytes.count
+        number += int(np.count_nonzero(np.frombuffer(block.text, np.uint8) == _LINE_FEED))  # bytes.count takes long
     if rest:
         yield Block(name, number, rest)
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ipinsights.errors import UserError
+from ipinsights.events import usable_cores
 
 BATCH_PAYLOAD_MB = 100
 """Batch Transform's limit on MaxConcurrentTransforms x MaxPayloadInMB."""
@@ -32,7 +33,7 @@ class ServerSettings:
         """Read the settings. Raises UserError."""
         return cls(
             port=_whole(environment, "SAGEMAKER_BIND_TO_PORT", cls.port, high=65535),
-            workers=_whole(environment, "SAGEMAKER_MODEL_SERVER_WORKERS", len(os.sched_getaffinity(0))),
+            workers=_whole(environment, "SAGEMAKER_MODEL_SERVER_WORKERS", usable_cores()),
             max_content_length=_whole(environment, "MAX_CONTENT_LENGTH", cls.max_content_length),
         )
 
