@@ -13,8 +13,9 @@
 //   3. Adam's state lies beside its weight, [rows, 3, D], so that a row is one run of memory, asked for some rows ahead.
 //   4. Matrix products are of m x D by D x D: blocks of ROWS x PANEL in registers over panels that were packed when the
 //      weights last changed (Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication, TOMS 2008).
-//   5. Threads take neighbouring tiles, then the rows that are theirs by number; between the two they meet once. All
-//      sums run in an order that the number of threads alone decides.
+//   5. The work is cut into lanes: each has neighbouring tiles, and then the rows that are its own by number. Threads
+//      take the next lane when they have done one, so a thread that another process holds up does not hold up the
+//      others; between tiles and rows they meet. Every sum runs in an order that the number of lanes alone decides.
 //
 // Vectors are GCC's (clang has them too), so one text serves x86-64 and Arm. Rows in buffers of our own are padded with
 // zeros to a multiple of PANEL; rows of the tables are not.
@@ -42,6 +43,7 @@ constexpr int64_t PANEL = 2 * WIDTH;   // columns of it
 constexpr int64_t STRIP = 4 * ROWS;    // rows that meet a panel while it is in the first-level cache
 constexpr int64_t DEPTH = 128;         // rows of a tile that a product over rows takes at a time
 constexpr int64_t AHEAD = 12;          // table rows that are asked for before they are needed
+constexpr int64_t LANES_A_THREAD = 2;  // more would share better, but each lane's sums take time to add up
 constexpr int64_t AHEAD_ENCODE = 4, AHEAD_SOURCES = 4;
 constexpr int64_t LINE = 64 / sizeof(float);
 constexpr int SPINS = 4000;            // looks at a shared word, some 50 microseconds, before a thread goes to sleep
@@ -407,13 +409,17 @@ class Index {
     int64_t mask_ = 0, count_ = 0;
 };
 
-// What one thread works with.
+// What a thread works with, for the tile at hand.
 struct Bench {
-    Buffer<float> x, seen, d, d_other, e, score, label, weight, packing, gradient;  // of the tile at hand
-    Buffer<float> w, b, typical, unknown;                                           // summed over its tiles
-    std::vector<char> met;                                                          // which unknown rows are
+    Buffer<float> x, seen, d, d_other, e, score, label, weight, packing, gradient;
     std::vector<const float*> pointers;
     std::vector<float> factors;
+};
+
+// What a lane's tiles teach the dense parameters and the unknown rows, and the table rows that are its own.
+struct Lane {
+    Buffer<float> w, b, typical, unknown;
+    std::vector<char> met;  // which unknown rows are
     Totals totals;
     Index entities, prefixes;
 };
@@ -422,7 +428,7 @@ class Step {
   public:
     Step(const Shape& shape, const Parameters& parameters)
         : shape_(shape), p_(parameters), width_(padded(shape.dim)), team_(static_cast<int>(shape.threads)),
-          benches_(shape.threads) {
+          benches_(shape.threads), lanes_(shape.threads == 1 ? 1 : LANES_A_THREAD * shape.threads) {
         const int64_t size = shape.blocks * width_ * width_;
         forward_.zeros(size);
         backward_.zeros(size);
@@ -444,28 +450,36 @@ class Step {
         tile_addresses_ = batch.tile + batch.tile / batch.group * batch.random_rate;
         d_entity_.reserve(batch.size * width_);
         d_address_.reserve((batch.size + groups_ * batch.random_rate) * width_);
+        const int64_t lanes = lanes_.size();
+        std::atomic<int64_t> next_to_learn{0}, next_to_apply{0};
         team_.run([&](int thread) {
-            index(thread);
-            start(benches_[thread]);
-            const int64_t threads = team_.size();
-            for (int64_t tile = thread * tiles_ / threads; tile < (thread + 1) * tiles_ / threads; ++tile)
-                learn(tile, benches_[thread]);
+            for (int64_t lane; (lane = next_to_learn++) < lanes;) {
+                index(lane);
+                start(lanes_[lane]);
+                for (int64_t tile = lane * tiles_ / lanes; tile < (lane + 1) * tiles_ / lanes; ++tile)
+                    learn(tile, lanes_[lane], benches_[thread]);
+            }
             team_.meet();
             add_up(thread);
-            if (update) apply(thread, *update);
+            if (!update) return;
+            apply_dense(thread, *update);
+            for (int64_t lane; (lane = next_to_apply++) < lanes;) {
+                apply_rows(p_.entity, lanes_[lane].entities, d_entity_.get(), benches_[thread], *update);
+                apply_rows(p_.prefix, lanes_[lane].prefixes, d_address_.get(), benches_[thread], *update);
+            }
         });
         Totals all;
-        for (const auto& bench : benches_) {
-            all.loss += bench.totals.loss;
-            all.right += bench.totals.right;
-            all.records += bench.totals.records;
+        for (const auto& lane : lanes_) {
+            all.loss += lane.totals.loss;
+            all.right += lane.totals.right;
+            all.records += lane.totals.records;
         }
         totals[0] = all.loss, totals[1] = all.right, totals[2] = all.records;
     }
 
     int64_t touched(bool prefix) const {
-        int64_t count = prefix ? std::count(benches_[0].met.begin(), benches_[0].met.end(), 1) : 0;
-        for (const auto& bench : benches_) count += (prefix ? bench.prefixes : bench.entities).rows.size();
+        int64_t count = prefix ? std::count(lanes_[0].met.begin(), lanes_[0].met.end(), 1) : 0;
+        for (const auto& lane : lanes_) count += (prefix ? lane.prefixes : lane.entities).rows.size();
         return count;
     }
 
@@ -473,21 +487,21 @@ class Step {
     void collect(bool prefix, int64_t* rows, float* values) {
         const float* gradients = prefix ? d_address_.get() : d_entity_.get();
         for (int64_t level = 0; prefix && level < shape_.levels; ++level) {
-            if (!benches_[0].met[level]) continue;
+            if (!lanes_[0].met[level]) continue;
             *rows++ = level;
-            std::copy_n(benches_[0].unknown.get() + level * width_, shape_.dim, values);
+            std::copy_n(lanes_[0].unknown.get() + level * width_, shape_.dim, values);
             values += shape_.dim;
         }
-        for (auto& bench : benches_) {
-            const Index& own = prefix ? bench.prefixes : bench.entities;
+        for (const auto& lane : lanes_) {
+            const Index& own = prefix ? lane.prefixes : lane.entities;
             for (std::size_t j = 0; j < own.rows.size(); ++j, values += shape_.dim) {
                 *rows++ = own.rows[j];
-                add_sources(own, j, gradients, bench, values);
+                add_sources(own, j, gradients, benches_[0], values);
             }
         }
     }
     void collect(float* typical, float* w, float* b) const {
-        const Bench& total = benches_[0];
+        const Lane& total = lanes_[0];
         std::copy_n(total.typical.get(), shape_.dim, typical);
         for (int64_t row = 0; row < shape_.blocks * shape_.dim; ++row) {
             const int64_t block = row / shape_.dim, n = row % shape_.dim;
@@ -549,17 +563,17 @@ class Step {
         for (int64_t c = 0; c < shape_.dim; ++c) e[c] = own[c] + p_.typical[c];
     }
 
-    void start(Bench& bench) const {
-        bench.w.zeros(shape_.blocks * width_ * width_);
-        bench.b.zeros(shape_.blocks * width_);
-        bench.typical.zeros(width_);
-        bench.unknown.zeros(shape_.levels * width_);
-        bench.met.assign(shape_.levels, 0);
-        bench.totals = Totals();
+    void start(Lane& lane) const {
+        lane.w.zeros(shape_.blocks * width_ * width_);
+        lane.b.zeros(shape_.blocks * width_);
+        lane.typical.zeros(width_);
+        lane.unknown.zeros(shape_.levels * width_);
+        lane.met.assign(shape_.levels, 0);
+        lane.totals = Totals();
     }
 
     // Everything that one tile teaches; the order is step.py's.
-    void learn(int64_t tile, Bench& bench) {
+    void learn(int64_t tile, Lane& lane, Bench& bench) {
         const int64_t begin = tile * batch_.tile, size = std::min(batch_.tile, batch_.size - begin);
         const int64_t group = batch_.group, R = batch_.random_rate, S = batch_.shuffled_rate, levels = shape_.levels;
         const int64_t groups = (size + group - 1) / group, m = size + groups * R, records = 1 + R + S;
@@ -593,7 +607,7 @@ class Step {
                 const bool own = shuffled && batch_.entity[begin + i] == batch_.entity[begin + partner(i, j - R)];
                 weight[at] = own ? 0 : 1;
             }
-        cross_entropy(score, label, weight, count, bench.totals);
+        cross_entropy(score, label, weight, count, lane.totals);
 
         // Back to both sides of the product.
         float* d = shape_.blocks ? bench.d.reserve(m * width_) : result;
@@ -619,14 +633,14 @@ class Step {
                 sum<true>(d + (size + g * R + r) * width_, pointers, factors, members, width_);
             }
         }
-        for (int64_t i = 0; i < size; ++i) add(bench.typical.get(), d_entity + i * width_);
+        for (int64_t i = 0; i < size; ++i) add(lane.typical.get(), d_entity + i * width_);
 
         // ... and through the blocks, last first.
         for (int64_t k = shape_.blocks - 1; k >= 0; --k) {
             const float* saw = seen + k * m * width_;
             multiply_transposed(d, saw, m, width_, bench.packing.reserve(2 * DEPTH * width_),
-                                bench.w.get() + k * width_ * width_);
-            for (int64_t i = 0; i < m; ++i) add(bench.b.get() + k * width_, d + i * width_);
+                                lane.w.get() + k * width_ * width_);
+            for (int64_t i = 0; i < m; ++i) add(lane.b.get() + k * width_, d + i * width_);
             float* to = k ? d == bench.d.get() ? bench.d_other.reserve(m * width_) : bench.d.get() : result;
             multiply(d, m, backward_.get() + k * width_ * width_, width_,
                      [&](int64_t row, int64_t column, Vector left, Vector right) {
@@ -641,8 +655,8 @@ class Step {
             const int32_t* rows = i < size ? positive + i * levels : random + (i - size) * levels;
             for (int64_t level = 0; level < levels; ++level)
                 if (rows[level] < levels) {
-                    add(bench.unknown.get() + rows[level] * width_, result + i * width_);
-                    bench.met[rows[level]] = 1;
+                    add(lane.unknown.get() + rows[level] * width_, result + i * width_);
+                    lane.met[rows[level]] = 1;
                 }
         }
     }
@@ -651,20 +665,20 @@ class Step {
         for (int64_t c = 0; c < width_; ++c) to[c] += from[c];
     }
 
-    // Which of the batch's rows are this thread's, and which entities and addresses they are part of.
-    void index(int thread) {
-        const int64_t threads = team_.size(), levels = shape_.levels, tile = batch_.tile, R = batch_.random_rate;
-        const auto mine = [&](int32_t row) { return threads == 1 || row % threads == thread; };
-        Index &entities = benches_[thread].entities, &prefixes = benches_[thread].prefixes;
+    // Which of the batch's rows are a lane's own, and which entities and addresses they are part of.
+    void index(int64_t lane) {
+        const int64_t lanes = lanes_.size(), levels = shape_.levels, tile = batch_.tile, R = batch_.random_rate;
+        const auto own = [&](int32_t row) { return lanes == 1 || row % lanes == lane; };
+        Index &entities = lanes_[lane].entities, &prefixes = lanes_[lane].prefixes;
         entities.begin(batch_.size);
         for (int64_t i = 0; i < batch_.size; ++i)
-            if (mine(batch_.entity[i])) entities.add(batch_.entity[i], static_cast<int32_t>(i));
+            if (own(batch_.entity[i])) entities.add(batch_.entity[i], static_cast<int32_t>(i));
         entities.end();
         prefixes.begin((batch_.size + groups_ * R) * levels);
         const auto add_all = [&](const int32_t* rows, int64_t count, int64_t source) {
             for (int64_t i = 0; i < count; ++i, rows += levels)
                 for (int64_t level = 0; level < levels; ++level)
-                    if (rows[level] >= levels && mine(rows[level]))
+                    if (rows[level] >= levels && own(rows[level]))
                         prefixes.add(rows[level], static_cast<int32_t>(source + i));
         };
         for (int64_t t = 0; t < tiles_; ++t) {
@@ -683,16 +697,17 @@ class Step {
             act(row / shape_.dim, row % shape_.dim);
     }
 
-    // Sum what the threads learnt of the dense parameters, into the first one's bench.
+    // Sum what the lanes learnt of the dense parameters, into the first one.
     void add_up(int thread) {
-        Bench& total = benches_[0];
+        Lane& total = lanes_[0];
         each_own_row(thread, [&](int64_t block, int64_t n) {
-            for (std::size_t other = 1; other < benches_.size(); ++other)
-                add(total.w.get() + (block * width_ + n) * width_, benches_[other].w.get() + (block * width_ + n) * width_);
+            const int64_t at = (block * width_ + n) * width_;
+            for (std::size_t other = 1; other < lanes_.size(); ++other)
+                add(total.w.get() + at, lanes_[other].w.get() + at);
         });
         if (thread) return;
-        for (std::size_t other = 1; other < benches_.size(); ++other) {
-            const Bench& part = benches_[other];
+        for (std::size_t other = 1; other < lanes_.size(); ++other) {
+            const Lane& part = lanes_[other];
             for (int64_t k = 0; k < shape_.blocks; ++k) add(total.b.get() + k * width_, part.b.get() + k * width_);
             add(total.typical.get(), part.typical.get());
             for (int64_t level = 0; level < shape_.levels; ++level) {
@@ -702,26 +717,23 @@ class Step {
         }
     }
 
-    void apply(int thread, const Update& u) {
-        Bench& total = benches_[0];
+    void apply_dense(int thread, const Update& u) {
+        Lane& total = lanes_[0];
         const int64_t dim = shape_.dim, squares = shape_.blocks * dim * dim, biases = shape_.blocks * dim;
         each_own_row(thread, [&](int64_t block, int64_t n) {
             float* w = p_.w + (block * dim + n) * dim;
             adam(w, w + squares, w + 2 * squares, total.w.get() + (block * width_ + n) * width_, dim, u.block, u);
             pack(block, n);
         });
-        if (thread == 0) {
-            for (int64_t k = 0; k < shape_.blocks; ++k) {
-                float* b = p_.b + k * dim;
-                adam(b, b + biases, b + 2 * biases, total.b.get() + k * width_, dim, u.block, u);
-            }
-            pack_biases();
-            adam(p_.typical, p_.typical + dim, p_.typical + 2 * dim, total.typical.get(), dim, u.typical, u);
-            for (int64_t level = 0; level < shape_.levels; ++level)
-                if (total.met[level]) adam_row(p_.prefix, level, total.unknown.get() + level * width_, u);
+        if (thread) return;
+        for (int64_t k = 0; k < shape_.blocks; ++k) {
+            float* b = p_.b + k * dim;
+            adam(b, b + biases, b + 2 * biases, total.b.get() + k * width_, dim, u.block, u);
         }
-        apply_rows(p_.entity, benches_[thread].entities, d_entity_.get(), benches_[thread], u);
-        apply_rows(p_.prefix, benches_[thread].prefixes, d_address_.get(), benches_[thread], u);
+        pack_biases();
+        adam(p_.typical, p_.typical + dim, p_.typical + 2 * dim, total.typical.get(), dim, u.typical, u);
+        for (int64_t level = 0; level < shape_.levels; ++level)
+            if (total.met[level]) adam_row(p_.prefix, level, total.unknown.get() + level * width_, u);
     }
     void apply_rows(float* table, const Index& own, const float* gradients, Bench& bench, const Update& u) {
         float* gradient = bench.gradient.reserve(width_);
@@ -768,7 +780,8 @@ class Step {
     const Parameters p_;
     const int64_t width_;  // dim, padded
     Team team_;
-    std::vector<Bench> benches_;
+    std::vector<Bench> benches_;  // one a thread
+    std::vector<Lane> lanes_;
     Buffer<float> forward_, backward_, biases_;  // the blocks' matrices, packed, and their biases, padded
     Buffer<float> d_entity_, d_address_;   // gradients of each positive's entity, and of each address, tile by tile
     Batch batch_ = {};
