@@ -18,7 +18,7 @@ GROUP = 4
 is unbiased. Up to 4 no change of quality could be measured (`benchmarks/README.md`)."""
 _LARGEST_GROUP = 20
 _TILE_FLOATS = 1 << 14
-"""Floats of a tile's encodings: with what is computed from them, they fit a core's second-level cache, and cores have several each."""
+"""Floats of a tile's encodings: with what is computed from them, they fit a core's second-level cache."""
 _TILE_ADDRESSES = (96, 1024)
 """At least and at most so many addresses a tile, however long or short the embeddings are."""
 
