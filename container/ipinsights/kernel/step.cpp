@@ -516,7 +516,7 @@ class Step {
         team_.run([&](int thread) {
             Bench& bench = benches_[thread];
             float *x = bench.x.reserve(TILE * width_), *seen = bench.seen.reserve(TILE * width_);
-            float* e = bench.e.zeros(width_);
+            float* e = bench.e.reserve(width_);
             for (int64_t begin = thread * TILE; begin < count; begin += team_.size() * TILE) {
                 const int64_t m = std::min(TILE, count - begin);
                 encode(prefix + begin * shape_.levels, m, x, bench);
@@ -531,6 +531,7 @@ class Step {
 
   private:
     const float* prefix_row(int32_t row) const { return p_.prefix + row * 3 * shape_.dim; }
+    const float* entity_row(int32_t row) const { return p_.entity + row * 3 * shape_.dim; }
 
     // x[i] = the sum of address i's prefix rows.
     void encode(const int32_t* rows, int64_t count, float* x, Bench& bench) const {
@@ -558,9 +559,10 @@ class Step {
                      store(to + WIDTH, load(to + WIDTH) + load(b + column + WIDTH) + right);
                  });
     }
-    void embed(int32_t row, float* e) const {
-        const float* own = p_.entity + row * 3 * shape_.dim;
+    void embed(int32_t row, float* __restrict e) const {
+        const float* own = entity_row(row);
         for (int64_t c = 0; c < shape_.dim; ++c) e[c] = own[c] + p_.typical[c];
+        std::fill(e + shape_.dim, e + width_, 0.f);
     }
 
     void start(Lane& lane) const {
@@ -587,8 +589,11 @@ class Step {
         encode(random, groups * R, x + size * width_, bench);
         float* seen = bench.seen.reserve(shape_.blocks * m * width_);
         for (int64_t k = 0; k < shape_.blocks; ++k) forward(k, m, x, seen + k * m * width_);
-        float* e = bench.e.zeros(size * width_);
-        for (int64_t i = 0; i < size; ++i) embed(batch_.entity[begin + i], e + i * width_);
+        float* e = bench.e.reserve(size * width_);
+        for (int64_t i = 0; i < size; ++i) {
+            if (i + AHEAD_ENCODE < size) ask_for(entity_row(batch_.entity[begin + i + AHEAD_ENCODE]), shape_.dim);
+            embed(batch_.entity[begin + i], e + i * width_);
+        }
 
         // Scores: of each positive, its own address, R random ones, S of others.
         const auto partner = [&](int64_t i, int64_t k) { return (i - k % size + size) % size; };
