@@ -13,9 +13,8 @@
 //   3. Adam's state lies beside its weight, [rows, 3, D], so that a row is one run of memory, asked for some rows ahead.
 //   4. Matrix products are of m x D by D x D: blocks of ROWS x PANEL in registers over panels that were packed when the
 //      weights last changed (Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication, TOMS 2008).
-//   5. The work is cut into lanes: each has neighbouring tiles, and then the rows that are its own by number. Threads
-//      take the next lane when they have done one, so a thread that another process holds up does not hold up the
-//      others; between tiles and rows they meet. Every sum runs in an order that the number of lanes alone decides.
+//   5. Threads take neighbouring tiles, then the rows that are theirs by number; between the two they meet once. All
+//      sums run in an order that the number of threads alone decides.
 //
 // Vectors are GCC's (clang has them too), so one text serves x86-64 and Arm. Rows in buffers of our own are padded with
 // zeros to a multiple of PANEL; rows of the tables are not.
@@ -43,7 +42,6 @@ constexpr int64_t PANEL = 2 * WIDTH;   // columns of it
 constexpr int64_t STRIP = 4 * ROWS;    // rows that meet a panel while it is in the first-level cache
 constexpr int64_t DEPTH = 128;         // rows of a tile that a product over rows takes at a time
 constexpr int64_t AHEAD = 12;          // table rows that are asked for before they are needed
-constexpr int64_t LANES_A_THREAD = 2;  // more would share better, but each lane's sums take time to add up
 constexpr int64_t AHEAD_ENCODE = 4, AHEAD_SOURCES = 4;
 constexpr int64_t LINE = 64 / sizeof(float);
 constexpr int SPINS = 4000;            // looks at a shared word, some 50 microseconds, before a thread goes to sleep
@@ -358,6 +356,9 @@ void adam(float* __restrict weight, float* __restrict mean, float* __restrict sq
 
 // ------------------------------------------------------------------------------------------------------------- rows
 
+// A number that has little to do with its neighbours' (Knuth's multiplicative hash).
+std::uint32_t scattered(int32_t row) { return static_cast<std::uint32_t>(row) * 2654435761u; }
+
 // The distinct rows of a step that one thread takes care of, in the order met, and where each one's gradients are.
 class Index {
   public:
@@ -373,7 +374,7 @@ class Index {
     }
     void add(int32_t row, int32_t source) {
         Entry* table = table_.get();
-        int64_t at = (static_cast<std::uint32_t>(row) * 2654435761u >> 7) & mask_;
+        int64_t at = (scattered(row) >> 7) & mask_;
         while (table[at].row != row && table[at].row >= 0) at = (at + 1) & mask_;
         if (table[at].row < 0) {
             table[at] = {row, static_cast<int32_t>(rows.size())};
@@ -416,8 +417,8 @@ struct Bench {
     std::vector<float> factors;
 };
 
-// What a lane's tiles teach the dense parameters and the unknown rows, and the table rows that are its own.
-struct Lane {
+// What a thread's tiles teach the dense parameters and the unknown rows, and the table rows that it takes care of.
+struct Share {
     Buffer<float> w, b, typical, unknown;
     std::vector<char> met;  // which unknown rows are
     Totals totals;
@@ -428,7 +429,7 @@ class Step {
   public:
     Step(const Shape& shape, const Parameters& parameters)
         : shape_(shape), p_(parameters), width_(padded(shape.dim)), team_(static_cast<int>(shape.threads)),
-          benches_(shape.threads), lanes_(shape.threads == 1 ? 1 : LANES_A_THREAD * shape.threads) {
+          benches_(shape.threads), shares_(shape.threads) {
         const int64_t size = shape.blocks * width_ * width_;
         forward_.zeros(size);
         backward_.zeros(size);
@@ -450,36 +451,32 @@ class Step {
         tile_addresses_ = batch.tile + batch.tile / batch.group * batch.random_rate;
         d_entity_.reserve(batch.size * width_);
         d_address_.reserve((batch.size + groups_ * batch.random_rate) * width_);
-        const int64_t lanes = lanes_.size();
-        std::atomic<int64_t> next_to_learn{0}, next_to_apply{0};
+        const int64_t threads = team_.size();
         team_.run([&](int thread) {
-            for (int64_t lane; (lane = next_to_learn++) < lanes;) {
-                index(lane);
-                start(lanes_[lane]);
-                for (int64_t tile = lane * tiles_ / lanes; tile < (lane + 1) * tiles_ / lanes; ++tile)
-                    learn(tile, lanes_[lane], benches_[thread]);
-            }
+            Share& share = shares_[thread];
+            index(thread, share);
+            start(share);
+            for (int64_t tile = thread * tiles_ / threads; tile < (thread + 1) * tiles_ / threads; ++tile)
+                learn(tile, share, benches_[thread]);
             team_.meet();
             add_up(thread);
             if (!update) return;
             apply_dense(thread, *update);
-            for (int64_t lane; (lane = next_to_apply++) < lanes;) {
-                apply_rows(p_.entity, lanes_[lane].entities, d_entity_.get(), benches_[thread], *update);
-                apply_rows(p_.prefix, lanes_[lane].prefixes, d_address_.get(), benches_[thread], *update);
-            }
+            apply_rows(p_.entity, share.entities, d_entity_.get(), benches_[thread], *update);
+            apply_rows(p_.prefix, share.prefixes, d_address_.get(), benches_[thread], *update);
         });
         Totals all;
-        for (const auto& lane : lanes_) {
-            all.loss += lane.totals.loss;
-            all.right += lane.totals.right;
-            all.records += lane.totals.records;
+        for (const auto& share : shares_) {
+            all.loss += share.totals.loss;
+            all.right += share.totals.right;
+            all.records += share.totals.records;
         }
         totals[0] = all.loss, totals[1] = all.right, totals[2] = all.records;
     }
 
     int64_t touched(bool prefix) const {
-        int64_t count = prefix ? std::count(lanes_[0].met.begin(), lanes_[0].met.end(), 1) : 0;
-        for (const auto& lane : lanes_) count += (prefix ? lane.prefixes : lane.entities).rows.size();
+        int64_t count = prefix ? std::count(shares_[0].met.begin(), shares_[0].met.end(), 1) : 0;
+        for (const auto& share : shares_) count += (prefix ? share.prefixes : share.entities).rows.size();
         return count;
     }
 
@@ -487,13 +484,13 @@ class Step {
     void collect(bool prefix, int64_t* rows, float* values) {
         const float* gradients = prefix ? d_address_.get() : d_entity_.get();
         for (int64_t level = 0; prefix && level < shape_.levels; ++level) {
-            if (!lanes_[0].met[level]) continue;
+            if (!shares_[0].met[level]) continue;
             *rows++ = level;
-            std::copy_n(lanes_[0].unknown.get() + level * width_, shape_.dim, values);
+            std::copy_n(shares_[0].unknown.get() + level * width_, shape_.dim, values);
             values += shape_.dim;
         }
-        for (const auto& lane : lanes_) {
-            const Index& own = prefix ? lane.prefixes : lane.entities;
+        for (const auto& share : shares_) {
+            const Index& own = prefix ? share.prefixes : share.entities;
             for (std::size_t j = 0; j < own.rows.size(); ++j, values += shape_.dim) {
                 *rows++ = own.rows[j];
                 add_sources(own, j, gradients, benches_[0], values);
@@ -501,7 +498,7 @@ class Step {
         }
     }
     void collect(float* typical, float* w, float* b) const {
-        const Lane& total = lanes_[0];
+        const Share& total = shares_[0];
         std::copy_n(total.typical.get(), shape_.dim, typical);
         for (int64_t row = 0; row < shape_.blocks * shape_.dim; ++row) {
             const int64_t block = row / shape_.dim, n = row % shape_.dim;
@@ -565,17 +562,17 @@ class Step {
         std::fill(e + shape_.dim, e + width_, 0.f);
     }
 
-    void start(Lane& lane) const {
-        lane.w.zeros(shape_.blocks * width_ * width_);
-        lane.b.zeros(shape_.blocks * width_);
-        lane.typical.zeros(width_);
-        lane.unknown.zeros(shape_.levels * width_);
-        lane.met.assign(shape_.levels, 0);
-        lane.totals = Totals();
+    void start(Share& share) const {
+        share.w.zeros(shape_.blocks * width_ * width_);
+        share.b.zeros(shape_.blocks * width_);
+        share.typical.zeros(width_);
+        share.unknown.zeros(shape_.levels * width_);
+        share.met.assign(shape_.levels, 0);
+        share.totals = Totals();
     }
 
     // Everything that one tile teaches; the order is step.py's.
-    void learn(int64_t tile, Lane& lane, Bench& bench) {
+    void learn(int64_t tile, Share& share, Bench& bench) {
         const int64_t begin = tile * batch_.tile, size = std::min(batch_.tile, batch_.size - begin);
         const int64_t group = batch_.group, R = batch_.random_rate, S = batch_.shuffled_rate, levels = shape_.levels;
         const int64_t groups = (size + group - 1) / group, m = size + groups * R, records = 1 + R + S;
@@ -612,7 +609,7 @@ class Step {
                 const bool own = shuffled && batch_.entity[begin + i] == batch_.entity[begin + partner(i, j - R)];
                 weight[at] = own ? 0 : 1;
             }
-        cross_entropy(score, label, weight, count, lane.totals);
+        cross_entropy(score, label, weight, count, share.totals);
 
         // Back to both sides of the product.
         float* d = shape_.blocks ? bench.d.reserve(m * width_) : result;
@@ -638,14 +635,14 @@ class Step {
                 sum<true>(d + (size + g * R + r) * width_, pointers, factors, members, width_);
             }
         }
-        for (int64_t i = 0; i < size; ++i) add(lane.typical.get(), d_entity + i * width_);
+        for (int64_t i = 0; i < size; ++i) add(share.typical.get(), d_entity + i * width_);
 
         // ... and through the blocks, last first.
         for (int64_t k = shape_.blocks - 1; k >= 0; --k) {
             const float* saw = seen + k * m * width_;
             multiply_transposed(d, saw, m, width_, bench.packing.reserve(2 * DEPTH * width_),
-                                lane.w.get() + k * width_ * width_);
-            for (int64_t i = 0; i < m; ++i) add(lane.b.get() + k * width_, d + i * width_);
+                                share.w.get() + k * width_ * width_);
+            for (int64_t i = 0; i < m; ++i) add(share.b.get() + k * width_, d + i * width_);
             float* to = k ? d == bench.d.get() ? bench.d_other.reserve(m * width_) : bench.d.get() : result;
             multiply(d, m, backward_.get() + k * width_ * width_, width_,
                      [&](int64_t row, int64_t column, Vector left, Vector right) {
@@ -660,8 +657,8 @@ class Step {
             const int32_t* rows = i < size ? positive + i * levels : random + (i - size) * levels;
             for (int64_t level = 0; level < levels; ++level)
                 if (rows[level] < levels) {
-                    add(lane.unknown.get() + rows[level] * width_, result + i * width_);
-                    lane.met[rows[level]] = 1;
+                    add(share.unknown.get() + rows[level] * width_, result + i * width_);
+                    share.met[rows[level]] = 1;
                 }
         }
     }
@@ -670,11 +667,13 @@ class Step {
         for (int64_t c = 0; c < width_; ++c) to[c] += from[c];
     }
 
-    // Which of the batch's rows are a lane's own, and which entities and addresses they are part of.
-    void index(int64_t lane) {
-        const int64_t lanes = lanes_.size(), levels = shape_.levels, tile = batch_.tile, R = batch_.random_rate;
-        const auto own = [&](int32_t row) { return lanes == 1 || row % lanes == lane; };
-        Index &entities = lanes_[lane].entities, &prefixes = lanes_[lane].prefixes;
+    // Which of the batch's rows are a thread's own, and which entities and addresses they are part of.
+    void index(int thread, Share& share) const {
+        const int64_t threads = team_.size(), levels = shape_.levels, tile = batch_.tile, R = batch_.random_rate;
+        const auto own = [&](int32_t row) {  // spread evenly, without a division
+            return static_cast<int64_t>(scattered(row) * static_cast<std::uint64_t>(threads) >> 32) == thread;
+        };
+        Index &entities = share.entities, &prefixes = share.prefixes;
         entities.begin(batch_.size);
         for (int64_t i = 0; i < batch_.size; ++i)
             if (own(batch_.entity[i])) entities.add(batch_.entity[i], static_cast<int32_t>(i));
@@ -702,17 +701,17 @@ class Step {
             act(row / shape_.dim, row % shape_.dim);
     }
 
-    // Sum what the lanes learnt of the dense parameters, into the first one.
+    // Sum what the threads learnt of the dense parameters, into the first one.
     void add_up(int thread) {
-        Lane& total = lanes_[0];
+        Share& total = shares_[0];
         each_own_row(thread, [&](int64_t block, int64_t n) {
             const int64_t at = (block * width_ + n) * width_;
-            for (std::size_t other = 1; other < lanes_.size(); ++other)
-                add(total.w.get() + at, lanes_[other].w.get() + at);
+            for (std::size_t other = 1; other < shares_.size(); ++other)
+                add(total.w.get() + at, shares_[other].w.get() + at);
         });
         if (thread) return;
-        for (std::size_t other = 1; other < lanes_.size(); ++other) {
-            const Lane& part = lanes_[other];
+        for (std::size_t other = 1; other < shares_.size(); ++other) {
+            const Share& part = shares_[other];
             for (int64_t k = 0; k < shape_.blocks; ++k) add(total.b.get() + k * width_, part.b.get() + k * width_);
             add(total.typical.get(), part.typical.get());
             for (int64_t level = 0; level < shape_.levels; ++level) {
@@ -723,7 +722,7 @@ class Step {
     }
 
     void apply_dense(int thread, const Update& u) {
-        Lane& total = lanes_[0];
+        Share& total = shares_[0];
         const int64_t dim = shape_.dim, squares = shape_.blocks * dim * dim, biases = shape_.blocks * dim;
         each_own_row(thread, [&](int64_t block, int64_t n) {
             float* w = p_.w + (block * dim + n) * dim;
@@ -786,7 +785,7 @@ class Step {
     const int64_t width_;  // dim, padded
     Team team_;
     std::vector<Bench> benches_;  // one a thread
-    std::vector<Lane> lanes_;
+    std::vector<Share> shares_;  // likewise
     Buffer<float> forward_, backward_, biases_;  // the blocks' matrices, packed, and their biases, padded
     Buffer<float> d_entity_, d_address_;   // gradients of each positive's entity, and of each address, tile by tile
     Batch batch_ = {};
