@@ -13,8 +13,9 @@
 // exact reader, which knows all of these and words every error, read the text in place of this one. So this decides
 // nothing: it is right if it is right on clean lines and sees that others are not.
 //
-// Addresses, in lines or in a column of texts. Octets have one, two or three digits at random, and a branch on that would be guessed wrong every other
-// time, at some 15 cycles. So the four octets are read without branches. Of four bytes w, w ^ "0000" makes digits 0 to
+// Addresses, in lines or in a column of texts. Octets have one, two or three digits at random, and a branch on that
+// would be guessed wrong every other time, at some 15 cycles. So the four octets are read without branches. Of four
+// bytes w, w ^ "0000" makes digits 0 to
 // 9; adding 0x76 to each byte raises the top bit of those above 9; the lowest raised bit tells the number of digits,
 // and shifting by it aligns them: units in the highest byte, tens and hundreds below, and zero for what is not there.
 // Faults are gathered in one flag. (A carry out of a byte spoils only bytes behind a non-digit.)
