@@ -802,7 +802,8 @@ class Step {
 
 extern "C" {
 
-BASELINE int ipinsights_supported() {
+// noexcept: all that can be thrown is a lack of memory, and that ends the process.
+BASELINE int ipinsights_supported() noexcept {
 #if defined(__x86_64__)
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2");
 #else
@@ -810,7 +811,6 @@ BASELINE int ipinsights_supported() {
 #endif
 }
 
-// noexcept: all that can be thrown is a lack of memory, and that ends the process.
 // The prefix rows of leaves, int32 [count, levels], with those hidden that chance hides: where a leaf's number between 0
 // and 1 is below the level's, the level's unknown row, which is the level's number.
 void ipinsights_rows(int64_t count, int64_t levels, const int32_t* leaf, const float* drawn, const float* hidden,

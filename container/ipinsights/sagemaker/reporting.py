@@ -160,9 +160,7 @@ class TrainingReport(Listener):
             f"{plan.memory / 1e6:,.0f}",
         )
         if plan.slower_because:
-            logger.warning(
-                "Training runs several times slower than it could, without the kernel: %s", plan.slower_because
-            )
+            logger.warning("Training is several times slower than it could be, because %s", plan.slower_because)
         self._epoch_started = time.time()
         self._setup = self._epoch_started - self._started
 
