@@ -25,6 +25,11 @@ def test_documented_defaults() -> None:
         "weight_decay": 0.00001,
         "ip_version": 4,
         "seed": 0,
+        "malformed_rows": "fail",
+        "malformed_rows_limit": 0.1,
+        "saved_epoch": "last",
+        "early_stopping_patience": 0,
+        "checkpoint_interval_minutes": 10.0,
     }
 
 
@@ -58,6 +63,17 @@ def test_there_are_two_ip_versions(text: str) -> None:
     assert Hyperparameters.parse({**REQUIRED, "ip_version": "6"}).ip_version == 6
     with pytest.raises(UserError, match=f"ip_version={text} is "):
         Hyperparameters.parse({**REQUIRED, "ip_version": text})
+
+
+@pytest.mark.parametrize("text", ["skip", ' "skip" '])
+def test_a_word_may_be_quoted(text: str) -> None:
+    assert Hyperparameters.parse({**REQUIRED, "malformed_rows": text}).malformed_rows == "skip"
+
+
+@pytest.mark.parametrize("text", ["Skip", "", '"', '"skip', "1"])
+def test_only_the_words_declared_are_known(text: str) -> None:
+    with pytest.raises(UserError, match="malformed_rows=.* is not one of fail, skip"):
+        Hyperparameters.parse({**REQUIRED, "malformed_rows": text})
 
 
 @pytest.mark.parametrize(
@@ -144,7 +160,9 @@ def test_values_given_in_python_are_checked_alike() -> None:
 def test_every_declaration_is_whole() -> None:
     for declaration in declarations():
         assert declaration.help.endswith(".")
-        low, high = declaration.tuning or (declaration.low, declaration.high)
-        assert declaration.low <= low < high <= declaration.high
+        assert bool(declaration.range) != bool(declaration.choices)
+        if declaration.range and declaration.tuning:
+            (low, high), (lowest, highest) = declaration.tuning, declaration.range
+            assert lowest <= low < high <= highest
         if declaration.default is not None:
             assert declaration.parse(str(declaration.default)) == declaration.default

@@ -11,14 +11,14 @@ README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- {}: made by tests/test_readme.py -->\n", "<!-- end of {} -->\n"
 
 
-def number(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+def shown(value: float | str) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else value
 
 
 def line(d: Declaration) -> str:
-    default = "*required*" if d.default is None else number(d.default)
-    tuning = f"{number(d.tuning[0])} to {number(d.tuning[1])}" if d.tuning else ""
-    range_ = " or ".join(map(str, d.choices)) if d.choices else f"{number(d.low)} to {number(d.high)}"
+    default = "*required*" if d.default is None else shown(d.default)
+    tuning = " to ".join(map(shown, d.tuning)) if d.tuning else ""
+    range_ = " to ".join(map(shown, d.range)) if d.range else " or ".join(map(str, d.choices))
     return f"| `{d.name}` | {range_} | {default} | {tuning} | {d.help} |\n"
 
 

@@ -2,9 +2,10 @@
 
 Validation and the README's table are made from these declarations. Names, ranges and defaults are the built-in's as
 documented (its container's own default file differs: mini_batch_size 5000, num_entity_vectors 100000, vector_dim 128);
-``ip_version`` and ``seed`` are ours.
+``ip_version`` and all that follow it are ours.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import json
@@ -41,19 +42,28 @@ class Declaration:
     """What is promised of one hyperparameter."""
 
     name: str
-    type: type[int] | type[float]
-    low: float
-    high: float
-    default: int | float | None
+    type: type[int] | type[float] | type[str]
+    range: tuple[float, float] | None
+    """The least and the greatest value of a number; None where there are choices."""
+    default: int | float | str | None
     """None where the hyperparameter is required."""
     tuning: tuple[float, float] | None
     """The range recommended to a tuner; None where tuning it makes no sense."""
     help: str
-    choices: tuple[int, ...] | None = None
-    """The only values allowed, where not all between ``low`` and ``high`` are."""
+    choices: tuple[int, ...] | tuple[str, ...] = ()
+    """The only values allowed."""
 
-    def parse(self, text: str) -> int | float:
+    def parse(self, text: str) -> int | float | str:
         """Read a value. Raises ValueError with the reason."""
+        value = _unquote(text) if self.type is str else self._number(text)
+        if self.range and not self.range[0] <= value <= self.range[1]:  # type: ignore[operator]
+            low, high = self.range
+            raise ValueError(f"{self.name}={text} is out of range: it must be in [{low:g}, {high:.10g}]")
+        if self.choices and value not in self.choices:
+            raise ValueError(f"{self.name}={text} is not one of {', '.join(map(str, self.choices))}")
+        return self.type(value)
+
+    def _number(self, text: str) -> float:
         expected = "a whole number" if self.type is int else "a number"
         try:
             value = float(_unquote(text))
@@ -61,23 +71,18 @@ class Declaration:
             raise ValueError(f"{self.name}={text!r} is not {expected}") from None
         if not math.isfinite(value) or (self.type is int and value != int(value)):
             raise ValueError(f"{self.name}={text!r} is not {expected}")
-        if not self.low <= value <= self.high:
-            raise ValueError(f"{self.name}={text} is out of range: it must be in [{self.low:g}, {self.high:.10g}]")
-        if self.choices and value not in self.choices:
-            raise ValueError(f"{self.name}={text} is not one of {', '.join(map(str, self.choices))}")
-        return self.type(value)
+        return value
 
 
 def _declare(
-    low: float,
-    high: float,
+    range: tuple[float, float] | None,
     help: str,
     *,
-    default: int | float | None = None,
+    default: int | float | str | None = None,
     tuning: tuple[float, float] | None = None,
-    choices: tuple[int, ...] | None = None,
+    choices: tuple[int, ...] | tuple[str, ...] = (),
 ) -> Any:
-    metadata = {"low": low, "high": high, "help": help, "tuning": tuning, "choices": choices}
+    metadata = {"range": range, "help": help, "tuning": tuning, "choices": choices}
     if default is None:
         return dataclasses.field(metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -88,22 +93,22 @@ class Hyperparameters:
     """Valid values for one training."""
 
     num_entity_vectors: int = _declare(
-        1,
-        250_000_000,
+        (1, 250_000_000),
         "Rows of the entity table. Entities are hashed to rows; twice the number of unique entities is good. "
         "The table takes 4 x num_entity_vectors x vector_dim bytes; training three times that, for the rows it meets.",
         tuning=(10_000, 1_000_000),
     )
     vector_dim: int = _declare(
-        4, 4096, "Length of the embeddings of entities and addresses. 128 is good; too long overfits.", tuning=(8, 256)
+        (4, 4096),
+        "Length of the embeddings of entities and addresses. 128 is good; too long overfits.",
+        tuning=(8, 256),
     )
     batch_metrics_publish_interval: int = _declare(
-        1, _UNBOUNDED, "Mini-batches between two prints of speed and training metrics.", default=1000
+        (1, _UNBOUNDED), "Mini-batches between two prints of speed and training metrics.", default=1000
     )
-    epochs: int = _declare(1, _UNBOUNDED, "Passes over the training data.", default=10, tuning=(1, 100))
+    epochs: int = _declare((1, _UNBOUNDED), "Passes over the training data.", default=10, tuning=(1, 100))
     learning_rate: float = _declare(
-        1e-6,
-        10.0,
+        (1e-6, 10.0),
         "Adam's step size for the tables at the start; it falls linearly to 0 over the training. The encoder's blocks "
         "share 0.03 of it. Not set, and with few steps to take, it is raised: "
         f"{_RATE_OF_ONE_STEP} / sqrt(steps), at most {_HIGHEST_RATE}.",
@@ -111,8 +116,7 @@ class Hyperparameters:
         tuning=(1e-4, 0.1),
     )
     mini_batch_size: int = _declare(
-        1,
-        500_000,
+        (1, 500_000),
         "Positive pairs in one optimiser step, each with its negatives. The log counts mini-batches of this many "
         "records, negatives included, as the built-in does: a step is 1 + R + S of them. Not set, it is lowered where "
         f"the training would have fewer than {MIN_STEPS} steps.",
@@ -120,30 +124,26 @@ class Hyperparameters:
         tuning=(100, 50_000),
     )
     num_ip_encoder_layers: int = _declare(
-        0,
-        100,
+        (0, 100),
         "Fully connected layers of the IP encoder, each a residual block; with 0 it is the plain sum of prefix rows.",
         default=1,
         tuning=(1, 10),
     )
     random_negative_sampling_rate: int = _declare(
-        0,
-        MAX_NEGATIVES,
+        (0, MAX_NEGATIVES),
         "R: random negatives a positive, the entity with an address of four uniformly drawn octets. 1 <= R + S <= 500.",
         default=1,
         tuning=(0, 10),
     )
     shuffled_negative_sampling_rate: int = _declare(
-        0,
-        MAX_NEGATIVES,
+        (0, MAX_NEGATIVES),
         "S: shuffled negatives a positive, the entity with the address of another event of its mini-batch. "
         "1 <= R + S <= 500.",
         default=1,
         tuning=(0, 10),
     )
     weight_decay: float = _declare(
-        0.0,
-        10.0,
+        (0.0, 10.0),
         "Share of a weight that a step takes away, times the learning rate: of the blocks, and of the table rows that "
         "the step touches; the others keep what they have. Whatever is set, those rows lose 0.1 more, so that an "
         "entity seen rarely stays near the typical one.",
@@ -151,17 +151,48 @@ class Hyperparameters:
         tuning=(0.0, 1.0),
     )
     ip_version: int = _declare(
-        4,
-        6,
+        None,
         "4: the addresses are IPv4, and anything else is an error. 6: they are IPv6 (the first 64 bits count) or IPv4.",
         default=4,
         choices=(4, 6),
     )
     seed: int = _declare(
-        0,
-        _UNBOUNDED,
+        (0, _UNBOUNDED),
         "Decides every random draw: the same seed, data, machine and number of threads give the same model.",
         default=0,
+    )
+    malformed_rows: str = _declare(
+        None,
+        "What becomes of a row that cannot be read. fail: the job fails, and names the first ones and how many there "
+        "are. skip: they are left out, counted, and the first ones shown in the log.",
+        default="fail",
+        choices=("fail", "skip"),
+    )
+    malformed_rows_limit: float = _declare(
+        (0.0, 1.0),
+        "With malformed_rows=skip, the job fails all the same where more than this share of a channel's rows is "
+        "malformed.",
+        default=0.1,
+    )
+    saved_epoch: str = _declare(
+        None,
+        "Which epoch's weights the model has: the last one's, or those of the one with the best validation "
+        "discriminator_auc, which takes a validation channel.",
+        default="last",
+        choices=("last", "best"),
+    )
+    early_stopping_patience: int = _declare(
+        (0, _UNBOUNDED),
+        "Training ends after so many epochs in a row without a better validation discriminator_auc, which takes a "
+        "validation channel; 0: it does not. learning_rate falls as if all epochs were to come, so best with "
+        "saved_epoch=best.",
+        default=0,
+    )
+    checkpoint_interval_minutes: float = _declare(
+        (0.0, 100_000.0),
+        "Where the job has a folder of checkpoints, one is written after every epoch and, within an epoch, after so "
+        "many minutes; 0: after epochs alone.",
+        default=10.0,
     )
 
     def __post_init__(self) -> None:
@@ -234,8 +265,8 @@ def _parse(values: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
         except ValueError as error:
             faults.append(str(error))
     faults += [f"{name} is required" for name, d in known.items() if d.default is None and name not in values]
-    rates: list[int] = [
-        parsed.get(name, known[name].default or 0)
+    rates: list[Any] = [
+        parsed.get(name, known[name].default)
         for name in ("random_negative_sampling_rate", "shuffled_negative_sampling_rate")
         if name in parsed or name not in values
     ]
@@ -254,7 +285,8 @@ def _describe(faults: list[str]) -> str:
 def _unquote(text: str) -> str:
     """Undo the JSON quotes that the SageMaker SDK puts around values in script mode: '"128"' is 128."""
     stripped = text.strip()
-    if len(stripped) >= 2 and stripped[0] == stripped[-1] == '"':
-        inner = json.loads(stripped)
-        return inner if isinstance(inner, str) else stripped
+    if stripped.startswith('"'):
+        with contextlib.suppress(ValueError):  # something else in quotes, which will be out of every range
+            inner = json.loads(stripped)
+            return inner if isinstance(inner, str) else stripped
     return stripped
