@@ -14,7 +14,7 @@ from tqdm import tqdm
 from benchmarks import contenders, datasets
 from benchmarks.ranking import Task
 from benchmarks.tables import markdown
-from ipinsights import sampling, step, training, vocabulary
+from ipinsights import batches, sampling, step, training, vocabulary
 from ipinsights.addresses import IPV4, IPV6, Family
 from ipinsights.events import Events
 
@@ -65,16 +65,14 @@ def _levels(name: str, family: Family, levels: Sequence[int]) -> Change:
     return Change(name, owner=training, attributes={"FAMILIES": {family.version: changed}}, only=family)
 
 
-def _rows_without_dropout(
-    index: "training._PrefixIndex", leaves: torch.Tensor, generator: torch.Generator
-) -> torch.Tensor:
+def _rows_without_dropout(index: batches.PrefixIndex, leaves: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     del generator
     return index.rows(leaves)
 
 
 def _equal_novelty(train: Events, family: Family, num_entity_vectors: int) -> npt.NDArray[np.float32]:
     del train, family
-    return np.full(num_entity_vectors, training.NOVELTY, dtype=np.float32)
+    return np.full(num_entity_vectors, batches.NOVELTY, dtype=np.float32)
 
 
 _rates = step.Rates.of
@@ -91,13 +89,13 @@ CHANGES = [
     _levels("with /28 and /32", IPV4, (*IPV4.levels, 28, 32)),
     _levels("without /12 and /16", IPV6, IPV6.levels[2:]),
     Change("at most 5,000 prefixes", owner=vocabulary, attributes={"MAX_ROWS": 5000}),
-    Change("no prefix dropout", owner=training._PrefixIndex, attributes={"rows_with_dropout": _rows_without_dropout}),
+    Change("no prefix dropout", owner=batches.PrefixIndex, attributes={"rows_with_dropout": _rows_without_dropout}),
     *(Change(f"num_ip_encoder_layers {n}", {"num_ip_encoder_layers": n}) for n in (0, 2, 4)),
     *(Change(f"vector_dim {n}", {"vector_dim": n}) for n in (32, 128)),
     Change("shuffled_negative_sampling_rate 1", {"shuffled_negative_sampling_rate": 1}),
     *(Change(f"weight_decay {decay}", {"weight_decay": decay}) for decay in (0.0, 0.1, 1.0)),
-    *(Change(f"novelty {n}", owner=training, attributes={"NOVELTY": n}) for n in (0.0, 0.005, 0.05)),
-    Change("novelty equal for all entities", owner=training, attributes={"_novelty": _equal_novelty}),
+    *(Change(f"novelty {n}", owner=batches, attributes={"NOVELTY": n}) for n in (0.0, 0.005, 0.05)),
+    Change("novelty equal for all entities", owner=batches, attributes={"novelty": _equal_novelty}),
     *(Change(f"{n} R entities share R random addresses", owner=sampling, attributes={"GROUP": n}) for n in (1, 2, 8)),
     Change("no typical entity", owner=step.Rates, attributes={"of": staticmethod(_rates_without_typical)}),
     *(Change(f"epsilon {e}", owner=step, attributes={"EPSILON": e}) for e in (0.001, 0.01, 0.03, 0.1)),
@@ -132,7 +130,7 @@ def table(seeds: Sequence[int]) -> str:
                 cells.append(_difference(means - product[column]))
         lines.append(cells)
     constants = (
-        f"The product: MAX_ROWS {vocabulary.MAX_ROWS:,}, NOVELTY {training.NOVELTY}, EPSILON {step.EPSILON}, "
+        f"The product: MAX_ROWS {vocabulary.MAX_ROWS:,}, NOVELTY {batches.NOVELTY}, EPSILON {step.EPSILON}, "
         f"SHRINKAGE {step.SHRINKAGE}, ENCODER_RATE {step.ENCODER_RATE}, "
         f"{', '.join(f'{name} {value}' for name, value in datasets.TOR_HYPERPARAMETERS.items())}, and defaults."
     )

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from conftest import Traffic, no_events, to_events
-from ipinsights import evaluation, kernel, metrics, training
+from ipinsights import batches, evaluation, kernel, metrics, step, trainer, training
 from ipinsights.addresses import IPV4, IPV6, random_addresses
 from ipinsights.entities import EntityIndex
 from ipinsights.errors import UserError
@@ -110,7 +110,7 @@ def test_validation_of_one_entity_has_no_shuffled_auc(train: Events) -> None:
     recorder = Recorder()
     one = Events(train.entity[:1].repeat(5), train.address[:5], train.index)
     fit(train, dataclasses.replace(HP, epochs=1), one, recorder)
-    assert np.isnan(recorder.epochs[0].shuffled_auc)
+    assert recorder.epochs[0].shuffled_auc is None
 
 
 def test_an_entity_that_training_never_met_is_the_typical_one(train: Events) -> None:
@@ -130,17 +130,17 @@ def test_novelty_is_larger_for_those_who_are_always_elsewhere() -> None:
         np.concatenate([home, abroad, abroad[:5]]).astype(np.uint32),
         EntityIndex(4),
     )
-    novelty = training._novelty(events, IPV4, 4)
+    novelty = batches.novelty(events, IPV4, 4)
     mean = 55 / 105
     expected = [(0 + 10 * mean) / 60, (50 + 10 * mean) / 60, (5 + 10 * mean) / 15, mean]
-    assert novelty == pytest.approx(training.NOVELTY * np.array(expected) / mean)
+    assert novelty == pytest.approx(batches.NOVELTY * np.array(expected) / mean)
     wide = Events(events.entity, events.address.astype(np.uint64) << np.uint64(32), events.index)
-    assert training._novelty(wide, dataclasses.replace(IPV6, levels=(8, 64)), 4) == pytest.approx(novelty)
+    assert batches.novelty(wide, dataclasses.replace(IPV6, levels=(8, 64)), 4) == pytest.approx(novelty)
 
 
 def test_nobody_was_anywhere_once() -> None:
     events = Events(np.zeros(4, np.int32), np.full(4, 1 << 24, np.uint32), EntityIndex(2))
-    assert np.isfinite(training._novelty(events, IPV4, 2)).all()
+    assert np.isfinite(batches.novelty(events, IPV4, 2)).all()
 
 
 def test_without_validation_there_is_no_auc(train: Events) -> None:
@@ -182,7 +182,7 @@ def test_what_stays_visible_under_dropout_is_a_chain(train: Events) -> None:
     leaf = int(np.argmax(vocabulary.chain_counts[:, -1] == 2))  # a /24 met twice
     leaves = torch.full((30_000,), leaf, dtype=torch.int32)
     rows, same = (
-        training._PrefixIndex(vocabulary, torch.device("cpu"), native)
+        batches.PrefixIndex(vocabulary, torch.device("cpu"), native)
         .rows_with_dropout(leaves, torch.Generator().manual_seed(0))
         .numpy()
         for native in (kernel.library(), None)
@@ -202,27 +202,27 @@ def test_no_events_are_the_users_fault() -> None:
 
 def test_what_a_training_is_made_of(train: Events, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every batch and every rate of one training, as they reach the step."""
-    batches: list[training.Batch] = []
+    met: list[step.Batch] = []
     rates: list[float] = []
-    for kind in (training.NativeStep, training.TorchStep):
+    for kind in (trainer.NativeStep, trainer.TorchStep):
         run = kind.run
 
-        def watched(self: training.Step, batch: training.Batch, rate: float, run: Callable = run) -> object:
-            batches.append(batch)
+        def watched(self: step.Step, batch: step.Batch, rate: float, run: Callable = run) -> object:
+            met.append(batch)
             rates.append(rate)
             return run(self, batch, rate)
 
         monkeypatch.setattr(kind, "run", watched)
     vocabulary = fit(train, HP).vocabulary
-    levels, steps = len(vocabulary.levels), len(batches)
+    levels, steps = len(vocabulary.levels), len(met)
 
     # The rate falls linearly over the whole training.
     assert steps == HP.epochs * -(-len(train) // HP.mini_batch_size)
     assert rates == pytest.approx([HP.learning_rate * (1 - t / steps) for t in range(steps)])
 
     # Each epoch holds every event once, in an order of its own.
-    numbers = training._Entities.of(train, HP.num_entity_vectors).number[train.entity]
-    epochs = [batches[e * steps // HP.epochs : (e + 1) * steps // HP.epochs] for e in range(HP.epochs)]
+    numbers = batches.Entities.of(train, HP.num_entity_vectors).number[train.entity]
+    epochs = [met[e * steps // HP.epochs : (e + 1) * steps // HP.epochs] for e in range(HP.epochs)]
     orders = [np.concatenate([batch.entity.numpy() for batch in epoch]) for epoch in epochs]
     for order in orders:
         assert (np.sort(order) == np.sort(numbers)).all()
@@ -230,9 +230,9 @@ def test_what_a_training_is_made_of(train: Events, monkeypatch: pytest.MonkeyPat
     assert not (orders[0] == numbers).all()
 
     # Negatives: a shuffled one each; random addresses differ and are mostly unknown in depth.
-    assert all(batch.shuffled_rate == 1 and batch.random.shape[1] == 2 for batch in batches)
-    assert all(len(batch.random) == -(-len(batch.entity) // batch.group) for batch in batches)
-    random = np.concatenate([batch.random.reshape(-1, levels).numpy() for batch in batches])
+    assert all(batch.shuffled_rate == 1 and batch.random.shape[1] == 2 for batch in met)
+    assert all(len(batch.random) == -(-len(batch.entity) // batch.group) for batch in met)
+    random = np.concatenate([batch.random.reshape(-1, levels).numpy() for batch in met])
     assert len(np.unique(random[:, 0])) > 50
     assert (random[:, -1] == levels - 1).mean() > 0.9
 
@@ -248,8 +248,8 @@ def test_what_a_training_is_made_of(train: Events, monkeypatch: pytest.MonkeyPat
 
 def test_the_encoder_starts_as_the_sum_of_small_prefix_rows(train: Events) -> None:
     torch, vocabulary = training.torch, training.Vocabulary.build(train.address)
-    entities = training._Entities.of(train, HP.num_entity_vectors)
-    p = training._Trainer(train, HP, vocabulary, entities, torch.device("cpu"), None, 1).parameters
+    entities = batches.Entities.of(train, HP.num_entity_vectors)
+    p = trainer.Trainer(train, HP, vocabulary, entities, torch.device("cpu"), None, 1).parameters
     rows = torch.arange(18).view(2, 9)
     torch.testing.assert_close(p.encoder(rows), p.encoder.prefix[rows].sum(1))
     assert float(p.entity[:-1, 0].std()) == pytest.approx(0.01, rel=0.1)
@@ -352,6 +352,6 @@ def test_the_highest_learning_rate_does_not_diverge(train: Events, layers: int) 
 
 
 def test_divergence_is_told(train: Events, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "INITIAL_SCALE", 1e25)  # scores overflow
+    monkeypatch.setattr(trainer, "INITIAL_SCALE", 1e25)  # scores overflow
     with pytest.raises(UserError, match="lower learning_rate"):
         fit(train, HP)

@@ -60,6 +60,33 @@ class Model:
     """[E + 1, D]; the last row is the typical entity's, for any that training never saw."""
     encoder: Encoder
 
+    @classmethod
+    def learnt(
+        cls,
+        vocabulary: Vocabulary,
+        index: EntityIndex,
+        met: npt.NDArray[np.intp],
+        rows: npt.NDArray[np.float32],
+        encoder: Encoder,
+    ) -> "Model":
+        """Of the entity rows that training met, ``met`` [M] and ``rows`` [M + 1, D], of which the last is the typical.
+
+        It is the row of all others.
+        """
+        entity = np.empty((index.num_rows + 1, rows.shape[1]), dtype=np.float32)
+        entity[:] = rows[-1]
+        entity[met] = rows[:-1]
+        return cls(vocabulary, index, entity, encoder)
+
+    @classmethod
+    def blank(cls, family: Family, num_entity_vectors: int, dim: int, blocks: int) -> "Model":
+        """A model that has learnt nothing: every score is 0."""
+        vocabulary = Vocabulary.blank(family)
+        shapes = {"prefix": (vocabulary.num_rows, dim), "w": (blocks, dim, dim), "b": (blocks, dim)}
+        encoder = Encoder(**{name: np.zeros(shape, dtype=np.float32) for name, shape in shapes.items()})
+        entity = np.zeros((num_entity_vectors + 1, dim), dtype=np.float32)
+        return cls(vocabulary, EntityIndex(num_entity_vectors), entity, encoder)
+
     @property
     def vector_dim(self) -> int:
         """D, the length of an embedding."""

@@ -20,6 +20,8 @@ class Plan:
     """Why training is slower than it could be, in words to follow "because"; empty where nothing is known."""
     memory: int
     """Bytes that the trained parameters and the largest step take."""
+    earlier: Vocabulary | None = None
+    """What the model knew that training goes on from."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,34 @@ class EpochSummary:
     """The same against addresses of other entities' validation events; None without any."""
 
 
+@dataclass(frozen=True)
+class Ending:
+    """How a training ended."""
+
+    epochs: int
+    """Whole epochs trained."""
+    steps: int
+    """Optimiser steps taken in one more, which was not ended."""
+    reason: str
+    """"" where all epochs were trained, else what stopped it, in words to follow "because"."""
+    saved: EpochSummary | None
+    """What the model came to: the epoch whose weights it has, or the part of one; None where there is none."""
+
+
 class Listener:
     """Hears how training goes; every method may be overridden."""
 
     def training_planned(self, plan: Plan) -> None:
         """Training is about to start; the memory is not taken yet."""
+
+    def resumed(self, epoch: int, steps: int, damaged: list[str]) -> None:
+        """Training goes on from a checkpoint, after so many epochs and steps; newer ones, if any, were damaged."""
+
+    def checkpoint_written(self, where: str, seconds: float) -> None:
+        """A checkpoint was written, which took so long."""
+
+    def checkpoint_failed(self, error: OSError) -> None:
+        """A checkpoint could not be written; training goes on without."""
 
     def step_done(self, epoch: int, positives: int) -> None:
         """An optimiser step on that many positives is over."""
@@ -66,3 +91,6 @@ class Listener:
 
     def epoch_done(self, summary: EpochSummary) -> None:
         """An epoch is over and validated."""
+
+    def training_ended(self, ending: Ending) -> None:
+        """All epochs are over, or something stopped training."""

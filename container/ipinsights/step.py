@@ -167,6 +167,9 @@ class Step(Protocol):
     def apply(self, gradients: Gradients, learning_rate: float) -> None:
         """Learn that."""
 
+    def resume(self, steps: int) -> None:
+        """The parameters were set from outside to what they were after so many steps."""
+
     def score(self, entity: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """The scores of n pairs: entity rows int32 [n], prefix rows int32 [n, L] to [n]."""
 
@@ -262,6 +265,10 @@ class TorchStep:
         _adam(p.typical.unbind(0), gradients.typical, rates.typical, rates.deviation)
         _adam(p.w.unbind(0), gradients.w, rates.block, rates.deviation)
         _adam(p.b.unbind(0), gradients.b, rates.block, rates.deviation)
+
+    def resume(self, steps: int) -> None:
+        """Go on after so many steps."""
+        self.steps = steps
 
     def score(self, entity: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """The scores of n pairs, in chunks."""

@@ -19,13 +19,14 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ipinsights.addresses import IPV4, MAPPED_BITS, MAPPED_FIRST, MAPPED_SHIFT, Addresses, Family
 from ipinsights.kernel import reader
-from ipinsights.networks import LABELS, Networks
+from ipinsights.networks import Networks
 
 MAX_ROWS = 80_000
 """Known prefixes kept at most, where there are no more than 16 million events: 41 MB of vectors of 128. More would fit,
@@ -74,14 +75,18 @@ class Vocabulary:
         networks: Networks | None = None,
         levels: Sequence[int] | None = None,
         max_rows: int | None = None,
+        earlier: "Vocabulary | None" = None,
     ) -> "Vocabulary":
         """Count the prefixes of the training addresses (of the family's type, [n]) and keep the frequent ones.
 
         The smallest ``min_count`` from 2 on is taken that leaves no more than ``max_rows`` of them, which by default
-        depends on n: see ``MAX_ROWS``.
+        depends on the number of events: see ``MAX_ROWS``. What an ``earlier`` vocabulary of the family and levels
+        counted is added, and its networks serve where no others are given.
         """
         levels = tuple(levels or family.levels)
-        max_rows = max(MAX_ROWS, len(training) // EVENTS_PER_ROW) if max_rows is None else max_rows
+        events = len(training) + (earlier.events if earlier else 0)
+        max_rows = max(MAX_ROWS, events // EVENTS_PER_ROW) if max_rows is None else max_rows
+        networks = networks or (earlier.networks if earlier else None)
         at = levels[-1]
         prefixes, counts = np.unique(training >> _bits(family.width - at, training), return_counts=True)
         found: list[tuple[Addresses, npt.NDArray[np.int64]]] = []
@@ -90,22 +95,30 @@ class Vocabulary:
             first = np.flatnonzero(np.concatenate([[True], prefixes[1:] != prefixes[:-1]]))
             prefixes, counts, at = prefixes[first], np.add.reduceat(counts, first), level
             found.insert(0, (prefixes, counts))
+        if earlier:
+            found = [_add(*own, *earlier.counted(level)) for level, own in enumerate(found)]
         frequent = np.concatenate([count[count >= 2] for _, count in found])
         min_count = 2
         if len(frequent) > max_rows:  # beyond the most frequent one that there is no room for
             min_count = int(np.partition(frequent, -max_rows - 1)[-max_rows - 1]) + 1
         kept = [(prefixes[count >= min_count], count[count >= min_count]) for prefixes, count in found]
-        labels = _count_labels(training, networks) if networks is not None else ()
+        labels = _count_labels(training, networks, earlier.labels if earlier else ()) if networks is not None else ()
         return cls(
             family,
             levels,
             tuple(len(prefixes) for prefixes, _ in kept),
             np.concatenate([prefixes for prefixes, _ in kept]),
             np.concatenate([count for _, count in kept]),
-            len(training),
+            events,
             networks.restrict([label.values for label in labels]) if networks is not None else None,
             labels,
         )
+
+    @classmethod
+    def blank(cls, family: Family) -> "Vocabulary":
+        """One that knows no prefix."""
+        none = np.zeros(0, dtype=family.dtype)
+        return cls(family, family.levels, (0,) * len(family.levels), none, np.zeros(0, dtype=np.int64), 0)
 
     @property
     def depth(self) -> int:
@@ -193,6 +206,30 @@ class Vocabulary:
         chains = np.concatenate([chains[distinct[:, 0]], distinct[:, 1:]], axis=1)
         return cut, leaves.astype(np.int32), chains
 
+    def origins(self, earlier: "Vocabulary") -> npt.NDArray[np.int32]:
+        """The row of an earlier vocabulary of the same levels that each row goes on from: int32 [num_rows].
+
+        Its own; of a prefix known since, its level's unknown row, which stood for it; -1 where there is neither.
+        """
+        levels = len(self.levels)
+        unknown = [level if level < earlier.depth else -1 for level in range(self.depth)]
+        found = [np.array(unknown, dtype=np.int32)]
+        for level in range(levels):
+            at = earlier._find(level, self._level(level))
+            found.append(np.where(at >= 0, earlier.depth + at, unknown[level]))
+        first = earlier.depth + len(earlier.prefixes)
+        for level, label in enumerate(self.labels):
+            known = earlier.labels[level].values if earlier.labels else label.values[:0]
+            place = _find(known, label.values)
+            found.append(np.where(place >= 0, first + place, unknown[levels + level]))
+            first += len(known)
+        return np.concatenate(found).astype(np.int32)
+
+    def counted(self, level: int) -> tuple[Addresses, npt.NDArray[np.int64]]:
+        """The known prefixes of a level, ascending, and their counts."""
+        start = sum(self.sizes[:level])
+        return self._level(level), self.counts[start : start + self.sizes[level]]
+
     def _prefix_chains(self) -> npt.NDArray[np.int32]:
         """The row on every prefix level of each known prefix; and first where none is known: int32 [1 + K, levels]."""
         chains = np.empty((1 + len(self.prefixes), len(self.levels)), dtype=np.int32)
@@ -246,16 +283,27 @@ class Vocabulary:
         return np.where(at >= 0, sum(self.sizes[:level]) + at, -1).astype(np.int32)
 
 
-def _count_labels(training: Addresses, networks: Networks) -> tuple[Labels, ...]:
-    """The labels that at least two training events carry."""
+def _count_labels(training: Addresses, networks: Networks, earlier: tuple[Labels, ...]) -> tuple[Labels, ...]:
+    """The labels that at least two training events carry, those that were counted earlier included."""
     events = np.bincount(networks.find(training) + 1, minlength=len(networks) + 1)[1:]
     found = []
-    for own, _ in zip(networks.labels, LABELS, strict=True):
+    for kind, own in enumerate(networks.labels):
         values, place = np.unique(own, return_inverse=True)
-        counts = np.bincount(place, weights=events).astype(np.int64)
+        counts = np.bincount(place, weights=events, minlength=len(values)).astype(np.int64)
+        if earlier:
+            values, counts = _add(values, counts, earlier[kind].values, earlier[kind].counts)
         known = (values > 0) & (counts >= 2)
         found.append(Labels(values[known], counts[known]))
     return tuple(found)
+
+
+def _add(
+    values: npt.NDArray[Any], counts: npt.NDArray[np.int64], others: npt.NDArray[Any], theirs: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """Values with their counts, ascending, of two such lists."""
+    distinct, place = np.unique(np.concatenate([values, others]), return_inverse=True)
+    total = np.bincount(place, np.concatenate([counts, theirs]), minlength=len(distinct))
+    return distinct, total.astype(np.int64)
 
 
 def _find(known: npt.NDArray[np.unsignedinteger], wanted: npt.NDArray[np.unsignedinteger]) -> npt.NDArray[np.intp]:

@@ -91,6 +91,11 @@ class NativeStep:
         self._torch.apply(gradients, learning_rate)
         self._native.ipinsights_step_pack(self._handle)
 
+    def resume(self, steps: int) -> None:
+        """Go on after so many steps, with parameters that were set from outside."""
+        self._torch.resume(steps)
+        self._native.ipinsights_step_pack(self._handle)
+
     def score(self, entity: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """The scores of n pairs."""
         scores = torch.empty(len(entity))
@@ -133,7 +138,7 @@ class NativeStep:
 def rows_with_dropout(
     native: ctypes.CDLL, leaves: torch.Tensor, drawn: torch.Tensor, hidden: torch.Tensor, chains: torch.Tensor
 ) -> torch.Tensor:
-    """What `ipinsights.training._PrefixIndex` says: leaves int32 [n], drawn float32 [n], to int32 [n, L]."""
+    """What `ipinsights.batches.PrefixIndex` says: leaves int32 [n], drawn float32 [n], to int32 [n, L]."""
     count, levels = len(leaves), chains.shape[1]
     rows = torch.empty(count, levels, dtype=torch.int32)
     native.ipinsights_rows(

@@ -1,0 +1,34 @@
+"""What this machine, or the part of it that a container is given, has to offer."""
+
+from pathlib import Path
+
+_GROUPS = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+)
+"""Of control groups, version 2 and version 1: the limit, what is used of it, and how much of that is only cached."""
+
+
+def available_memory(root: Path = Path("/")) -> int | None:
+    """Bytes that this process may still take: the least of what is free and what its control group allows.
+
+    None where the system does not tell.
+    """
+    found = []
+    try:
+        lines = (root / "proc/meminfo").read_text().splitlines()
+        found += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    except OSError:
+        pass
+    groups = root / "sys/fs/cgroup"
+    for limit, used, cached in _GROUPS:
+        try:
+            most = (groups / limit).read_text().strip()
+            if most == "max":
+                continue
+            stat = ((groups / limit).parent / "memory.stat").read_text().splitlines()
+            spare = sum(int(line.split()[1]) for line in stat if line.split()[0] == cached)
+            found.append(max(0, int(most) - int((groups / used).read_text()) + spare))
+        except OSError:
+            continue
+    return min(found, default=None)

@@ -1,0 +1,73 @@
+"""Named arrays in one file, in the safetensors format: nothing is pickled, and reading is mapping.
+
+A file is written beside its place and then renamed, so there is the old one or the new one, also after a power cut.
+Format: https://github.com/huggingface/safetensors#format
+"""
+
+import json
+import os
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import save_file
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "U8": np.dtype("<u1"),
+    "I32": np.dtype("<i4"),
+    "U32": np.dtype("<u4"),
+    "I64": np.dtype("<i8"),
+    "U64": np.dtype("<u8"),
+    "F32": np.dtype("<f4"),
+    "F64": np.dtype("<f8"),
+}
+
+
+def write(path: Path, arrays: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str] | None = None) -> None:
+    """Write arrays, and texts that go with them. Raises OSError, and then leaves what was there."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        save_file(whole, temporary, dict(metadata or {}))
+        publish(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read(path: Path) -> tuple[Arrays, dict[str, str]]:
+    """The arrays, each a read-only view of the mapped file, and the texts. Raises OSError, ValueError or KeyError."""
+    with path.open("rb") as file:
+        length = os.fstat(file.fileno()).st_size
+        start = file.read(8)
+        size = struct.unpack("<Q", start)[0] if len(start) == 8 else length
+        if 8 + size > length:
+            raise ValueError("the file ends within its header")
+        header = json.loads(file.read(size))
+    metadata = header.pop("__metadata__", {})
+    if 8 + size + max((entry["data_offsets"][1] for entry in header.values()), default=0) != length:
+        raise ValueError(f"the file has {length} bytes, which its header does not tell of")
+    data = np.memmap(path, dtype=np.uint8, mode="r", offset=8 + size) if length > 8 + size else np.zeros(0, np.uint8)
+    arrays: Arrays = {}
+    for name, entry in header.items():
+        begin, end = entry["data_offsets"]
+        flat: npt.NDArray[Any] = np.frombuffer(data[begin:end], dtype=_DTYPES[entry["dtype"]])
+        arrays[name] = flat.reshape(entry["shape"])
+    return arrays, metadata
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Put a finished file in its place."""
+    temporary.chmod(0o644)  # whoever trains, anyone may serve
+    with temporary.open("rb+") as file:
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
