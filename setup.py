@@ -62,8 +62,8 @@ setup(
     entry_points={
         "console_scripts": [
             "ipinsights = ipinsights.cli:main",
-            "train = ipinsights.sagemaker.job:main",
-            "serve = ipinsights.sagemaker.server:main",
+            "train = ipinsights.sagemaker.__main__:train",
+            "serve = ipinsights.sagemaker.__main__:serve",
         ]
     },
 )

@@ -110,13 +110,13 @@ class Checkpoint:
         """The model to save, if training ended here."""
         return (self.best_weights or self.weights).model(self.vocabulary, self.index, self.met)
 
+    def made_with(self, hyperparameters: Hyperparameters) -> bool:
+        """Whether the same hyperparameters decide it, given as many events."""
+        return not self._changed(_decisive(hyperparameters.adapted(self.subject["number_of_events"])))
+
     def require(self, subject: Mapping[str, Any], folder: Path) -> None:
         """Raise UserError unless this is a training of just that."""
-        other = [
-            f"{name} was {self.subject['hyperparameters'].get(name)} and is {value}"
-            for name, value in subject["hyperparameters"].items()
-            if self.subject["hyperparameters"].get(name) != value
-        ]
+        other = self._changed(subject["hyperparameters"])
         other += [
             f"the {name.replace('_', ' ')} has changed"
             for name, value in subject.items()
@@ -127,6 +127,14 @@ class Checkpoint:
                 f"the checkpoints in {folder} are of another training: {'; '.join(other)}. Go on with what they were "
                 "made with, or name an empty place for the checkpoints of this one"
             )
+
+    def _changed(self, hyperparameters: Mapping[str, Any]) -> list[str]:
+        before = self.subject["hyperparameters"]
+        return [
+            f"{name} was {before.get(name)} and is {value}"
+            for name, value in hyperparameters.items()
+            if before.get(name) != value
+        ]
 
 
 class Checkpoints:
@@ -173,13 +181,17 @@ def subject_of(
 
     The hyperparameters are those adapted to so many events.
     """
-    values = dataclasses.asdict(hyperparameters)
     return {
-        "hyperparameters": {name: value for name, value in values.items() if name not in _UNDECISIVE},
+        "hyperparameters": _decisive(hyperparameters),
         "device": device,
         "number_of_events": events,
         **{name: _digest(arrays) if arrays is not None else None for name, arrays in data.items()},
     }
+
+
+def _decisive(hyperparameters: Hyperparameters) -> dict[str, Any]:
+    values = dataclasses.asdict(hyperparameters)
+    return {name: value for name, value in values.items() if name not in _UNDECISIVE}
 
 
 def _write(checkpoint: Checkpoint, path: Path) -> None:

@@ -16,6 +16,7 @@ _CONTENT = {
     "train": "CSV files (entity,IP address)",
     "validation": "CSV files (entity,IP address)",
     "networks": "tables of networks in iptoasn's format",
+    "model": "an earlier model.tar.gz",
 }
 """What a channel holds."""
 
@@ -33,6 +34,8 @@ class Configuration:
     """Those of the validation channel; None where the job has none."""
     networks: list[Path] | None
     """Those of the networks channel, a table of who runs which addresses; None where the job has none."""
+    model: Path | None
+    """The folder of the model channel, an earlier artifact; None where the job has none."""
     host: str
     """This host's name, as log lines carry it."""
 
@@ -58,6 +61,7 @@ def read(paths: Paths) -> Configuration:
         train=_channel(paths, "train", channels.get("train", {})),
         validation=optional("validation"),
         networks=optional("networks"),
+        model=paths.channel("model") if optional("model") else None,
         host=resources.get("current_host", "algo-1"),
     )
 
@@ -78,7 +82,10 @@ def _channel(paths: Paths, name: str, declared: dict[str, Any]) -> list[Path]:
         raise UserError(f"channel {name!r} comes in Pipe mode; use File or FastFile mode")
     # Parameters, such as the label_size=0 that generic CSV channels carry, change nothing.
     content_type, _ = parse_options_header(declared.get("ContentType") or "text/csv")
-    if content_type.lower() != "text/csv" and name != "networks":  # tables of networks come under any type
+    if content_type.lower() != "text/csv" and name not in (
+        "networks",
+        "model",
+    ):  # tables of networks come under any type
         raise UserError(f"channel {name!r} has content type {content_type!r}; it must be text/csv")
     files = events.find_files(paths.channel(name))
     if not files:

@@ -10,15 +10,20 @@ import importlib.util
 import logging
 import os
 import sys
+import tempfile
 import time
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 from ipinsights import artifact, events, kernel
 from ipinsights.addresses import FAMILIES
+from ipinsights.checkpoint import Checkpoints
 from ipinsights.entities import EntityIndex
 from ipinsights.errors import AlgorithmError, UserError
+from ipinsights.hyperparameters import Hyperparameters
+from ipinsights.model import Model
 from ipinsights.networks import Networks
-from ipinsights.sagemaker import configuration, reporting
+from ipinsights.sagemaker import configuration, earlier, reporting, stopping
 from ipinsights.sagemaker.paths import Paths
 
 FAILURE_LIMIT = 1024
@@ -70,21 +75,50 @@ def run(paths: Paths) -> None:
     hp = job.hyperparameters
     logger.info("Merging with provided configuration from %s: %s", paths.hyperparameters, job.provided)
     logger.info("Final configuration: %s", {name: str(value) for name, value in dataclasses.asdict(hp).items()})
+    checkpoints = Checkpoints(paths.checkpoints) if paths.checkpoints.is_dir() else None
+    with tempfile.TemporaryDirectory(prefix="ipinsights-") as scratch:
+        base = earlier.load(job.model, Path(scratch)) if job.model else None
+        try:
+            _train(paths, job, base, checkpoints, started)
+        except stopping.Stopped:
+            logger.warning("The job was told to stop before training began")
+            model = _best_known(hp, base, checkpoints)
+            _save(paths, model, hp, {"events": model.vocabulary.events, "ended": "stopped before it began"}, {})
 
+
+def _train(
+    paths: Paths, job: configuration.Configuration, base: Model | None, checkpoints: Checkpoints | None, started: float
+) -> None:
+    hp = job.hyperparameters
     reading = time.time()
     family = FAMILIES[hp.ip_version]
-    index = EntityIndex(hp.num_entity_vectors)
+    if base:
+        index = EntityIndex(base.index.num_rows, base.index.tags.copy(), base.index.sharing)
+    else:
+        index = EntityIndex(hp.num_entity_vectors)
     files = {"train": job.train, "validation": job.validation or []}
     data = {}
     for channel, members in files.items():
         with reporting.progress_bar(sum(f.stat().st_size for f in members), "B", f"reading {channel}") as bar:
-            data[channel] = events.read(members, index, family, claim=channel == "train", progress=bar.update)
+
+            def progress(size: int, bar: Any = bar) -> None:
+                bar.update(size)
+                stopping.check()
+
+            data[channel] = events.read(members, index, family, claim=channel == "train", progress=progress)
         if members and not len(data[channel]):
             raise UserError(f"channel {channel!r} holds no rows")
     networks = Networks.read(job.networks, family) if job.networks else None
     read = time.time()
     logger.info("Read %s training and %s validation events", *(f"{len(data[c]):,}" for c in ("train", "validation")))
     logger.info("%s entities have a row of their own, of %s rows", f"{index.owned:,}", f"{index.num_rows:,}")
+    if base:
+        logger.info(
+            "Going on from the model in channel 'model', of %s events: it knows %s entities, and %s are new",
+            f"{base.vocabulary.events:,}",
+            f"{base.index.owned:,}",
+            f"{index.owned - base.index.owned:,}",
+        )
     if index.sharing:
         logger.warning(
             "%s entities found no row of their own and share another's: raise num_entity_vectors, best to twice the "
@@ -100,20 +134,51 @@ def run(paths: Paths) -> None:
         # Without the kernel a step is dozens of short parallel loops, whose threads wait for one another: a second core
         # makes it 1.3 times as fast where both are ours alone, and a seventh as fast beside two busy processes.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
+    stopping.check()
     from ipinsights.training import fit  # loads torch, which takes seconds and reads the setting above
 
     report = reporting.TrainingReport(job.host, hp, len(data["train"]))
     report.initialized(started, (reading, read))
-    model = fit(data["train"], hp, data["validation"] if job.validation else None, report, networks=networks)
+    model = fit(
+        data["train"],
+        hp,
+        data["validation"] if job.validation else None,
+        report,
+        networks=networks,
+        earlier=base,
+        checkpoints=checkpoints,
+        stop=stopping.requested,
+    )
     saving = time.time()
     facts = {
-        "hyperparameters": dataclasses.asdict(report.hyperparameters),
-        "training": {"events": len(data["train"]), "seconds": round(saving - started, 3)},
-        "metrics": dataclasses.asdict(report.last_epoch) if report.last_epoch else {},
+        "events": len(data["train"]),
+        "seconds": round(saving - started, 3),
+        "epochs": report.ending.epochs,
+        "steps_beyond": report.ending.steps,
+        "ended": report.ending.reason or "all epochs are trained",
     }
+    metrics = dataclasses.asdict(report.ending.saved) if report.ending.saved else {}
+    _save(paths, model, report.hyperparameters, facts, metrics)
+    report.finished(saving)
+
+
+def _best_known(hp: Hyperparameters, base: Model | None, checkpoints: Checkpoints | None) -> Model:
+    """The model to save where this job has learnt nothing yet."""
+    found = checkpoints.newest()[0] if checkpoints else None
+    if found and found.made_with(hp):
+        logger.warning("The model saved is that of the checkpoint after %s epochs", found.position.epoch)
+        return found.model()
+    if base:
+        logger.warning("The model saved is that of channel 'model', as it was")
+        return base
+    logger.warning("The model saved has learnt nothing: it scores everything 0")
+    return Model.blank(FAMILIES[hp.ip_version], hp.num_entity_vectors, hp.vector_dim, hp.num_ip_encoder_layers)
+
+
+def _save(paths: Paths, model: Model, hp: Hyperparameters, training: dict[str, Any], metrics: dict[str, Any]) -> None:
+    facts = {"hyperparameters": dataclasses.asdict(hp), "training": training, "metrics": metrics}
     artifact.save(model, paths.model, facts)
     logger.info("Saved the model to %s", paths.model)
-    report.finished(saving)
 
 
 def _fail(paths: Paths, message: str) -> NoReturn:

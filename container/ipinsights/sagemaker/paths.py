@@ -41,6 +41,11 @@ class Paths:
         return self.base / "model"
 
     @property
+    def checkpoints(self) -> Path:
+        """Kept in step with a bucket by the platform; there only if the job has checkpoints."""
+        return self.base / "checkpoints"
+
+    @property
     def failure(self) -> Path:
         """Its first 1,024 characters become the job's FailureReason."""
         return self.base / "output" / "failure"

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.networks import LABELS
-from ipinsights.progress import BatchProgress, EpochSummary, Listener, Plan
+from ipinsights.progress import BatchProgress, Ending, EpochSummary, Listener, Plan
 
 METRIC_DEFINITIONS = {
     "train:binary_classification_accuracy": (
@@ -112,7 +112,9 @@ class TrainingReport(Listener):
         self._setup = 0.0
         self._bar: tqdm[Any] | None = None
         self._seen = {"records": 0, "batches": 0}
-        self.last_epoch: EpochSummary | None = None
+        self._printed: EpochSummary | None = None
+        self.ending = Ending(0, 0, "it has not begun", None)
+        """How training ended."""
 
     def initialized(self, started: float, reading: tuple[float, float]) -> None:
         """The data is in memory. ``reading`` is when it began and ended, in Unix seconds."""
@@ -152,6 +154,16 @@ class TrainingReport(Listener):
             ", ".join(levels),
             vocabulary.counts.min() if len(vocabulary.counts) else 2,
         )
+        if plan.earlier:
+            origins = vocabulary.origins(plan.earlier)
+            kept = len(set(origins[vocabulary.depth :].tolist()) - set(range(plan.earlier.depth)))
+            known = plan.earlier.num_rows - plan.earlier.depth
+            logger.info(
+                "Of %s prefixes that the earlier model knew %s are kept; %s are new",
+                f"{known:,}",
+                f"{kept:,}",
+                f"{vocabulary.num_rows - vocabulary.depth - kept:,}",
+            )
         logger.info(
             "Training on %s with %d thread%s; parameters and the largest step take %s MB",
             plan.device,
@@ -186,21 +198,13 @@ class TrainingReport(Listener):
 
     def epoch_done(self, summary: EpochSummary) -> None:
         """The epoch's metrics, counters and throughput."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-        self.last_epoch = summary
+        self._close_bar()
         ended, number = time.time(), summary.epoch + 1
         logger.info("Epoch[%d] Train-binary_classification_accuracy=%.6f", summary.epoch, summary.accuracy)
         logger.info("Epoch[%d] Train-binary_classification_cross_entropy=%.6f", summary.epoch, summary.cross_entropy)
         logger.info("Epoch[%d] Time cost=%.3f", summary.epoch, summary.seconds)
         self._quality(summary.epoch, summary.accuracy, summary.cross_entropy)
-        if summary.discriminator_auc is not None:
-            logger.info(
-                self._host.quality(summary.epoch, "discriminator_auc", summary.discriminator_auc, subset="validation")
-            )
-        if summary.shuffled_auc is not None:
-            logger.info(self._host.quality(summary.epoch, "shuffled_auc", summary.shuffled_auc, subset="validation"))
+        self._validation(summary)
         self._metrics(
             self._epoch_started, ended, {"epochs": [self._epochs], "update.time": [_ms(ended - self._epoch_started)]}
         )
@@ -226,11 +230,54 @@ class TrainingReport(Listener):
         logger.info(self._host.throughput(summary.records / summary.seconds))
         self._epoch_started = ended
 
+    def resumed(self, epoch: int, steps: int, damaged: list[str]) -> None:
+        """Where training goes on, and what could not be used."""
+        for reason in damaged:
+            logger.warning("A checkpoint is damaged and passed over: %s", reason)
+        logger.info("Going on from the checkpoint after %d epochs and %d steps of the next", epoch, steps)
+
+    def checkpoint_written(self, where: str, seconds: float) -> None:
+        """One line."""
+        logger.info("Wrote the checkpoint %s in %.1f s", where, seconds)
+
+    def checkpoint_failed(self, error: OSError) -> None:
+        """What it means, too."""
+        logger.error("A checkpoint could not be written (%s); training goes on, and resumes from an older one", error)
+
+    def training_ended(self, ending: Ending) -> None:
+        """Why it ended, and, where the model is not as of the last line on validation, one that is."""
+        self._close_bar()
+        self.ending = ending
+        if ending.reason:
+            logger.warning(
+                "Training ended after %d of %d epochs and %d steps of the next, because %s",
+                ending.epochs,
+                self._epochs,
+                ending.steps,
+                ending.reason,
+            )
+        saved = ending.saved
+        if saved is not None and saved != self._printed:
+            logger.info("The model saved has the weights of epoch %d", saved.epoch)
+            self._validation(saved)
+
     def finished(self, saving_started: float) -> None:
         """The model is saved; ``saving_started`` is when that began, in Unix seconds."""
         ended = time.time()
         self._metrics(saving_started, ended, {"finalize.time": [_ms(ended - saving_started)]})
         self._metrics(ended, ended, {"setuptime": [_ms(self._setup)], "totaltime": [_ms(ended - self._started)]})
+
+    def _close_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _validation(self, summary: EpochSummary) -> None:
+        self._printed = summary
+        for name in ("discriminator_auc", "shuffled_auc"):
+            value = getattr(summary, name)
+            if value is not None:
+                logger.info(self._host.quality(summary.epoch, name, value, subset="validation"))
 
     def _quality(self, epoch: int, accuracy: float, cross_entropy: float, batch: int | None = None) -> None:
         logger.info(self._host.quality(epoch, "binary_classification_accuracy", accuracy, batch=batch))

@@ -1,0 +1,29 @@
+"""The ``model`` channel: an earlier artifact that training goes on from, as model.tar.gz or unpacked."""
+
+import tarfile
+from pathlib import Path
+
+from ipinsights import artifact
+from ipinsights.errors import UserError
+from ipinsights.model import Model
+
+_SUFFIXES = (".tar.gz", ".tgz", ".tar")
+
+
+def load(channel: Path, scratch: Path) -> Model:
+    """Load the one model in the channel's folder; what is packed is unpacked into ``scratch``. Raises UserError."""
+    archives = sorted(path for path in channel.rglob("*") if path.name.endswith(_SUFFIXES))
+    for number, archive in enumerate(archives):
+        try:
+            with tarfile.open(archive) as file:
+                file.extractall(scratch / str(number), filter="data")
+        except (tarfile.TarError, OSError, EOFError) as error:
+            raise UserError(f"{archive} cannot be unpacked: {error}") from error
+    manifests = [*channel.rglob(artifact.MANIFEST), *scratch.rglob(artifact.MANIFEST)]
+    if len(manifests) != 1:
+        found = "none" if not manifests else f"{len(manifests)} of them"
+        raise UserError(
+            f"channel 'model' must hold one model, as model.tar.gz or unpacked ({artifact.MANIFEST} and "
+            f"{artifact.TENSORS}); {channel} holds {found}"
+        )
+    return artifact.load(manifests[0].parent)[0]

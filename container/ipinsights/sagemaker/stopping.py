@@ -1,0 +1,48 @@
+"""The platform's request to stop, as a question that a running job can ask.
+
+A stopped job, an expired one and a reclaimed Spot instance all get SIGTERM, and SIGKILL 120 seconds later. The signal
+only sets a flag: whoever works asks for it where it can stop without harm. It is watched from before anything large is
+imported, since a process 1 that handles no SIGTERM does not even die of it. Ctrl-C is the same request; a second one
+interrupts at once.
+"""
+
+import signal
+from types import FrameType
+
+
+class Stopped(Exception):  # no error: it was asked for
+    """Raised where work was left because of the request."""
+
+
+_received = 0
+
+
+def watch() -> None:
+    """Begin to take note of the request."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _note)
+
+
+def ignore() -> None:
+    """There is nothing left to stop. Python, as it ends, would go back to dying of the signal."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def requested() -> bool:
+    """Whether the job was told to stop."""
+    return _received > 0
+
+
+def check() -> None:
+    """Raise `Stopped` if the job was told to stop."""
+    if _received:
+        raise Stopped
+
+
+def _note(number: int, frame: FrameType | None) -> None:
+    del frame
+    global _received  # signals are the process's, and so is this
+    _received += 1
+    if number == signal.SIGINT:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
