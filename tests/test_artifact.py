@@ -100,7 +100,7 @@ def test_an_interrupted_save_leaves_no_model_rather_than_halves_of_two(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     artifact.save(model, tmp_path, {})
-    monkeypatch.setattr(artifact.tensors, "save_file", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(artifact.tensors, "publish", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         artifact.save(model, tmp_path, {})
     with pytest.raises(UserError, match=r"no model in .*manifest\.json cannot be read"):

@@ -2,6 +2,7 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from conftest import Traffic, no_events, to_events
@@ -11,8 +12,10 @@ from ipinsights.entities import EntityIndex
 from ipinsights.errors import UserError
 from ipinsights.events import Events
 from ipinsights.hyperparameters import Hyperparameters
+from ipinsights.model import Model
 from ipinsights.networks import Networks
-from ipinsights.progress import BatchProgress, EpochSummary, Listener, Plan
+from ipinsights.progress import BatchProgress, Ending, EpochSummary, Listener, Plan
+from ipinsights.records import Records
 from ipinsights.scoring import Scorer
 from ipinsights.training import fit
 
@@ -355,3 +358,123 @@ def test_divergence_is_told(train: Events, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(trainer, "INITIAL_SCALE", 1e25)  # scores overflow
     with pytest.raises(UserError, match="lower learning_rate"):
         fit(train, HP)
+
+
+def test_a_stop_returns_what_is_learnt_so_far(traffic: Traffic, train: Events) -> None:
+    validation = Events(train.index.find(traffic.normal.entities), traffic.normal.addresses, train.index)
+    steps = -(-len(train) // HP.mini_batch_size)
+
+    class Stopper(Recorder):
+        steps = 0
+
+        def step_done(self, epoch: int, positives: int) -> None:
+            self.steps += 1
+
+        def training_ended(self, ending: Ending) -> None:
+            self.ending = ending
+
+    for after in (steps - 1, steps, steps + 5):
+        stopper = Stopper()
+        model = fit(train, HP, validation, stopper, stop=lambda s=stopper, n=after: s.steps >= n)
+        assert (stopper.ending.epochs, stopper.ending.steps) == divmod(after, steps)
+        assert stopper.ending.reason == "it was told to stop"
+        assert len(stopper.epochs) == after // steps
+        saved = stopper.ending.saved
+        assert saved is not None
+        assert saved.epoch == after // steps - (after % steps == 0)
+        assert saved.discriminator_auc is not None
+        assert saved.discriminator_auc > 0.9
+        assert metrics.auc(Scorer(model).score(traffic.normal), Scorer(model).score(traffic.attacks)) > 0.85
+
+
+def test_a_stop_gives_validation_up_where_it_takes_long(
+    traffic: Traffic, train: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "GRACE_SECONDS", -1)
+    validation = Events(train.index.find(traffic.normal.entities), traffic.normal.addresses, train.index)
+    endings: list[Ending] = []
+    listener = Recorder()
+    monkeypatch.setattr(listener, "training_ended", endings.append)
+    steps = -(-len(train) // HP.mini_batch_size)
+    asked = iter(range(1_000_000))
+    fit(train, HP, validation, listener, stop=lambda: next(asked) >= steps)  # the last step of the epoch is taken
+    assert not listener.epochs
+    assert (endings[0].epochs, endings[0].steps) == (0, steps)
+    assert endings[0].saved is not None
+    assert endings[0].saved.discriminator_auc is None
+
+
+def test_a_stop_before_the_first_step_leaves_a_blank_model(traffic: Traffic, train: Events) -> None:
+    model = fit(train, HP, stop=lambda: True)
+    assert not Scorer(model).score(traffic.normal).any()
+
+
+SOON_WORSE = dataclasses.replace(
+    HP, learning_rate=0.1, random_negative_sampling_rate=0, shuffled_negative_sampling_rate=3
+)
+"""Trained with these the model knows less and less of random addresses."""
+
+
+def test_the_best_epoch_is_saved_where_that_is_asked_for(traffic: Traffic, train: Events) -> None:
+    validation = Events(train.index.find(traffic.normal.entities), traffic.normal.addresses, train.index)
+    hp = dataclasses.replace(SOON_WORSE, epochs=8)
+    models, recorders, endings = {}, {}, {}
+    for saved_epoch in ("last", "best"):
+        recorders[saved_epoch] = Recorder()
+        recorders[saved_epoch].training_ended = lambda e, name=saved_epoch: endings.__setitem__(name, e)
+        asked = dataclasses.replace(hp, saved_epoch=saved_epoch)
+        models[saved_epoch] = fit(train, asked, validation, recorders[saved_epoch])
+    epochs = recorders["best"].epochs
+    best = max(epochs, key=lambda e: e.discriminator_auc)
+    assert best.epoch < 7
+    assert endings["best"].saved == best
+    assert endings["last"].saved is not None
+    assert endings["last"].saved.epoch == 7
+    assert _validated(models["best"], validation, hp) == pytest.approx(best.discriminator_auc, abs=2e-5)
+    assert _validated(models["last"], validation, hp) == pytest.approx(epochs[-1].discriminator_auc, abs=2e-5)
+
+
+def _validated(model: Model, validation: Events, hp: Hyperparameters) -> float:
+    random = random_addresses(len(validation), IPV4, 0.0, np.random.default_rng(hp.seed))
+    real, made_up = ((model.entity[validation.entity] * model.encode(a)).sum(1) for a in (validation.address, random))
+    return metrics.auc(real, made_up)
+
+
+def test_patience_ends_training(traffic: Traffic, train: Events) -> None:
+    validation = Events(train.index.find(traffic.normal.entities), traffic.normal.addresses, train.index)
+    hp = dataclasses.replace(SOON_WORSE, epochs=50, early_stopping_patience=2, saved_epoch="best")
+    recorder = Recorder()
+    fit(train, hp, validation, recorder)
+    aucs = [e.discriminator_auc for e in recorder.epochs]
+    best = int(np.argmax(aucs))
+    assert len(aucs) == best + 3 < 50
+
+
+@pytest.mark.parametrize("changes", [{"saved_epoch": "best"}, {"early_stopping_patience": 1}], ids=str)
+def test_what_needs_validation_says_so(train: Events, changes: dict[str, object]) -> None:
+    with pytest.raises(UserError, match="give the job a validation channel"):
+        fit(train, dataclasses.replace(HP, **changes))
+
+
+def test_one_entity_is_nobody_to_tell_from(traffic: Traffic) -> None:
+    one = Records(pa.array(["alice"] * 50), traffic.train.addresses[:50])
+    with pytest.raises(UserError, match="all training events are of one entity"):
+        fit(to_events(one, 200), HP)
+
+
+def test_what_does_not_fit_the_memory_is_refused_before_it_is_taken(
+    train: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = EntityIndex(1000)
+    events = Events(train.entity, train.address, index)
+    hp = dataclasses.replace(HP, num_entity_vectors=250_000_000, vector_dim=4096)
+    with pytest.raises(
+        UserError, match=r"take 4,096,000 MB of memory, and this machine has [\d,]+ MB left: lower num_e"
+    ):
+        fit(events, hp)
+    rates = {"random_negative_sampling_rate": 499, "shuffled_negative_sampling_rate": 1}
+    wide = dataclasses.replace(HP, vector_dim=4096, mini_batch_size=500_000, **rates)
+    many = Events(np.tile(train.entity, 200)[:500_000], np.tile(train.address, 200)[:500_000], train.index)
+    monkeypatch.setattr(training, "available_memory", lambda: 9_000_000_000)
+    with pytest.raises(UserError, match=r"and this machine has 9,000 MB left: .* vector_dim or mini_batch_size"):
+        fit(many, wide)

@@ -13,27 +13,32 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from safetensors.numpy import save_file
 
 Arrays = dict[str, npt.NDArray[Any]]
 
-_DTYPES: dict[str, np.dtype[Any]] = {
-    "U8": np.dtype("<u1"),
-    "I32": np.dtype("<i4"),
-    "U32": np.dtype("<u4"),
-    "I64": np.dtype("<i8"),
-    "U64": np.dtype("<u8"),
-    "F32": np.dtype("<f4"),
-    "F64": np.dtype("<f8"),
-}
+_ALIGNMENT = 8
+_NAMES = {"u1": "U8", "i4": "I32", "u4": "U32", "i8": "I64", "u8": "U64", "f4": "F32", "f8": "F64"}
+_DTYPES = {name: np.dtype(f"<{kind}") for kind, name in _NAMES.items()}
 
 
 def write(path: Path, arrays: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str] | None = None) -> None:
-    """Write arrays, and texts that go with them. Raises OSError, and then leaves what was there."""
+    """Write arrays, and texts that go with them. Raises OSError, and then leaves what was there.
+
+    (The format's own library writes to a file of an unknown name first, which stays where the process is killed.)
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name, array in arrays.items():
+        begin, end = end, end + array.nbytes
+        header[name] = {"dtype": _NAMES[array.dtype.str[1:]], "shape": array.shape, "data_offsets": (begin, end)}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-        save_file(whole, temporary, dict(metadata or {}))
+        with temporary.open("wb") as file:
+            file.write(struct.pack("<Q", len(text)) + text)
+            for array in arrays.values():
+                file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

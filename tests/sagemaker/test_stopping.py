@@ -1,0 +1,253 @@
+"""Stop requests, checkpoints and earlier models, as the platform makes use of them: real processes, real signals."""
+
+import importlib.util
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from conftest import SMALL, Traffic, Tree, to_csv
+from ipinsights import artifact
+from ipinsights.records import parse_csv
+from ipinsights.sagemaker.reporting import METRIC_DEFINITIONS
+from ipinsights.scoring import Scorer
+from local_test import interruptions
+
+ENDLESS = {**SMALL, "epochs": "1000000", "batch_metrics_publish_interval": "1000000"}
+
+
+def aucs(log: str) -> list[float]:
+    return [float(value) for value in re.findall(METRIC_DEFINITIONS["validation:discriminator_auc"], log)]
+
+
+@pytest.fixture
+def ready(tree: Tree, traffic: Traffic) -> Tree:
+    tree.configure(SMALL)
+    tree.channel("train", **{"a.csv": to_csv(traffic.train)})
+    tree.channel("validation", **{"v.csv": to_csv(traffic.normal)})
+    return tree
+
+
+class Job:
+    """A job under way, whose log is read as it comes."""
+
+    def __init__(self, tree: Tree, *command: str, **environment: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", *(command or ("ipinsights.sagemaker", "train"))],
+            env=tree.environment({"PYTHONUNBUFFERED": "1", **environment}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.log = ""
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as lines:
+            for line in lines:
+                self.log += line
+
+    def wait_for(self, text: str) -> None:
+        deadline = time.monotonic() + 60
+        while text not in self.log:
+            assert time.monotonic() < deadline, self.log
+            assert self.process.poll() is None, self.log
+            time.sleep(0.01)
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.end()
+
+    def end(self) -> int:
+        code = self.process.wait(60)
+        self._reader.join()
+        return code
+
+
+def test_stopped_within_an_epoch_it_leaves_what_it_has(ready: Tree, traffic: Traffic) -> None:
+    ready.configure(ENDLESS)
+    job = Job(ready)
+    job.wait_for("epoch=2, train")
+    assert job.stop() == 0, job.log
+    assert "because it was told to stop" in job.log
+    assert not ready.failure.exists()
+    model, manifest = artifact.load(ready.model)
+    assert manifest["training"]["ended"] == "it was told to stop"
+    assert manifest["training"]["epochs"] >= 2
+    assert manifest["metrics"]["discriminator_auc"] == aucs(job.log)[-1] > 0.9
+    assert Scorer(model).score(traffic.normal).mean() > Scorer(model).score(traffic.attacks).mean() + 1
+    assert "Traceback" not in job.log
+
+
+def test_ctrl_c_is_the_same_request(ready: Tree) -> None:
+    ready.configure(ENDLESS)
+    job = Job(ready)
+    job.wait_for("epoch=0, train")
+    assert job.stop(signal.SIGINT) == 0, job.log
+    artifact.load(ready.model)
+
+
+def test_stopped_before_training_it_leaves_a_model_that_says_nothing(ready: Tree) -> None:
+    job = Job(ready)
+    job.wait_for("Docker entrypoint")  # the line comes before anything is read
+    assert job.stop() == 0, job.log
+    model, manifest = artifact.load(ready.model)
+    if manifest["training"]["ended"] == "stopped before it began":  # it may have been faster
+        assert not Scorer(model).score(parse_csv(b"user_1,192.0.2.1\n")).any()
+        assert "The model saved has learnt nothing: it scores everything 0" in job.log
+
+
+def test_a_stopped_job_goes_on_where_it_was(ready: Tree, tmp_path: Path) -> None:
+    ready.configure({**SMALL, "epochs": "60"})
+    (ready.base / "checkpoints").mkdir()
+    job = Job(ready)
+    job.wait_for("epoch=2, train")
+    assert job.stop() == 0, job.log
+    kept = sorted(path.name for path in (ready.base / "checkpoints").iterdir())
+    assert 1 <= len(kept) <= 2
+    again = ready.train()
+    assert again.returncode == 0, again.stdout
+    assert "Going on from the checkpoint after" in again.stdout
+    assert f"epoch={0}, train" not in again.stdout
+    # A job of its own makes the same model of the same data.
+    unbroken = Tree(tmp_path / "other")
+    unbroken.configure({**SMALL, "epochs": "60"})
+    (unbroken.base / "input" / "data").symlink_to(ready.base / "input" / "data")
+    assert unbroken.train().returncode == 0
+    assert (unbroken.model / artifact.TENSORS).read_bytes() == (ready.model / artifact.TENSORS).read_bytes()
+
+
+def test_a_checkpoint_of_another_job_is_the_users_fault(ready: Tree) -> None:
+    (ready.base / "checkpoints").mkdir()
+    assert ready.train().returncode == 0
+    ready.configure({**SMALL, "epochs": "3"})
+    job = ready.train()
+    assert job.returncode == 1
+    text = ready.failure.read_text()
+    assert text.startswith("ClientError: the checkpoints in ")
+    assert "epochs was 2 and is 3" in text
+    assert "Traceback" not in job.stdout + job.stderr
+
+
+def test_without_a_folder_for_them_no_checkpoints_are_made(ready: Tree) -> None:
+    assert ready.train().returncode == 0
+    assert not (ready.base / "checkpoints").exists()
+
+
+def test_the_last_auc_printed_is_that_of_the_model_saved(ready: Tree) -> None:
+    worse = {"learning_rate": "0.1", "random_negative_sampling_rate": "0", "shuffled_negative_sampling_rate": "3"}
+    ready.configure({**SMALL, **worse, "epochs": "6", "saved_epoch": "best"})
+    job = ready.train()
+    assert job.returncode == 0, job.stdout
+    printed = aucs(job.stdout)
+    assert printed.index(max(printed)) < 5
+    assert printed[-1] == max(printed)
+    assert len(printed) == 7  # one an epoch, and that of the best again
+    assert json.loads((ready.model / "manifest.json").read_text())["metrics"]["discriminator_auc"] == printed[-1]
+
+
+def pack(model: Path, channel: Path) -> None:
+    channel.mkdir(parents=True)
+    with tarfile.open(channel / "model.tar.gz", "w:gz") as file:
+        for path in model.iterdir():
+            file.add(path, path.name)
+
+
+def unpack(model: Path, channel: Path) -> None:
+    channel.parent.mkdir(parents=True, exist_ok=True)
+    channel.symlink_to(model)
+
+
+@pytest.mark.parametrize("lay", [pack, unpack])
+def test_training_goes_on_from_the_model_channel(
+    lay: Callable[[Path, Path], None], trained: tuple[Tree, object], ready: Tree
+) -> None:
+    lay(trained[0].model, ready.base / "input" / "data" / "model")
+    more = ready.channel("train")
+    more.joinpath("a.csv").write_text("newcomer,192.0.2.1\nuser_1,192.0.2.2\n" * 300)
+    ready.configure(
+        {**SMALL, "mini_batch_size": "20"},
+        inputdataconfig={
+            "train": {},
+            "validation": {},
+            "model": {"ContentType": "application/x-sagemaker-model", "TrainingInputMode": "File"},
+        },
+    )
+    job = ready.train()
+    assert job.returncode == 0, job.stdout
+    assert (
+        "Going on from the model in channel 'model', of 36,021 events: it knows 100 entities, and 1 are new"
+        in job.stdout
+    )
+    assert re.search(r"Of [\d,]+ prefixes that the earlier model knew [\d,]+ are kept; [\d,]+ are new", job.stdout)
+    model, manifest = artifact.load(ready.model)
+    assert manifest["vocabulary"]["events"] == 36_021 + 600
+    assert manifest["entities"]["owning_a_row"] == 101
+    at_home, elsewhere = Scorer(model).score(parse_csv(b"newcomer,192.0.2.1\nnewcomer,203.0.113.9\n"))
+    assert at_home > elsewhere + 1
+    assert aucs(job.stdout)[-1] > 0.9
+
+
+def test_a_model_channel_without_a_model_is_told(ready: Tree) -> None:
+    channel = ready.channel("model", **{"notes.txt": "none here"})
+    for fault in ("holds none", "cannot be unpacked"):
+        job = ready.train()
+        assert job.returncode == 1
+        assert ready.failure.read_text().startswith("ClientError: ")
+        assert fault in ready.failure.read_text()
+        assert "Traceback" not in job.stdout + job.stderr
+        (channel / "model.tar.gz").write_bytes(b"not an archive")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("sagemaker_training") is None, reason="the toolkit is not installed")
+def test_under_the_toolkit_a_stop_is_the_same(ready: Tree) -> None:
+    ready.configure(
+        ENDLESS,
+        inputdataconfig={"train": {}, "validation": {}},
+        resourceconfig={"current_host": "algo-1", "hosts": ["algo-1"], "network_interface_name": "eth0"},
+    )
+    job = Job(ready, SAGEMAKER_TRAINING_MODULE="ipinsights.sagemaker.job:train")
+    job.wait_for("epoch=1, train")
+    assert job.stop() == 0, job.log
+    assert artifact.load(ready.model)[1]["training"]["ended"] == "it was told to stop"
+    assert not ready.failure.exists()
+
+
+def test_too_large_a_model_is_refused_before_it_is_made(ready: Tree) -> None:
+    ready.configure({**SMALL, "num_entity_vectors": "250000000", "vector_dim": "4096"})
+    job = ready.train()
+    assert job.returncode == 1
+    text = ready.failure.read_text()
+    assert text.startswith("ClientError: the model and its training take 4,096,000 MB of memory, and this machine has ")
+    assert "Traceback" not in job.stdout + job.stderr
+
+
+def test_a_single_entity_and_a_lost_loss_are_told(ready: Tree) -> None:
+    ready.channel("train", **{"a.csv": "alice,192.0.2.1\n" * 9})
+    ready.channel("validation", **{"v.csv": "alice,192.0.2.1\n"})
+    assert ready.train().returncode == 1
+    assert "all training events are of one entity" in ready.failure.read_text()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> interruptions.Site:
+    return interruptions.Site.prepare(tmp_path_factory.mktemp("site"), users=300)
+
+
+@pytest.mark.parametrize("kind", [interruptions.stop, interruptions.kill], ids=["stopped", "killed"])
+def test_at_random_moments(kind: Callable[..., object], site: interruptions.Site) -> None:
+    """As `local_test.interruptions`, which does it more often, from another seed every time."""
+    seed = int.from_bytes(os.urandom(4))
+    assert [*kind(site, random.Random(seed), 4)] == [""] * 4, f"seed {seed}"
