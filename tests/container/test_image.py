@@ -91,6 +91,49 @@ def test_a_malformed_row_reaches_the_failure_file(image: str, folder: Path, tmp_
     assert "Traceback" not in job.stdout + job.stderr
 
 
+def test_process_1_stops_on_sigterm_and_goes_on_after_sigkill(image: str, folder: Path, tmp_path: Path) -> None:
+    """As the platform does it: stop a job, reclaim its instance without a word, start it anew."""
+    base = tmp_path / "ml"
+    shutil.copytree(folder / "input", base / "input")
+    (base / "checkpoints").mkdir()
+    path = base / "input" / "config" / "hyperparameters.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "epochs": "100000"}))
+    for ending in (["kill"], ["stop", "--time", "60"]):
+        name = docker("run", "--detach", "-v", f"{base}:/opt/ml", image, "train").stdout.strip()
+        try:
+            deadline = time.monotonic() + 60
+            while "Wrote the checkpoint" not in docker("logs", name).stdout:
+                assert time.monotonic() < deadline, docker("logs", name)
+                time.sleep(0.2)
+            assert docker(*ending, name).returncode == 0
+            code, log = docker("wait", name).stdout.strip(), docker("logs", name).stdout
+        finally:
+            docker("rm", "--force", name)
+        if ending == ["kill"]:
+            assert code == "137"
+            assert not (base / "model" / "manifest.json").exists()
+        else:
+            assert code == "0", log
+            assert "Going on from the checkpoint after" in log
+            assert "because it was told to stop" in log
+            manifest = json.loads((base / "model" / "manifest.json").read_text())
+            assert manifest["training"]["ended"] == "it was told to stop"
+            assert not (base / "output" / "failure").exists()
+
+
+def test_training_needs_no_network_and_writes_where_it_may(image: str, folder: Path, tmp_path: Path) -> None:
+    """The input is read-only too, as FastFile mode has it."""
+    base = tmp_path / "ml"
+    for name in ("model", "output"):
+        (base / name).mkdir(parents=True)
+    volumes = ["-v", f"{folder / 'input'}:/opt/ml/input:ro"]
+    volumes += [part for name in ("model", "output") for part in ("-v", f"{base / name}:/opt/ml/{name}")]
+    isolated = ["--network", "none", "--read-only", "--tmpfs", "/tmp"]
+    job = docker("run", "--rm", *isolated, *volumes, image, "train")
+    assert job.returncode == 0, job.stdout + job.stderr
+    assert (base / "model" / "manifest.json").exists()
+
+
 @pytest.mark.parametrize("arguments", [[], ["bash"]])
 def test_anything_else_prints_the_usage(image: str, arguments: list[str]) -> None:
     result = docker("run", "--rm", image, *arguments)

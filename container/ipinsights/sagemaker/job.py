@@ -6,6 +6,7 @@ extra: a machine without a C compiler cannot install it and trains all the same.
 """
 
 import dataclasses
+import errno
 import importlib.util
 import logging
 import os
@@ -58,13 +59,23 @@ def train() -> None:
     reporting.configure_logging()
     try:
         run(paths)
-    except UserError as error:
-        _fail(paths, f"ClientError: {error}")
-    except AlgorithmError as error:
-        _fail(paths, f"AlgorithmError: {error}")
     except Exception as error:
-        logger.exception("A fault of the program")
-        _fail(paths, f"AlgorithmError: a fault of the program, please report it: {error!r}")
+        _fail(paths, _verdict(error))
+
+
+def _verdict(error: Exception) -> str:
+    """Whose fault it is, and what to do."""
+    if isinstance(error, UserError):
+        return f"ClientError: {error}"
+    if isinstance(error, AlgorithmError):
+        return f"AlgorithmError: {error}"
+    if isinstance(error, MemoryError):
+        return "ClientError: the machine has too little memory for this job: take a larger instance"
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        where = f" for {error.filename}" if error.filename else ""
+        return f"ClientError: there is no space left on the disk{where}: give the job a larger volume"
+    logger.error("A fault of the program", exc_info=error)
+    return f"AlgorithmError: a fault of the program, please report it: {error!r}"
 
 
 def run(paths: Paths) -> None:
@@ -183,9 +194,9 @@ def _save(paths: Paths, model: Model, hp: Hyperparameters, training: dict[str, A
 
 def _fail(paths: Paths, message: str) -> NoReturn:
     """Write the failure file and leave with a non-zero exit code."""
+    logger.error(message)
     paths.failure.parent.mkdir(parents=True, exist_ok=True)
     paths.failure.write_text(message[:FAILURE_LIMIT], errors="backslashreplace")
-    logger.error(message)
     toolkit_errors = sys.modules.get(f"{_TOOLKIT}.errors")
     if toolkit_errors is None:
         sys.exit(1)
