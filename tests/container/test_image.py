@@ -134,6 +134,18 @@ def test_training_needs_no_network_and_writes_where_it_may(image: str, folder: P
     assert (base / "model" / "manifest.json").exists()
 
 
+def test_a_full_disk_is_told(image: str, folder: Path, tmp_path: Path) -> None:
+    base = tmp_path / "ml"
+    shutil.copytree(folder / "input", base / "input")
+    path = base / "input" / "config" / "hyperparameters.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_entity_vectors": "100000"}))
+    job = docker("run", "--rm", "-v", f"{base}:/opt/ml", "--tmpfs", "/opt/ml/model:size=2m", image, "train")
+    assert job.returncode == 1
+    failure = (base / "output" / "failure").read_text()
+    assert failure.startswith("ClientError: there is no space left on the disk"), failure
+    assert "Traceback" not in job.stdout + job.stderr
+
+
 @pytest.mark.parametrize("arguments", [[], ["bash"]])
 def test_anything_else_prints_the_usage(image: str, arguments: list[str]) -> None:
     result = docker("run", "--rm", image, *arguments)
