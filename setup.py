@@ -41,6 +41,7 @@ setup(
     package_data={"ipinsights": ["py.typed"]},
     ext_modules=[NATIVE],
     install_requires=[
+        "boto3>=1.35,<2",
         "flask>=3.1,<4",
         "gunicorn>=23",
         "numpy>=2,<3",
@@ -60,7 +61,7 @@ setup(
     },
     entry_points={
         "console_scripts": [
-            "ipinsights = ipinsights.cli:main",
+            "ipinsights = ipinsights.sagemaker.commands:main",
             "train = ipinsights.sagemaker.__main__:train",
             "serve = ipinsights.sagemaker.__main__:serve",
         ]

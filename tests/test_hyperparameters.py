@@ -152,6 +152,53 @@ def test_negatives_a_positive(r: int, s: int, valid: bool) -> None:
             Hyperparameters.parse(values)
 
 
+TUNED = {
+    "num_entity_vectors": '"20000"',
+    "vector_dim": "128.0",
+    "epochs": "12",
+    "learning_rate": "0.0010234567890123",
+    "mini_batch_size": "1234",
+    "num_ip_encoder_layers": "3",
+    "random_negative_sampling_rate": "0",
+    "shuffled_negative_sampling_rate": "7",
+    "weight_decay": "1e-05",
+    "_tuning_objective_metric": "validation:discriminator_auc",
+    "sagemaker_estimator_class_name": '"AlgorithmEstimator"',
+    "sagemaker_estimator_module": '"sagemaker.algorithm"',
+}
+"""What a tuning job sends: all that is tuned, drawn at full length, in the several ways of writing a number."""
+
+
+def test_a_tuners_draw_is_trained_as_drawn() -> None:
+    hp = Hyperparameters.parse(TUNED)
+    assert hp == Hyperparameters(
+        num_entity_vectors=20_000,
+        vector_dim=128,
+        epochs=12,
+        learning_rate=0.0010234567890123,
+        mini_batch_size=1234,
+        num_ip_encoder_layers=3,
+        random_negative_sampling_rate=0,
+        shuffled_negative_sampling_rate=7,
+        weight_decay=1e-5,
+    )
+    assert hp.adapted(100) == hp
+
+
+@pytest.mark.parametrize("zero", ["0", "0.0", '"0"'])
+def test_a_tuner_that_draws_no_negatives_is_told_which_sum(zero: str) -> None:
+    with pytest.raises(UserError) as caught:
+        Hyperparameters.parse({**TUNED, "shuffled_negative_sampling_rate": zero})
+    assert str(caught.value) == (
+        "Invalid hyperparameter: random_negative_sampling_rate + shuffled_negative_sampling_rate = 0 is out of range: "
+        "the sum must be in [1, 500]"
+    )
+
+
+def test_only_defaults_that_adapt_follow_the_data() -> None:
+    assert [d.name for d in declarations() if d.follows_data] == ["learning_rate", "mini_batch_size"]
+
+
 def test_values_given_in_python_are_checked_alike() -> None:
     with pytest.raises(UserError, match="vector_dim=2 is out of range"):
         Hyperparameters(num_entity_vectors=1, vector_dim=2)

@@ -42,6 +42,13 @@ def test_the_adapter_does_no_mathematics(path: Path) -> None:
     assert not [name for name in imported(path) if name.split(".")[0] in ("numpy", "torch", "pyarrow", "scipy")]
 
 
+def test_only_the_command_that_registers_knows_the_aws_client() -> None:
+    using = [path.name for path in ADAPTER if any(name.startswith("boto") for name in imported(path))]
+    assert using == ["commands.py"]
+    code = "import sys, ipinsights.sagemaker.commands; sys.exit('boto3' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_importing_reads_no_environment_and_makes_no_folder(tmp_path: Path) -> None:
     modules = [
         ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)

@@ -42,5 +42,5 @@ def test_nothing_and_strangers_can_be_scored(scorer: Scorer) -> None:
 
 
 def test_scoring_needs_no_torch() -> None:
-    code = "import sys, ipinsights.sagemaker.server, ipinsights.cli; sys.exit('torch' in sys.modules)"
+    code = "import sys, ipinsights.sagemaker.server, ipinsights.sagemaker.commands; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

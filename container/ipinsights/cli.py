@@ -1,11 +1,14 @@
-"""The ``ipinsights`` command: simulate, score and evaluate from a shell. Each command calls one part of the package."""
+"""The ``ipinsights`` command: simulate, score and evaluate from a shell. Each command calls one part of the package.
+
+The layer above adds commands of its own to it.
+"""
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 
@@ -22,9 +25,19 @@ _CSV = (
 )
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command. A fault of the input ends it with one sentence and exit code 1."""
-    options = _parser().parse_args(arguments)
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+"""Where a command is added, whose parser has a default ``run``: what is to be done with its options."""
+
+
+def main(arguments: Sequence[str] | None = None, extend: Callable[[Commands], None] | None = None) -> None:
+    """Run one command, of these or of those that ``extend`` adds.
+
+    A fault of the input ends it with one sentence and exit code 1.
+    """
+    parser, commands = _parser()
+    if extend:
+        extend(commands)
+    options = parser.parse_args(arguments)
     try:
         options.run(options)
     except UserError as error:
@@ -34,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(1)
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> tuple[argparse.ArgumentParser, Commands]:
     parser = argparse.ArgumentParser(
         prog="ipinsights",
         description="Which (entity, IP address) pairs are normal? Train with `train`, serve with `serve`; this is for "
@@ -100,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--threshold", type=float, default=0.0, help="flag scores below this (default 0)")
     command.add_argument("--seed", type=_seed, default=0, help="decides the made-up addresses (default 0)")
     command.set_defaults(run=_evaluate)
-    return parser
+    return parser, commands
 
 
 def _simulate(options: argparse.Namespace) -> None:

@@ -53,6 +53,11 @@ class Declaration:
     choices: tuple[int, ...] | tuple[str, ...] = ()
     """The only values allowed."""
 
+    @property
+    def follows_data(self) -> bool:
+        """Whether `Hyperparameters.adapted` may replace the default, which it can tell from what somebody set."""
+        return isinstance(self.default, _DefaultFloat | _DefaultInt)
+
     def parse(self, text: str) -> int | float | str:
         """Read a value. Raises ValueError with the reason."""
         value = _unquote(text) if self.type is str else self._number(text)

@@ -12,13 +12,27 @@ from ipinsights.errors import UserError
 from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.sagemaker.paths import Paths
 
-_CONTENT = {
-    "train": "CSV files (entity,IP address)",
-    "validation": "CSV files (entity,IP address)",
-    "networks": "tables of networks in iptoasn's format",
-    "model": "an earlier model.tar.gz",
+
+@dataclass(frozen=True)
+class Channel:
+    """What is promised of one channel."""
+
+    content: str
+    """What it holds."""
+    required: bool = False
+    content_types: tuple[str, ...] = ("text/csv",)
+    input_modes: tuple[str, ...] = ("File", "FastFile", "Pipe")
+
+
+CHANNELS = {
+    "train": Channel("CSV files (entity,IP address)", required=True),
+    "validation": Channel("CSV files (entity,IP address)"),
+    "networks": Channel("tables of networks in iptoasn's format", input_modes=("File", "FastFile")),
+    "model": Channel(
+        "an earlier model.tar.gz", content_types=("application/x-sagemaker-model",), input_modes=("File",)
+    ),
 }
-"""What a channel holds."""
+"""Channel name -> what is promised of it."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +103,7 @@ def _channel(paths: Paths, name: str, declared: dict[str, Any]) -> list[Path]:
         raise UserError(f"channel {name!r} has content type {content_type!r}; it must be text/csv")
     files = events.find_files(paths.channel(name))
     if not files:
-        raise UserError(f"channel {name!r} has no data: put {_CONTENT[name]} in {paths.channel(name)}")
+        raise UserError(f"channel {name!r} has no data: put {CHANNELS[name].content} in {paths.channel(name)}")
     return files
 
 

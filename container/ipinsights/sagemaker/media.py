@@ -161,3 +161,8 @@ _WRITERS: dict[str, Callable[[list[dict[str, Any]]], bytes]] = {
     "application/json": _write_json,
     "application/jsonlines": _write_jsonlines,
 }
+
+CONTENT_TYPES = tuple(_READERS)
+"""What a request may be."""
+ACCEPTED_TYPES = tuple(_WRITERS)
+"""What an answer may be."""
