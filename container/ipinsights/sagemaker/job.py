@@ -40,10 +40,11 @@ def main() -> None:
 
     The toolkit answers configuration that is missing or broken with a traceback, or, where it has no folder for its
     failure file, with exit code 0 and not a word. So it is given whole configuration only; the rest is ours to judge.
+    It also makes folders of its own below /opt/ml, so a read-only one does without it.
     """
     paths = Paths.from_environment()
     wanted = os.environ.get(_TOOLKIT_TARGET) and importlib.util.find_spec(_TOOLKIT)
-    if wanted and configuration.is_complete(paths):
+    if wanted and os.access(paths.base, os.W_OK) and configuration.is_complete(paths):
         from sagemaker_training import trainer  # importing it makes folders, so it is imported here alone
 
         paths.failure.parent.mkdir(parents=True, exist_ok=True)
