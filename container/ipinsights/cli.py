@@ -6,9 +6,9 @@ The layer above adds commands of its own to it.
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from ipinsights.errors import UserError
 from ipinsights.events import find_files
 from ipinsights.records import Records, parse_stream, record_lines
 from ipinsights.scoring import Scorer
+from ipinsights.sources import Stream, stream
 
 _CSV = (
     "Headerless CSV, one log-in a line: the entity (any string) and an IPv4 address, or, for a model trained with "
@@ -142,10 +143,9 @@ def _simulate(options: argparse.Namespace) -> None:
 
 def _score(options: argparse.Namespace) -> None:
     scorer = Scorer(artifact.load(options.model)[0])
-    name = "standard input" if options.file == "-" else options.file
-    with ExitStack() as stack:
-        stream = sys.stdin.buffer if options.file == "-" else stack.enter_context(_open(Path(options.file)))
-        for block, pairs in parse_stream(stream, name, scorer.family):
+    standard_input = options.file == "-"
+    with Stream(FileIO(0, closefd=False), "standard input") if standard_input else stream(Path(options.file)) as text:
+        for block, pairs in parse_stream(text, text.name, scorer.family):
             lines = (line for _, line in record_lines(block))
             scores = scorer.score(pairs).tolist()
             sys.stdout.buffer.write(b"".join(b"%s,%.9g\n" % pair for pair in zip(lines, scores, strict=True)))
@@ -157,8 +157,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     files = find_files(options.data) if options.data.is_dir() else [options.data]
     parts = []
     for path in files:
-        with _open(path) as stream:
-            parts += [pairs for _, pairs in parse_stream(stream, str(path), scorer.family)]
+        with stream(path) as text:
+            parts += [pairs for _, pairs in parse_stream(text, text.name, scorer.family)]
     log_ins = Records.concat(parts)
     if not len(log_ins):
         raise UserError(f"{options.data} holds no log-ins")
@@ -173,10 +173,3 @@ def _seed(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
     return int(text)
-
-
-def _open(path: Path) -> BinaryIO:
-    try:
-        return path.open("rb")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error

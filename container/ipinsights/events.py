@@ -2,14 +2,15 @@
 
 Files are read block by block, so the text never lies in memory as a whole; the arrays grow in place. Threads parse
 blocks side by side, of one file or of several; entities claim their rows in the order of the files, so the result does
-not depend on the threads.
+not depend on the threads. Nor does it depend on how a file comes: packed or not, or through a pipe.
 """
 
 import os
+import reprlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -18,10 +19,45 @@ import numpy.typing as npt
 
 from ipinsights.addresses import IPV4, Addresses, Family
 from ipinsights.entities import EntityIndex
+from ipinsights.errors import UserError
 from ipinsights.kernel.reader import Digests
-from ipinsights.records import Block, line_blocks
+from ipinsights.records import Block, Fault, demand, line_blocks
+from ipinsights.sources import Source, stream
 
 Scalar = TypeVar("Scalar", bound=np.integer[Any])
+
+_HOPELESS = 10_000
+"""Malformed rows that end the reading where none is tolerated: they are read slowly."""
+
+_LISTED = 3
+_brief = reprlib.Repr()
+_brief.maxstring = 60
+_REASON = 100
+_PATH = 80
+"""Malformed rows that are described, and the most characters that a description has of a row, of what is wrong with it
+and of its file's path. So what a failed job says of them fits into the 1,000 characters that many platforms show."""
+
+
+@dataclass
+class Malformed:
+    """The rows of a channel that cannot be read."""
+
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+    """Of the first ones: file, line, what is wrong, content."""
+
+    def add(self, file: str, faults: Sequence[Fault]) -> None:
+        """Count one more file's, or block's."""
+        self.count += len(faults)
+        for fault in faults[: _LISTED - len(self.examples)]:
+            path = file if len(file) <= _PATH else f"...{file[3 - _PATH :]}"
+            reason = fault.reason if len(fault.reason) <= _REASON else f"{fault.reason[: _REASON - 3]}..."
+            self.examples.append(f"{path}, line {fault.position}: {reason}, in {_brief.repr(fault.content)}")
+
+    def __str__(self) -> str:
+        """The first ones, and how many more there are."""
+        more = self.count - len(self.examples)
+        return "; ".join(self.examples) + (f"; and {more:,} more" if more else "")
 
 
 @dataclass(frozen=True)
@@ -34,6 +70,8 @@ class Events:
     """All of one family: uint32 or uint64 [n]."""
     index: EntityIndex
     """Which row is whose."""
+    malformed: Malformed = field(default_factory=Malformed)
+    """What was left out."""
 
     def __len__(self) -> int:
         return len(self.entity)
@@ -61,45 +99,76 @@ def find_files(folder: Path) -> list[Path]:
 
 
 def read(
-    files: Sequence[Path],
+    sources: Sequence[Source],
     index: EntityIndex,
     family: Family = IPV4,
     claim: bool = True,
-    progress: Callable[[int], object] | None = None,
+    *,
+    channel: str = "train",
+    tolerated: float | None = None,
+    progress: Callable[[int], object] = lambda _: None,
 ) -> Events:
-    """Read CSV files with addresses of a family.
+    """Read a channel's CSV with addresses of a family.
 
     With ``claim`` an entity new to the ``index`` is given a row there; without, it has the row of the unknown.
-    ``progress`` is told the bytes of each block read.
-    Raises UserError, with file, line and content, at the first block that holds a row that cannot be read.
+    Rows that cannot be read are left out, and claim nothing. Raises UserError that tells of them where there are any
+    and ``tolerated`` is None, or where they are more than that share of all; and where a source cannot be read.
+
+    ``progress`` is told in the calling thread of the bytes of each block, as they lie on disk, and of 0 bytes about
+    once a second while a pipe has nothing. What it raises ends the reading.
     """
-    entity, address = _Growing(np.dtype(np.int32)), _Growing(family.dtype)
-    for size, digests, addresses in _parse(files, family):
+    entity, address, malformed = _Growing(np.dtype(np.int32)), _Growing(family.dtype), Malformed()
+    whole = True
+    for name, (digests, addresses, faults) in _parse(sources, family, progress):
         entity.extend((index.claim_hashed if claim else index.find_hashed)(digests))
         address.extend(addresses)
-        if progress:
-            progress(size)
-    return Events(entity.array(), address.array(), index)
+        malformed.add(name, faults)
+        if tolerated is None and malformed.count >= _HOPELESS:
+            whole = False
+            break
+    events = Events(entity.array(), address.array(), index, malformed)
+    rows = len(events) + malformed.count
+    if malformed.count > rows * (tolerated or 0.0):
+        allowed = "" if tolerated is None else f", more than malformed_rows_limit={tolerated:g} allows"
+        advice = "Mend them" + (", or set malformed_rows=skip to leave them out." if tolerated is None else ".")
+        raise UserError(
+            f"{malformed.count:,} of {'' if whole else 'the first '}{rows:,} rows of channel {channel!r} "
+            f"{'is' if malformed.count == 1 else 'are'} malformed{allowed}: {malformed}. {demand(family)} {advice}"
+        )
+    return events
 
 
-def _parse(files: Sequence[Path], family: Family) -> Iterator[tuple[int, Digests, Addresses]]:
-    """The bytes of each block, its entities' hashes and its addresses, in order; a few blocks at a time are in work."""
+_Parsed = tuple[Digests, Addresses, list[Fault]]
+
+
+def _parse(
+    sources: Sequence[Source], family: Family, progress: Callable[[int], object]
+) -> Iterator[tuple[str, _Parsed]]:
+    """The source of each block, and what it holds, in order; a few blocks at a time are in work."""
     threads = usable_cores()
-    parsing: deque[tuple[int, Future[tuple[Digests, Addresses]]]] = deque()
-    with ThreadPoolExecutor(threads) as pool:
-        for block in _blocks(files):
-            parsing.append((len(block.text), pool.submit(block.parse_hashed, family)))
+    parsing: deque[tuple[str, Future[_Parsed]]] = deque()
+    pool = ThreadPoolExecutor(threads)
+    try:
+        for block in _blocks(sources, progress):
+            parsing.append((block.name, pool.submit(block.parse_hashed, family)))
             if len(parsing) > threads:
-                size, parsed = parsing.popleft()
-                yield size, *parsed.result()
-        for size, parsed in parsing:
-            yield size, *parsed.result()
+                name, parsed = parsing.popleft()
+                yield name, parsed.result()
+        for name, parsed in parsing:
+            yield name, parsed.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def _blocks(files: Sequence[Path]) -> Iterator[Block]:
-    for path in files:
-        with path.open("rb") as stream:
-            yield from line_blocks(stream, str(path))
+def _blocks(sources: Sequence[Source], progress: Callable[[int], object]) -> Iterator[Block]:
+    for source in sources:
+        with stream(source, idle=lambda: progress(0)) as text:
+            told = 0
+            for block in line_blocks(text, text.name):
+                progress(text.taken - told)
+                told = text.taken
+                yield block
+            progress(text.taken - told)  # what gzip has behind the text
 
 
 class _Growing(Generic[Scalar]):

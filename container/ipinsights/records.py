@@ -9,10 +9,11 @@ plain lines in its place, and leaves to it every block that holds anything else.
 """
 
 import csv
+import io
 import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +30,9 @@ from ipinsights.kernel.reader import Digests
 BLOCK_SIZE = 1 << 22
 """Bytes read at a time. Which row an entity has depends on it, since each block's entities claim theirs together."""
 
+_PIECE = 1 << 16
+"""Bytes of text that a faulty row makes the slow, exact reader read."""
+_LONGEST_FIELD = (1 << 31) - 1
 _BOM = b"\xef\xbb\xbf"
 _LINE_FEED = ord("\n")
 _SHOWN = 120
@@ -81,40 +85,54 @@ class MalformedRecords(UserError):
         super().__init__("; ".join(shown) + more)
 
 
+class Text(Protocol):
+    """Bytes in order, as an open file gives them."""
+
+    def read(self, size: int, /) -> bytes:
+        """The next ``size`` bytes; fewer at the end."""
+
+
 def parse_csv(data: bytes, family: Family = IPV4, first_line: int = 1) -> Records:
     """Read the text of a CSV file, or whole lines of one from ``first_line`` on. Raises MalformedRecords."""
-    if not data.strip():
-        return Records(pa.array([], pa.string()), np.zeros(0, dtype=family.dtype))
-    try:
-        table = arrow_csv.read_csv(
-            pa.BufferReader(data),
-            arrow_csv.ReadOptions(column_names=["entity", "ip"], use_threads=False, block_size=len(data) + 1),
-            arrow_csv.ParseOptions(newlines_in_values=False),
-            arrow_csv.ConvertOptions(
-                column_types={"entity": pa.string(), "ip": pa.string()}, strings_can_be_null=False, check_utf8=True
-            ),
-        )
-    except pa.ArrowInvalid:
-        return _parse_lines(data, family, first_line)
-    entities, texts = (_single_chunk(table.column(name)) for name in ("entity", "ip"))
-    if b" " in data or b"\t" in data:
-        texts = pc.utf8_trim(texts, " \t")
-    values, valid = addresses.parse(texts, family)
-    line_break_inside_quotes = b'"' in data and len(entities) != sum(1 for line in data.splitlines() if line)
-    if line_break_inside_quotes or not valid.all() or pc.any(pc.equal(entities, "")).as_py():
-        return _parse_lines(data, family, first_line)
-    return Records(entities, values)
+    records, faults = salvage_csv(data, family, first_line)
+    if faults:
+        raise MalformedRecords(faults, unit="line")
+    return records
+
+
+def salvage_csv(data: bytes, family: Family = IPV4, first_line: int = 1) -> tuple[Records, list[Fault]]:
+    """The records that can be read, and what is wrong with the other rows; both in order."""
+    records = _parse_faultless(data, family)
+    if records is not None:
+        return records, []
+    parts: list[Records] = []
+    faults: list[Fault] = []
+    for piece in line_blocks(io.BytesIO(data), "", _PIECE, first_line):  # a faulty row makes its piece slow, not all
+        records = _parse_faultless(piece.text, family)
+        if records is None:
+            records, wrong = _parse_lines(piece.text, family, piece.first_line)
+            faults += wrong
+        parts.append(records)
+    return Records.concat(parts), faults
 
 
 def parse_stream(
-    stream: BinaryIO, name: str, family: Family = IPV4, block_size: int = BLOCK_SIZE
+    stream: Text, name: str, family: Family = IPV4, block_size: int = BLOCK_SIZE
 ) -> Iterator[tuple[bytes, Records]]:
     """Read a CSV stream block by block: whole lines, about ``block_size`` bytes of them, and their records.
 
     Raises UserError that begins with the stream's ``name``, at the first block that holds a row that cannot be read.
     """
     for block in line_blocks(stream, name, block_size):
-        yield block.text, block.parse(family)
+        try:
+            yield block.text, parse_csv(block.text, family, block.first_line)
+        except MalformedRecords as error:
+            raise UserError(f"{name}, {error}. {demand(family)}") from error
+
+
+def demand(family: Family) -> str:
+    """What is asked of a line, in a sentence."""
+    return f"Each line must be an entity and an {family.noun}."
 
 
 @dataclass(frozen=True)
@@ -127,25 +145,21 @@ class Block:
     """The number of the first line, from 1."""
     text: bytes
 
-    def parse(self, family: Family) -> Records:
-        """The records. Raises UserError that begins with the stream's name."""
-        try:
-            return parse_csv(self.text, family, self.first_line)
-        except MalformedRecords as error:
-            raise UserError(f"{self.name}, {error}. Each line must be an entity and an {family.noun}.") from error
+    def parse_hashed(self, family: Family) -> tuple[Digests, Addresses, list[Fault]]:
+        """The n records that can be read, entities as `hash_names` has them: uint64 [n], and the addresses [n].
 
-    def parse_hashed(self, family: Family) -> tuple[Digests, Addresses]:
-        """The same with entities as `hash_names` has them: uint64 [n], and the addresses [n]."""
+        And what is wrong with the other rows.
+        """
         hashed = reader.read_lines(self.text) if family is IPV4 else None
         if hashed is None:
-            records = self.parse(family)
-            return hash_names(records.entities), records.addresses
-        return hashed
+            records, faults = salvage_csv(self.text, family, self.first_line)
+            return hash_names(records.entities), records.addresses, faults
+        return *hashed, []
 
 
-def line_blocks(stream: BinaryIO, name: str, size: int = BLOCK_SIZE) -> Iterator[Block]:
+def line_blocks(stream: Text, name: str, size: int = BLOCK_SIZE, first_line: int = 1) -> Iterator[Block]:
     """Cut a stream into blocks of whole lines, about ``size`` bytes each."""
-    number, rest = 1, b""
+    number, rest = first_line, b""
     while chunk := stream.read(size):
         end = chunk.rfind(b"\n") + 1
         if not end:  # not a single line end: one very long line goes on
@@ -182,10 +196,14 @@ def from_columns(entities: list[object], texts: list[object], family: Family = I
 
 
 def record_lines(data: bytes, first_line: int = 1) -> Iterator[tuple[int, bytes]]:
-    """The lines that hold a record, with their numbers: blank ones and a byte order mark are left out."""
-    for number, line in enumerate(data.removeprefix(_BOM).splitlines(), start=first_line):
-        if line.strip():
-            yield number, line
+    """The lines that hold a record, with their numbers: blank ones and a byte order mark are left out.
+
+    A carriage return ends a line, too, but editors count line feeds.
+    """
+    for number, text in enumerate(data.removeprefix(_BOM).split(b"\n"), start=first_line):
+        for line in text.splitlines():
+            if line.strip():
+                yield number, line
 
 
 def shown(value: object) -> str:
@@ -193,13 +211,35 @@ def shown(value: object) -> str:
     return _brief.repr(value)[:_SHOWN]
 
 
-def _parse_lines(data: bytes, family: Family, first_line: int) -> Records:
+def _parse_faultless(data: bytes, family: Family) -> Records | None:
+    """Read whole lines at once; None where there may be a fault among them."""
+    if not data.strip():
+        return Records(pa.array([], pa.string()), np.zeros(0, dtype=family.dtype))
+    try:
+        table = arrow_csv.read_csv(
+            pa.BufferReader(data),
+            arrow_csv.ReadOptions(column_names=["entity", "ip"], use_threads=False, block_size=len(data) + 1),
+            arrow_csv.ParseOptions(newlines_in_values=False),
+            arrow_csv.ConvertOptions(
+                column_types={"entity": pa.string(), "ip": pa.string()}, strings_can_be_null=False, check_utf8=True
+            ),
+        )
+    except pa.ArrowInvalid:
+        return None
+    entities, texts = (_single_chunk(table.column(name)) for name in ("entity", "ip"))
+    if b" " in data or b"\t" in data:
+        texts = pc.utf8_trim(texts, " \t")
+    values, valid = addresses.parse(texts, family)
+    line_break_inside_quotes = b'"' in data and len(entities) != sum(1 for line in data.splitlines() if line)
+    if line_break_inside_quotes or not valid.all() or pc.any(pc.equal(entities, "")).as_py():
+        return None
+    return Records(entities, values)
+
+
+def _parse_lines(data: bytes, family: Family, first_line: int) -> tuple[Records, list[Fault]]:
     """Read line by line: slower, and able to say what is wrong with which line."""
-    csv.field_size_limit(max(csv.field_size_limit(), len(data)))
-    numbers: list[int] = []
-    lines: list[bytes] = []
-    names: list[str] = []
-    texts: list[str] = []
+    csv.field_size_limit(_LONGEST_FIELD)
+    found: list[tuple[int, bytes, str, str]] = []
     faults: list[Fault] = []
 
     def fault(number: int, line: bytes, reason: str) -> None:
@@ -207,20 +247,16 @@ def _parse_lines(data: bytes, family: Family, first_line: int) -> Records:
 
     for number, line in record_lines(data, first_line):
         try:
-            entity, text = _split_line(line, family)
+            found.append((number, line, *_split_line(line, family)))
         except ValueError as error:
             fault(number, line, str(error))
-        else:
-            numbers.append(number)
-            lines.append(line)
-            names.append(entity)
-            texts.append(text)
-    values, valid = addresses.parse(pa.array(texts, pa.string()), family)
+    values, valid = addresses.parse(pa.array([text for *_, text in found], pa.string()), family)
     for i in np.flatnonzero(~valid):
-        fault(numbers[i], lines[i], _explain(texts[i], family))
-    if faults:
-        raise MalformedRecords(sorted(faults, key=lambda f: f.position), unit="line")
-    return Records(pa.array(names, pa.string()), values)
+        number, line, _, text = found[i]
+        fault(number, line, _explain(text, family))
+    good = np.flatnonzero(valid)
+    records = Records(pa.array([found[i][2] for i in good], pa.string()), values[good])
+    return records, sorted(faults, key=lambda f: f.position)
 
 
 def _split_line(line: bytes, family: Family) -> tuple[str, str]:

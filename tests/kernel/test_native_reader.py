@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from ipinsights import kernel
 from ipinsights.addresses import IPV4
 from ipinsights.entities import EntityIndex
-from ipinsights.errors import UserError
 from ipinsights.kernel import reader
-from ipinsights.records import Block, line_blocks, parse_csv
+from ipinsights.records import Block, Fault, line_blocks, parse_csv
 from ipinsights.vocabulary import Vocabulary
 
 pytestmark = pytest.mark.skipif(kernel.library() is None, reason=kernel.why_absent())
@@ -95,16 +94,16 @@ def almost_clean(draw: st.DrawFn) -> bytes:
     return bytes(text)
 
 
-def outcome(block: Block) -> tuple[list[int], list[int]] | str:
-    try:
-        digests, addresses = block.parse_hashed(IPV4)
-    except UserError as error:
-        return str(error)
+Outcome = tuple[list[int], list[int], list[Fault]]
+
+
+def outcome(block: Block) -> Outcome:
+    digests, addresses, faults = block.parse_hashed(IPV4)
     assert (digests.dtype, addresses.dtype) == (np.uint64, np.uint32)
-    return digests.tolist(), addresses.tolist()
+    return digests.tolist(), addresses.tolist(), faults
 
 
-def without_kernel(block: Block) -> tuple[list[int], list[int]] | str:
+def without_kernel(block: Block) -> Outcome:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernel, "library", lambda: None)
         return outcome(block)
