@@ -1,6 +1,8 @@
 """What the platform tells a training job: hyperparameters, channels and hosts, read from /opt/ml/input/config."""
 
 import json
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from ipinsights import events
 from ipinsights.errors import UserError
 from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.sagemaker.paths import Paths
+from ipinsights.sources import Pipe, Source
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ CHANNELS = {
 }
 """Channel name -> what is promised of it."""
 
+logger = logging.getLogger("ipinsights")
+
 
 @dataclass(frozen=True)
 class Configuration:
@@ -42,9 +47,9 @@ class Configuration:
     provided: dict[str, str]
     """The hyperparameters as they came."""
     hyperparameters: Hyperparameters
-    train: list[Path]
-    """The files of the train channel."""
-    validation: list[Path] | None
+    train: Sequence[Source]
+    """The files of the train channel, or its pipe."""
+    validation: Sequence[Source] | None
     """Those of the validation channel; None where the job has none."""
     networks: list[Path] | None
     """Those of the networks channel, a table of who runs which addresses; None where the job has none."""
@@ -63,19 +68,22 @@ def read(paths: Paths) -> Configuration:
     resources = _read_json(paths.resource_config) or {}
     if len(resources.get("hosts", [])) > 1:
         raise UserError("training on several hosts is not supported by this release: set the instance count to 1")
-    channels = _read_json(paths.input_data_config) or {}
+    channels = _channels(paths)
 
-    def optional(name: str) -> list[Path] | None:
-        present = name in channels or paths.channel(name).is_dir()
-        return _channel(paths, name, channels.get(name, {})) if present else None
+    def files(use: str) -> list[Path] | None:
+        return _files(paths, use, channels[use].name) if use in channels else None
+
+    def csv(use: str) -> Sequence[Source] | None:
+        channel = channels.get(use)
+        return [Pipe(paths.pipe(channel.name))] if channel and channel.piped else files(use)
 
     return Configuration(
         provided=provided,
         hyperparameters=Hyperparameters.parse(provided),
-        train=_channel(paths, "train", channels.get("train", {})),
-        validation=optional("validation"),
-        networks=optional("networks"),
-        model=paths.channel("model") if optional("model") else None,
+        train=csv("train") or _files(paths, "train", "train"),
+        validation=csv("validation"),
+        networks=files("networks"),
+        model=paths.channel("model") if files("model") else None,
         host=resources.get("current_host", "algo-1"),
     )
 
@@ -89,21 +97,54 @@ def is_complete(paths: Paths) -> bool:
     return None not in files and {"current_host", "hosts"} <= (files[2] or {}).keys()
 
 
-def _channel(paths: Paths, name: str, declared: dict[str, Any]) -> list[Path]:
+@dataclass(frozen=True)
+class _Channel:
+    name: str
+    """What the job calls it."""
+    piped: bool
+
+    @classmethod
+    def check(cls, use: str, name: str, declared: dict[str, Any]) -> "_Channel":
+        """Take what was declared of a channel. Raises UserError where it cannot be read so."""
+        if declared.get("RecordWrapperType", "None") != "None":
+            raise UserError(
+                f"channel {name!r} is wrapped as {declared['RecordWrapperType']}; leave RecordWrapperType out"
+            )
+        mode = declared.get("TrainingInputMode", "File")
+        if mode not in CHANNELS[use].input_modes:
+            modes = " or ".join(CHANNELS[use].input_modes)
+            raise UserError(f"channel {name!r} comes in {mode} mode; use {modes} mode for it")
+        # Parameters, such as the label_size=0 that generic CSV channels carry, change nothing.
+        content_type, _ = parse_options_header(declared.get("ContentType") or "text/csv")
+        if use not in ("train", "validation"):
+            pass  # the others are read under any type
+        elif content_type.lower() == "csv":
+            logger.warning("Channel %r has content type 'csv', which is read as text/csv, its proper name", name)
+        elif content_type.lower() != "text/csv":
+            raise UserError(f"channel {name!r} has content type {content_type!r}; it must be text/csv")
+        return cls(name, piped=mode == "Pipe")
+
+
+def _channels(paths: Paths) -> dict[str, _Channel]:
+    """The channels that the job has, by use: those declared, and, as in a tree made by hand, those with a folder."""
+    declared = _read_json(paths.input_data_config) or {}
+    folders = [path.name for path in paths.channels.iterdir() if path.is_dir()] if paths.channels.is_dir() else []
+    names = {name: name for name in sorted({*declared, *folders})}
+    training = next((name for name in names if name.lower() == "training"), None)
+    if training and "train" not in names:
+        logger.warning("There is no channel 'train': channel %r is taken for it", training)
+        names["train"] = names.pop(training)
+    unknown = [name for name in names if name not in CHANNELS]
+    if unknown:
+        logger.warning("Ignored channels: %s. Known ones are %s.", ", ".join(unknown), ", ".join(CHANNELS))
+    return {use: _Channel.check(use, names[use], declared.get(names[use], {})) for use in CHANNELS if use in names}
+
+
+def _files(paths: Paths, use: str, name: str) -> list[Path]:
     """The files of a channel, of which there must be one."""
-    mode = declared.get("TrainingInputMode", "File")
-    if mode == "Pipe":
-        raise UserError(f"channel {name!r} comes in Pipe mode; use File or FastFile mode")
-    # Parameters, such as the label_size=0 that generic CSV channels carry, change nothing.
-    content_type, _ = parse_options_header(declared.get("ContentType") or "text/csv")
-    if content_type.lower() != "text/csv" and name not in (
-        "networks",
-        "model",
-    ):  # tables of networks come under any type
-        raise UserError(f"channel {name!r} has content type {content_type!r}; it must be text/csv")
     files = events.find_files(paths.channel(name))
     if not files:
-        raise UserError(f"channel {name!r} has no data: put {CHANNELS[name].content} in {paths.channel(name)}")
+        raise UserError(f"channel {name!r} has no data: put {CHANNELS[use].content} in {paths.channel(name)}")
     return files
 
 

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ipinsights import artifact, events, kernel
+from ipinsights import artifact, kernel
 from ipinsights.addresses import FAMILIES
 from ipinsights.checkpoint import Checkpoints
 from ipinsights.entities import EntityIndex
@@ -24,7 +24,7 @@ from ipinsights.errors import AlgorithmError, UserError
 from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.model import Model
 from ipinsights.networks import Networks
-from ipinsights.sagemaker import configuration, earlier, reporting, stopping
+from ipinsights.sagemaker import channels, configuration, earlier, reporting, stopping
 from ipinsights.sagemaker.paths import Paths
 
 FAILURE_LIMIT = 1024
@@ -108,18 +108,10 @@ def _train(
         index = EntityIndex(base.index.num_rows, base.index.tags.copy(), base.index.sharing)
     else:
         index = EntityIndex(hp.num_entity_vectors)
-    files = {"train": job.train, "validation": job.validation or []}
-    data = {}
-    for channel, members in files.items():
-        with reporting.progress_bar(sum(f.stat().st_size for f in members), "B", f"reading {channel}") as bar:
-
-            def progress(size: int, bar: Any = bar) -> None:
-                bar.update(size)
-                stopping.check()
-
-            data[channel] = events.read(members, index, family, claim=channel == "train", progress=progress)
-        if members and not len(data[channel]):
-            raise UserError(f"channel {channel!r} holds no rows")
+    data = {
+        name: channels.read(name, sources, index, hp)
+        for name, sources in (("train", job.train), ("validation", job.validation or []))
+    }
     networks = Networks.read(job.networks, family) if job.networks else None
     read = time.time()
     logger.info("Read %s training and %s validation events", *(f"{len(data[c]):,}" for c in ("train", "validation")))

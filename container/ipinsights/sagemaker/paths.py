@@ -33,7 +33,16 @@ class Paths:
 
     def channel(self, name: str) -> Path:
         """A channel's files."""
-        return self.base / "input" / "data" / name
+        return self.channels / name
+
+    def pipe(self, channel: str) -> Path:
+        """What a channel in Pipe mode comes through the first time; each further pass over it has a pipe of its own."""
+        return self.channel(f"{channel}_0")
+
+    @property
+    def channels(self) -> Path:
+        """Has a folder for each channel that is not a pipe."""
+        return self.base / "input" / "data"
 
     @property
     def model(self) -> Path:

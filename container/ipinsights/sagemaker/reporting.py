@@ -65,8 +65,8 @@ def print_line(line: str) -> None:
     sys.stdout.flush()
 
 
-def progress_bar(total: int, unit: str, description: str) -> "tqdm[Any]":
-    """A bar on standard error; silent where no person watches."""
+def progress_bar(total: int | None, unit: str, description: str) -> "tqdm[Any]":
+    """A bar on standard error, silent where no person watches; without a total it only counts."""
     return tqdm(total=total, unit=unit, unit_scale=True, desc=description, disable=None, leave=False)
 
 

@@ -1,0 +1,75 @@
+"""A channel to events: what is logged of it, how long it is waited for, and what becomes of its malformed rows."""
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from ipinsights import events
+from ipinsights.addresses import FAMILIES
+from ipinsights.entities import EntityIndex
+from ipinsights.errors import UserError
+from ipinsights.events import Events
+from ipinsights.hyperparameters import Hyperparameters
+from ipinsights.sagemaker import reporting, stopping
+from ipinsights.sources import Source, size
+
+_REMINDER, _PATIENCE = 60, 15 * 60
+"""Seconds between two log lines that a channel is waited for, and those after which it is not."""
+
+logger = logging.getLogger("ipinsights")
+
+
+def read(name: str, sources: Sequence[Source], index: EntityIndex, hp: Hyperparameters) -> Events:
+    """Read a channel; that of training gives new entities a row in the ``index``. No sources hold no events.
+
+    Raises UserError where it has no rows, too many malformed ones, or does not come; and what `stopping.check` raises.
+    """
+    tolerated = hp.malformed_rows_limit if hp.malformed_rows == "skip" else None
+    with reporting.progress_bar(size(sources), "B", f"reading {name}") as bar:
+        data = events.read(
+            sources,
+            index,
+            FAMILIES[hp.ip_version],
+            claim=name == "train",
+            channel=name,
+            tolerated=tolerated,
+            progress=_Reception(name, bar),
+        )
+    left_out, rows = data.malformed.count, data.malformed.count + len(data)
+    if left_out:
+        logger.warning(
+            "Left out of channel %r: %s malformed rows of %s (%.2g%%): %s",
+            name,
+            f"{left_out:,}",
+            f"{rows:,}",
+            100 * left_out / rows,
+            data.malformed,
+        )
+    if sources and not len(data):
+        raise UserError(f"channel {name!r} holds no rows" + (" but malformed ones" if left_out else ""))
+    return data
+
+
+class _Reception:
+    """Hears of a channel's bytes as they come, or do not."""
+
+    def __init__(self, name: str, bar: Any) -> None:
+        self._name = name
+        self._bar = bar
+        self._heard = time.monotonic()
+        self._remind_after = 0.0
+
+    def __call__(self, size: int) -> None:
+        stopping.check()
+        self._bar.update(size)
+        now = time.monotonic()
+        if size:
+            self._heard, self._remind_after = now, _REMINDER
+            return
+        silence = now - self._heard
+        if silence >= _PATIENCE:
+            raise UserError(f"nothing has come through channel {self._name!r} for {_PATIENCE // 60} minutes")
+        if silence >= self._remind_after:
+            logger.info("Waiting for data in channel %r, for %.0f s so far", self._name, silence)
+            self._remind_after += _REMINDER
