@@ -38,6 +38,7 @@ def pairs(data: bytes, family: Family = IPV4) -> list[tuple[str, str]]:
             "NA,1.2.3.4\nnull,1.2.3.4\n-,1.2.3.4\n00123,1.2.3.4\n",
             [(e, "1.2.3.4") for e in ("NA", "null", "-", "00123")],
         ),
+        ("a, 1.2.3.4\n", [("a", "1.2.3.4")]),
         (" a b ,1.2.3.4\n", [(" a b ", "1.2.3.4")]),
         ("Zoë,1.2.3.4\n", [("Zoë", "1.2.3.4")]),
         ("", []),
@@ -97,6 +98,33 @@ def test_the_fast_and_the_exact_reader_agree(lines: list[str]) -> None:
     except MalformedRecords as error:
         bad = {fault.position for fault in error.faults}
     assert bad == {number for number, pair in enumerate(alone, 1) if pair[0] == "bad"} | {len(lines) + 1}
+
+
+@given(
+    st.lists(st.tuples(st.text('a", ', max_size=6), st.sampled_from(["1.2.3.4", " 1.2.3.4", "x", "", "1.2.3.4,"]))),
+    st.integers(1, 40),
+    st.integers(1, 50),
+)
+def test_good_rows_are_salvaged_whatever_their_neighbours(
+    rows: list[tuple[str, str]], piece: int, first_line: int
+) -> None:
+    """Each line is read alone; and together, in pieces of any size, they come to the same."""
+    lines = [f"{name},{address}".encode() for name, address in rows]
+    alone = [records.salvage_csv(line) for line in lines]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(records, "_PIECE", piece)
+        whole, faults = records.salvage_csv(b"\n".join([*lines, b"x,nowhere"]), first_line=first_line)
+    assert whole.entities.to_pylist() == [name for part, _ in alone for name in part.entities.to_pylist()]
+    assert len(whole.addresses) == len(whole.entities)
+    bad = [(number, lines[number].decode()) for number, (_, wrong) in enumerate(alone) if wrong]
+    assert [(fault.position - first_line, fault.content) for fault in faults] == [*bad, (len(lines), "x,nowhere")]
+
+
+def test_lines_are_counted_as_editors_count_them() -> None:
+    text = b"a,1.2.3.4\r\r\n\rb,1.2.3.4\rc,1.2.3.4\nx,nowhere\n" * 10_000
+    whole, faults = records.salvage_csv(text)
+    assert [fault.position for fault in faults] == list(range(3, 30_001, 3))
+    assert len(whole) == 30_000
 
 
 def test_a_long_name_is_no_fault_and_a_bad_row_among_many_is_found_at_once() -> None:

@@ -104,8 +104,10 @@ class _Onward(io.RawIOBase):
 
     def first(self, size: int) -> bytes:
         """The first ``size`` bytes, fewer if there are no more; to be asked for before anything is read."""
-        while len(self._ahead) < size and (more := self._raw.read(size - len(self._ahead))):
-            self._ahead += more
+        buffer = bytearray(size)
+        while len(self._ahead) < size and (count := self._raw.readinto(buffer)):
+            self._ahead += buffer[:count]
+            del buffer[:count]
         return self._ahead
 
     def readable(self) -> bool:
@@ -126,7 +128,7 @@ class _Onward(io.RawIOBase):
 
 
 class _PipeEnd(io.FileIO):
-    """The end of a named pipe that is read. No call blocks for long, or a job could not be stopped in it."""
+    """The end of a named pipe that `readinto` reads. It does not block for long, or nobody could stop a job in it."""
 
     def __init__(self, path: Path, idle: Callable[[], object]) -> None:
         while not path.exists():

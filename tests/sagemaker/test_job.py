@@ -1,10 +1,13 @@
 """`train` as the platform runs it: a process on an /opt/ml tree."""
 
 import contextlib
+import gzip
 import json
+import logging
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
 import termios
@@ -13,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from conftest import SMALL, Traffic, Tree, to_csv
+from ipinsights.errors import UserError
+from ipinsights.sagemaker import channels, reporting
 from ipinsights.sagemaker.reporting import METRIC_DEFINITIONS
 
 Trained = tuple[Tree, "subprocess.CompletedProcess[str]"]
@@ -126,6 +131,104 @@ def test_a_malformed_row_stops_the_job(ready: Tree) -> None:
     fails(ready, "nested/b.csv, line 633: ", "37.244.105.230, 165.225.16.83")
 
 
+def test_malformed_rows_are_left_out_where_that_is_asked_for(ready: Tree) -> None:
+    """And the rest is trained with as if they had not been there."""
+    assert ready.train().returncode == 0
+    plain = (ready.model / "model.safetensors").read_bytes()
+    folder = ready.channel("train", **{"a.csv": "u,1.2.3.4\nv,5.6.7.8\n-,NULL\n" * 2 + "u,1.2.3.4\nv,5.6.7.8\n" * 48})
+    fails(ready, f"2 of 102 rows of channel 'train' are malformed: {folder}/a.csv, line 3: not an IPv4 address: ")
+    ready.configure({**SMALL, "malformed_rows": "skip"})
+    job = ready.train()
+    assert job.returncode == 0, job.stdout
+    assert re.search(
+        r"WARNING \d+\] Left out of channel 'train': 2 malformed rows of 102 \(2%\): .*/a\.csv, line 3: .* in '-,NULL'; ",
+        job.stdout,
+    )
+    assert "Read 100 training and 0 validation events" in job.stdout
+    assert (ready.model / "model.safetensors").read_bytes() == plain
+
+
+def test_of_malformed_rows_no_more_are_left_out_than_the_limit_allows(ready: Tree) -> None:
+    ready.channel("validation", **{"v.csv": "u,1.2.3.4\n" * 7 + "x\n" * 3})
+    ready.configure({**SMALL, "malformed_rows": "skip", "malformed_rows_limit": "0.2"})
+    fails(ready, "3 of 10 rows of channel 'validation' are malformed, more than malformed_rows_limit=0.2 allows: ")
+    ready.channel("validation", **{"v.csv": "x\n" * 10})
+    ready.configure({**SMALL, "malformed_rows": "skip", "malformed_rows_limit": "1"})
+    fails(ready, "channel 'validation' holds no rows but malformed ones")
+
+
+def test_files_may_be_gzip_whatever_their_names(ready: Tree) -> None:
+    (ready.channel("train") / "b").write_bytes(gzip.compress(b"w,9.9.9.9\n") + gzip.compress(b"w,9.9.9.8\n"))
+    job = ready.train()
+    assert job.returncode == 0, job.stdout
+    assert "Read 102 training" in job.stdout
+    (ready.channel("train") / "b").write_bytes(gzip.compress(b"w,9.9.9.9\n")[:-3])
+    ready.model.joinpath("manifest.json").unlink()
+    fails(ready, "train/b is gzip, and cut short or damaged")
+
+
+def test_channels_in_pipe_mode_are_read_once_they_come(ready: Tree) -> None:
+    """Whose pipes appear when the job waits already. The model is that which the same rows in a file make."""
+    ready.channel("validation", **{"v.csv": "u,1.2.3.4\nv,5.6.7.8\n"})
+    plain = ready.train()
+    weights = (ready.model / "model.safetensors").read_bytes()
+    rows = {
+        name: (ready.channel(name) / file).read_bytes() for name, file in (("train", "a.csv"), ("validation", "v.csv"))
+    }
+    for name in rows:
+        shutil.rmtree(ready.channel(name))
+    ready.configure(SMALL, inputdataconfig={name: {"TrainingInputMode": "Pipe"} for name in rows})
+    command = [sys.executable, "-m", "ipinsights.sagemaker", "train"]
+    shown = []
+    with subprocess.Popen(command, env=ready.environment({}), stdout=subprocess.PIPE, text=True) as job:
+        for line in job.stdout or []:
+            shown.append(line)
+            waiting = re.search("Waiting for data in channel '(.*)', for 0 s", line)
+            if waiting:
+                pipe = ready.channel(f"{waiting[1]}_0")
+                os.mkfifo(pipe)
+                pipe.write_bytes(gzip.compress(rows[waiting[1]]))
+    assert job.returncode == 0, shown
+    assert "".join(shown).count("Waiting for") == 2
+    assert "Read 100 training and 2 validation events" in "".join(shown)
+    assert (ready.model / "model.safetensors").read_bytes() == weights
+    assert plain.returncode == 0
+
+
+def test_a_job_that_waits_for_its_pipe_can_be_stopped(ready: Tree) -> None:
+    ready.configure(SMALL, inputdataconfig={"train": {"TrainingInputMode": "Pipe"}})
+    os.mkfifo(ready.channel("train_0"))
+    command = [sys.executable, "-m", "ipinsights.sagemaker", "train"]
+    with subprocess.Popen(command, env=ready.environment({}), stdout=subprocess.PIPE, text=True) as job:
+        for line in job.stdout or []:
+            if "Waiting for data" in line:
+                job.terminate()
+    assert job.returncode == 0
+    assert (ready.model / "manifest.json").exists()
+
+
+def test_a_channel_is_waited_for_with_reminders_and_not_for_ever(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    monkeypatch.setattr(logging.getLogger("ipinsights"), "propagate", True)
+    caplog.set_level(logging.INFO, "ipinsights")
+    with reporting.progress_bar(None, "B", "reading") as bar:
+        hear = channels._Reception("train", bar)
+        for clock[0] in range(150):
+            hear(0)
+        assert [record.args for record in caplog.records] == [("train", 0.0), ("train", 60.0), ("train", 120.0)]
+        caplog.clear()
+        hear(1)  # and from here on anew, but for the first line: a stream may pause
+        for clock[0] in range(150, 149 + 15 * 60):
+            hear(0)
+        assert len(caplog.records) == 14
+        clock[0] += 1
+        with pytest.raises(UserError, match="nothing has come through channel 'train' for 15 minutes"):
+            hear(0)
+
+
 def test_faulty_hyperparameters_stop_the_job_together(ready: Tree) -> None:
     ready.configure({"vector_dim": "2", "epoch": "3"})
     fails(ready, "vector_dim=2 is out of range", "did you mean 'epochs'", "num_entity_vectors is required")
@@ -134,20 +237,62 @@ def test_faulty_hyperparameters_stop_the_job_together(ready: Tree) -> None:
 def test_what_the_platform_leaves_out_may_be_left_out(ready: Tree) -> None:
     ready.configure(
         {**SMALL, "_tuning_objective_metric": "validation:discriminator_auc", "sagemaker_region": '"eu-west-1"'},
-        inputdataconfig={"train": {"TrainingInputMode": "File", "ContentType": "text/csv;label_size=0"}},
+        inputdataconfig={
+            "train": {
+                "TrainingInputMode": "FastFile",
+                "ContentType": "text/csv;label_size=0",
+                "S3DistributionType": "ShardedByS3Key",
+                "RecordWrapperType": "None",
+            },
+            "validation": {"TrainingInputMode": "File", "S3DistributionType": "FullyReplicated"},
+        },
         resourceconfig={"current_host": "algo-7", "hosts": ["algo-7"], "network_interface_name": "eth0"},
     )
+    ready.channel("validation", **{"v.csv": "u,1.2.3.4\n"})
     job = ready.train()
-    assert job.returncode == 0
+    assert job.returncode == 0, job.stdout
     assert "host=algo-7" in job.stdout
+    assert "WARNING" not in job.stdout
+
+
+def test_names_that_people_use_are_taken_with_a_warning(ready: Tree) -> None:
+    ready.channel("train").rename(ready.channel("Training"))
+    ready.channel("test", **{"a.csv": "no data of ours"})
+    ready.configure(SMALL, inputdataconfig={"Training": {"ContentType": "csv"}})
+    job = ready.train()
+    assert job.returncode == 0, job.stdout
+    warnings = re.findall(r"WARNING \d+\] (.*)", job.stdout)
+    assert warnings == [
+        "There is no channel 'train': channel 'Training' is taken for it",
+        "Ignored channels: test. Known ones are train, validation, networks, model.",
+        "Channel 'Training' has content type 'csv', which is read as text/csv, its proper name",
+    ]
+    ready.channel("train", **{"b.csv": "u,1.2.3.4\n"})
+    assert "Ignored channels: Training, test." in ready.train().stdout
+
+
+def test_a_folder_that_can_only_be_read_is_enough(ready: Tree) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("nothing is read-only to root")
+    folder = ready.channel("train")
+    (folder / "a.csv").chmod(0o444)
+    folder.chmod(0o555)
+    assert ready.train().returncode == 0
+    folder.chmod(0o755)
+
+
+def test_a_model_channel_that_was_promised_is_not_done_without(ready: Tree) -> None:
+    ready.configure(SMALL, inputdataconfig={"model": {"ContentType": "application/x-sagemaker-model"}})
+    fails(ready, "channel 'model' has no data: put an earlier model.tar.gz in")
 
 
 @pytest.mark.parametrize(
     ("others", "complaint"),
     [
         ({"inputdataconfig": {"train": {"ContentType": "application/x-recordio"}}}, "it must be text/csv"),
-        ({"inputdataconfig": {"train": {"ContentType": "csv"}}}, "has content type 'csv'; it must be text/csv"),
-        ({"inputdataconfig": {"train": {"TrainingInputMode": "Pipe"}}}, "Pipe mode"),
+        ({"inputdataconfig": {"train": {"RecordWrapperType": "RecordIO"}}}, "channel 'train' is wrapped as RecordIO"),
+        ({"inputdataconfig": {"networks": {"TrainingInputMode": "Pipe"}}}, "'networks' comes in Pipe mode; use File"),
+        ({"inputdataconfig": {"model": {"TrainingInputMode": "Pipe"}}}, "'model' comes in Pipe mode; use File"),
         ({"resourceconfig": {"current_host": "algo-1", "hosts": ["algo-1", "algo-2"]}}, "several hosts"),
     ],
 )
