@@ -1,3 +1,4 @@
+import gzip
 import os
 import subprocess
 import sys
@@ -86,6 +87,21 @@ def test_score_stops_at_a_bad_row_and_names_it(trained: tuple[Tree, object], tmp
     assert "log.csv, line 2" in result.stderr
     assert "'b,1.2.3'" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_packed_files_and_packed_input_are_scored_and_evaluated(trained: tuple[Tree, object], tmp_path: Path) -> None:
+    text = "".join(f"u{i},1.2.3.{i}\n" for i in range(100))
+    (tmp_path / "log.csv").write_text(text)
+    (tmp_path / "packed").write_bytes(gzip.compress(text.encode()))
+    command = [sys.executable, "-c", "from ipinsights.cli import main; main()"]
+    score, evaluate = ([*command, name, "--model", str(trained[0].model)] for name in ("score", "evaluate"))
+    for arguments in (score, evaluate):
+        outputs = [subprocess.check_output([*arguments, tmp_path / name]) for name in ("log.csv", "packed")]
+        assert outputs[0] == outputs[1]
+    plain = subprocess.check_output([*score, tmp_path / "log.csv"])
+    assert plain.count(b"\n") == 100
+    assert subprocess.check_output(score, input=(tmp_path / "packed").read_bytes()) == plain
+    assert subprocess.check_output(score, input=text.encode()) == plain
 
 
 def test_score_runs_in_constant_memory(trained: tuple[Tree, object], tmp_path: Path) -> None:

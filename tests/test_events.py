@@ -133,7 +133,9 @@ def test_an_event_costs_eight_bytes_and_its_text_none(tmp_path: Path) -> None:
 BAD = [b"u,nowhere", b"v", b"v,1.2.3.4,5", b",1.2.3.4", b"Zo\xeb,1.2.3.4", b'"v,1.2.3.4', b"v,2001:db8::1"]
 
 
-def test_good_rows_are_kept_in_order_and_faulty_ones_counted_and_claim_nothing(tmp_path: Path) -> None:
+def test_good_rows_are_kept_in_order_and_faulty_ones_counted_and_claim_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of two files of some blocks each, with every kind of fault anywhere among rows of every kind."""
     rng = np.random.default_rng(0)
     lines, where = [], []
@@ -145,8 +147,9 @@ def test_good_rows_are_kept_in_order_and_faulty_ones_counted_and_claim_nothing(t
             lines.append(b"" if i % 1000 == 7 else b'"a,%d", 0.%d.%d.%d \r' % (i % 90, i >> 16, i >> 8 & 255, i & 255))
     (tmp_path / "a.csv").write_bytes(b"\n".join(lines))
     (tmp_path / "b.csv").write_bytes(b"\xef\xbb\xbfnew,255.0.0.1\nworse\n")
+    monkeypatch.chdir(tmp_path)
     index = EntityIndex(200)
-    read = events.read(events.find_files(tmp_path), index, tolerated=0.01)
+    read = events.read(events.find_files(Path()), index, tolerated=0.01)
     good = [i for i, line in enumerate(lines) if line and line not in BAD]
     assert read.address.tolist() == [*good, (255 << 24) + 1]
     assert index.owned == 91
@@ -154,30 +157,33 @@ def test_good_rows_are_kept_in_order_and_faulty_ones_counted_and_claim_nothing(t
     assert read.entity.tolist() == rows.tolist()
     assert read.malformed.count == len(where) + 1 > len(BAD)
     assert [text.partition(": ")[0] for text in read.malformed.examples] == [
-        f"{tmp_path / 'a.csv'}, line {line}" for line in where[:3]
+        f"a.csv, line {line}" for line in where[:3]
     ]
 
 
-def test_what_too_many_malformed_rows_come_to_is_told_with_their_number(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("u,1.2.3.4\n" * 7 + "u,1.2.3.4,5\n" * 5)
-    (tmp_path / "b.csv").write_text("u,1.2.3.4\n" * 988)
+def test_what_too_many_malformed_rows_come_to_is_told_with_their_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.csv").write_text("u,1.2.3.4\n" * 7 + "u,1.2.3.4,5\n" * 5)
+    Path("b.csv").write_text("u,1.2.3.4\n" * 988)
     with pytest.raises(UserError) as caught:
-        events.read(events.find_files(tmp_path), EntityIndex(10))
+        events.read(events.find_files(Path()), EntityIndex(10))
     text = "expected 2 columns (entity, IPv4 address), found 3, in 'u,1.2.3.4,5'"
-    listed = "; ".join(f"{tmp_path}/a.csv, line {line}: {text}" for line in (8, 9, 10))
+    listed = "; ".join(f"a.csv, line {line}: {text}" for line in (8, 9, 10))
     assert str(caught.value) == (
         f"5 of 1,000 rows of channel 'train' are malformed: {listed}; and 2 more. Each line must be an entity and an "
         "IPv4 address. Mend them, or set malformed_rows=skip to leave them out."
     )
     with pytest.raises(UserError) as caught:
-        events.read(events.find_files(tmp_path), EntityIndex(10), channel="validation", tolerated=0.004)
+        events.read(events.find_files(Path()), EntityIndex(10), channel="validation", tolerated=0.004)
     assert str(caught.value) == (
         "5 of 1,000 rows of channel 'validation' are malformed, more than malformed_rows_limit=0.004 allows: "
         f"{listed}; and 2 more. Each line must be an entity and an IPv4 address. Mend them."
     )
-    assert len(events.read(events.find_files(tmp_path), EntityIndex(10), tolerated=0.005)) == 995
+    assert len(events.read(events.find_files(Path()), EntityIndex(10), tolerated=0.005)) == 995
     with pytest.raises(UserError, match="more than malformed_rows_limit=0 allows"):
-        events.read(events.find_files(tmp_path), EntityIndex(10), tolerated=0)
+        events.read(events.find_files(Path()), EntityIndex(10), tolerated=0)
 
 
 def test_one_malformed_row_is_told_of_in_the_singular(tmp_path: Path) -> None:
