@@ -110,10 +110,10 @@ class _Channel:
             raise UserError(
                 f"channel {name!r} is wrapped as {declared['RecordWrapperType']}; leave RecordWrapperType out"
             )
-        mode = declared.get("TrainingInputMode", "File")
-        if mode not in CHANNELS[use].input_modes:
+        piped = declared.get("TrainingInputMode") == "Pipe"
+        if piped and "Pipe" not in CHANNELS[use].input_modes:
             modes = " or ".join(CHANNELS[use].input_modes)
-            raise UserError(f"channel {name!r} comes in {mode} mode; use {modes} mode for it")
+            raise UserError(f"channel {name!r} comes in Pipe mode; use {modes} mode for it")
         # Parameters, such as the label_size=0 that generic CSV channels carry, change nothing.
         content_type, _ = parse_options_header(declared.get("ContentType") or "text/csv")
         if use not in ("train", "validation"):
@@ -122,7 +122,7 @@ class _Channel:
             logger.warning("Channel %r has content type 'csv', which is read as text/csv, its proper name", name)
         elif content_type.lower() != "text/csv":
             raise UserError(f"channel {name!r} has content type {content_type!r}; it must be text/csv")
-        return cls(name, piped=mode == "Pipe")
+        return cls(name, piped)
 
 
 def _channels(paths: Paths) -> dict[str, _Channel]:
