@@ -246,6 +246,13 @@ def test_packed_and_piped_data_are_the_same_events(tmp_path: Path, begin: bytes)
     assert len(results[0][0]) == 400_000
 
 
+def test_of_a_packed_file_without_text_progress_is_told_too(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(gzip.compress(b""))
+    told: list[int] = []
+    assert len(events.read([tmp_path / "a.csv"], EntityIndex(10), progress=told.append)) == 0
+    assert sum(told) == (tmp_path / "a.csv").stat().st_size
+
+
 def test_damaged_gzip_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(gzip.compress(b"u,1.2.3.4\n" * 1000)[:-4])
     with pytest.raises(UserError, match=r"a\.csv is gzip, and cut short or damaged"):

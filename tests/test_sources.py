@@ -76,11 +76,16 @@ def test_what_was_packed_in_any_number_of_members_is_read_however_it_comes(
     assert all(len(part) == size for part in read[:-1])  # so that blocks are the same however the bytes come
 
 
-@pytest.mark.parametrize("harm", ["cut", "bit", "checksum", "tail"])
+@pytest.mark.parametrize("harm", ["cut", "block", "checksum", "tail"])
 def test_gzip_that_is_damaged_is_named(tmp_path: Path, harm: str) -> None:
     data = gzip.compress(os.urandom(5000))
-    flipped = data[:2000] + bytes([data[2000] ^ 1]) + data[2001:]
-    harmed = {"cut": data[:-9], "bit": flipped, "checksum": data[:-8] + bytes(8), "tail": data + b"u,1.2.3.4\n"}[harm]
+    head = 10
+    harmed = {
+        "cut": data[:-9],
+        "block": data[:head] + b"\xff" + data[head + 1 :],  # no such type
+        "checksum": data[:-8] + bytes(8),
+        "tail": data + b"u,1.2.3.4\n",
+    }[harm]
     (tmp_path / "a.csv").write_bytes(harmed)
     with pytest.raises(UserError, match=rf"^{tmp_path}/a\.csv is gzip, and cut short or damaged: "):
         read_all(tmp_path / "a.csv")
