@@ -26,9 +26,6 @@ from ipinsights.sources import Source, stream
 
 Scalar = TypeVar("Scalar", bound=np.integer[Any])
 
-_HOPELESS = 10_000
-"""Malformed rows that end the reading where none is tolerated: they are read slowly."""
-
 _LISTED = 3
 _brief = reprlib.Repr()
 _brief.maxstring = 60
@@ -118,21 +115,17 @@ def read(
     once a second while a pipe has nothing. What it raises ends the reading.
     """
     entity, address, malformed = _Growing(np.dtype(np.int32)), _Growing(family.dtype), Malformed()
-    whole = True
     for name, (digests, addresses, faults) in _parse(sources, family, progress):
         entity.extend((index.claim_hashed if claim else index.find_hashed)(digests))
         address.extend(addresses)
         malformed.add(name, faults)
-        if tolerated is None and malformed.count >= _HOPELESS:
-            whole = False
-            break
     events = Events(entity.array(), address.array(), index, malformed)
     rows = len(events) + malformed.count
     if malformed.count > rows * (tolerated or 0.0):
         allowed = "" if tolerated is None else f", more than malformed_rows_limit={tolerated:g} allows"
         advice = "Mend them" + (", or set malformed_rows=skip to leave them out." if tolerated is None else ".")
         raise UserError(
-            f"{malformed.count:,} of {'' if whole else 'the first '}{rows:,} rows of channel {channel!r} "
+            f"{malformed.count:,} of {rows:,} rows of channel {channel!r} "
             f"{'is' if malformed.count == 1 else 'are'} malformed{allowed}: {malformed}. {demand(family)} {advice}"
         )
     return events

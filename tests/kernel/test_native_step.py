@@ -67,14 +67,18 @@ def make(
     )
 
 
-def close(ours: torch.Tensor, specified: torch.Tensor) -> None:
+def close(ours: torch.Tensor, specified: torch.Tensor, rounding: float = 1e-6) -> None:
     """Equal to float tolerance, as a whole: one wrong entry in a million shows, and so does a wrong sum.
 
     Not entry by entry: where a block's input is 0 but for rounding, its rectifier may open in one and not the other.
     """
     assert ours.shape == specified.shape
     difference, size = (ours.double() - specified.double()).norm(), specified.double().norm()
-    assert difference <= 1e-4 * size + 1e-6 * ours.numel() ** 0.5  # a sigmoid near 1 leaves 1e-7 of a gradient
+    assert difference <= 1e-4 * size + rounding * ours.numel() ** 0.5  # a sigmoid near 1 leaves 1e-7 of a gradient
+
+
+CANCELLED = 1e-5
+"""How far a score may be off: it is a sum of up to 4,096 products, which may come to nearly nothing."""
 
 
 def ordered(gradient: RowGradients) -> tuple[torch.Tensor, torch.Tensor]:
@@ -113,7 +117,7 @@ def test_a_step_is_the_specified_one(
         close(ordered(mine)[1], ordered(theirs)[1])
     for name in ("typical", "w", "b", "totals"):
         close(getattr(ours, name), getattr(learnt, name))
-    close(native.score(drawn.entity, drawn.positive), specified.score(drawn.entity, drawn.positive))
+    close(native.score(drawn.entity, drawn.positive), specified.score(drawn.entity, drawn.positive), CANCELLED)
 
     close(native.run(drawn, 0.01), specified.run(drawn, 0.01))
     for name, array in vars(parameters).items():
@@ -121,7 +125,7 @@ def test_a_step_is_the_specified_one(
     # What was applied from outside is what the next gradients are of.
     native.apply(learnt, 0.01)
     specified.apply(learnt, 0.01)
-    close(native.score(drawn.entity, drawn.positive), specified.score(drawn.entity, drawn.positive))
+    close(native.score(drawn.entity, drawn.positive), specified.score(drawn.entity, drawn.positive), CANCELLED)
 
 
 @needs_kernel
