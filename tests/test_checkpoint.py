@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from conftest import Traffic, to_events
-from ipinsights import batches, checkpoint, training
+from ipinsights import batches, checkpoint, kernel, trainer, training
 from ipinsights.checkpoint import KEPT, Checkpoints
 from ipinsights.errors import UserError
 from ipinsights.events import Events
@@ -137,7 +137,8 @@ def test_what_ended_ends_again_without_a_step(train: Events, validation: Events,
 
 
 def test_few_are_kept_and_nothing_else_is_touched(train: Events, tmp_path: Path) -> None:
-    (tmp_path / "checkpoint.txt").write_text("somebody's")
+    for name in ("checkpoint.txt", "checkpoint-llama.safetensors"):
+        (tmp_path / name).write_text("somebody's")
     (tmp_path / ".checkpoint-000000000001.safetensors.tmp").write_text("half of one")
     often = dataclasses.replace(HP, saved_epoch="last", checkpoint_interval_minutes=1e-9)
     fit(train, often, checkpoints=Checkpoints(tmp_path))
@@ -146,6 +147,7 @@ def test_few_are_kept_and_nothing_else_is_touched(train: Events, tmp_path: Path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         f"checkpoint-{total - 1:012d}.safetensors",
         f"checkpoint-{total:012d}.safetensors",
+        "checkpoint-llama.safetensors",
         "checkpoint.txt",
     ]
     (tmp_path / "seldom").mkdir()
@@ -154,6 +156,65 @@ def test_few_are_kept_and_nothing_else_is_touched(train: Events, tmp_path: Path)
     assert sorted(path.name for path in (tmp_path / "seldom").iterdir()) == [
         f"checkpoint-{n * per_epoch:012d}.safetensors" for n in (2, 3)
     ]
+
+
+def test_what_another_job_writes_meanwhile_is_left_alone(train: Events, validation: Events, tmp_path: Path) -> None:
+    ours, theirs = Checkpoints(tmp_path), Checkpoints(tmp_path)
+    other = dataclasses.replace(HP, seed=1, mini_batch_size=700)
+    fit(train, other, validation, checkpoints=theirs)
+    written = {path.name for path in tmp_path.iterdir()}
+    ours_folder_was_empty = ours  # when it was looked at
+    watcher = Watcher()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "newest", lambda _: (None, []))
+        fit(train, HP, validation, watcher, checkpoints=ours_folder_was_empty)
+    assert written < {path.name for path in tmp_path.iterdir()}
+
+
+def test_one_that_cannot_be_read_for_now_is_not_given_up(
+    train: Events, validation: Events, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit(train, HP, validation, checkpoints=Checkpoints(tmp_path))
+    before = sorted(tmp_path.iterdir())
+
+    def no_memory(*_: object, **__: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr(checkpoint.tensors.np, "memmap", no_memory)
+    with pytest.raises(UserError, match=f"cannot read the checkpoint {before[-1]}: Cannot allocate memory"):
+        fit(train, HP, validation, checkpoints=Checkpoints(tmp_path))
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_lost_loss_is_not_written_down(
+    train: Events, validation: Events, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    often, lost = dataclasses.replace(HP, checkpoint_interval_minutes=1e-9), 5
+    taken = iter(range(1000))
+    run = trainer.NativeStep.run if kernel.library() else trainer.TorchStep.run
+    owner = trainer.NativeStep if kernel.library() else trainer.TorchStep
+    monkeypatch.setattr(owner, "run", lambda *a: run(*a) * (1 if next(taken) < lost else float("nan")))
+    with pytest.raises(UserError, match="name an empty place for them"):
+        fit(train, often, validation, checkpoints=Checkpoints(tmp_path))
+    assert [path.name[-18:-12] for path in sorted(tmp_path.iterdir())] == ["000004", "000005"]
+
+
+def test_the_next_is_due_so_long_after_the_last_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now[0])
+
+    def slow(*_: object) -> None:
+        now[0] += 90
+
+    monkeypatch.setattr(checkpoint, "_write", slow)
+    kept = Checkpoints(tmp_path)
+    now[0] = 61
+    assert kept.due(1)
+    assert not kept.due(0)
+    kept.write(type("Frozen", (), {"steps": 1})())
+    assert not kept.due(1)
+    now[0] += 61
+    assert kept.due(1)
 
 
 def truncate(path: Path) -> None:
@@ -265,9 +326,21 @@ def test_a_large_one_is_not_written_when_there_is_no_time(
     train: Events, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(training, "LAST_CHECKPOINT_BYTES", 10)
-    hp, watcher = dataclasses.replace(HP, saved_epoch="last"), Watcher()
-    fit(train, hp, None, watcher, checkpoints=Checkpoints(tmp_path), stop=lambda: watcher.steps == 3)
-    assert not list(tmp_path.iterdir())
+    hp = dataclasses.replace(HP, saved_epoch="last")
+    for steps in (3, steps_per_epoch(train)):
+        watcher = Watcher()
+        fit(train, hp, None, watcher, checkpoints=Checkpoints(tmp_path), stop=lambda w=watcher, n=steps: w.steps == n)
+        assert not list(tmp_path.iterdir())
+
+
+def test_none_is_written_twice(train: Events, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written, write = [], Checkpoints.write
+    monkeypatch.setattr(Checkpoints, "write", lambda self, frozen: written.append(frozen.steps) or write(self, frozen))
+    hp, per_epoch = dataclasses.replace(HP, saved_epoch="last"), steps_per_epoch(train)
+    watcher = Watcher()
+    fit(train, hp, None, watcher, checkpoints=Checkpoints(tmp_path), stop=lambda: watcher.steps == per_epoch)
+    fit(train, hp, None, checkpoints=Checkpoints(tmp_path), stop=lambda: True)
+    assert written == [per_epoch]
 
 
 def test_its_model_is_known_without_the_data(train: Events, validation: Events, tmp_path: Path) -> None:

@@ -192,14 +192,12 @@ def test_one_malformed_row_is_told_of_in_the_singular(tmp_path: Path) -> None:
         events.read([tmp_path / "a.csv"], EntityIndex(10))
 
 
-def test_hopeless_files_are_not_read_to_their_end(tmp_path: Path) -> None:
-    rows = 120_000
-    (tmp_path / "a.csv").write_text(f"1.2.3.4,{'u' * 300}\n" * rows)
-    with pytest.raises(UserError) as caught:
+def test_all_are_counted_however_many(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"1.2.3.4,{'u' * 300}\n" * 30_000)
+    with pytest.raises(
+        UserError, match=r"^30,000 of 30,000 rows of channel 'train' are malformed: .*; and 29,997 more"
+    ):
         events.read([tmp_path / "a.csv"], EntityIndex(10))
-    told = str(caught.value).split()
-    assert told[:4] == [told[0], "of", "the", "first"]
-    assert 10_000 <= int(told[0].replace(",", "")) < rows
 
 
 def test_whatever_the_rows_hold_the_message_fits_where_a_thousand_characters_are_shown(tmp_path: Path) -> None:

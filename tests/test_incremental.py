@@ -92,6 +92,22 @@ def test_what_was_learnt_counts(earlier: Model, traffic: Traffic, halves: tuple[
     assert auc(go_on(earlier, few), traffic, halves[0]) > auc(alone, traffic, halves[0]) + 0.05
 
 
+def test_from_a_blank_model_it_begins_anew(traffic: Traffic) -> None:
+    """As one has it that was stopped too early."""
+    blank = Model.blank(IPV4, HP.num_entity_vectors, HP.vector_dim, HP.num_ip_encoder_layers)
+    names = set(traffic.train.entities.to_pylist())
+    assert auc(go_on(blank, traffic.train), traffic, names) > 0.93
+
+
+def test_entities_that_share_are_not_counted_twice(traffic: Traffic) -> None:
+    hp = dataclasses.replace(HP, num_entity_vectors=70)
+    index = EntityIndex(70)
+    first = fit(Events(index.claim(traffic.train.entities), traffic.train.addresses, index), hp)
+    assert first.index.sharing == 30
+    again = go_on(first, traffic.train, hp)
+    assert (again.index.owned, again.index.sharing) == (70, 30)
+
+
 @pytest.mark.parametrize(
     "changes",
     [{"num_entity_vectors": 400}, {"vector_dim": 8}, {"num_ip_encoder_layers": 2}, {"ip_version": 6}],

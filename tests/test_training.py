@@ -261,7 +261,7 @@ def test_the_encoder_starts_as_the_sum_of_small_prefix_rows(train: Events) -> No
 
 
 def test_rows_that_nobody_meets_take_no_memory(traffic: Traffic, train: Events) -> None:
-    """Ten thousand times the rows: the same training, announced with the same memory."""
+    """Ten thousand times the rows: the same training, announced with what it takes to number them."""
 
     class Planned(Recorder):
         def training_planned(self, plan: Plan) -> None:
@@ -271,7 +271,7 @@ def test_rows_that_nobody_meets_take_no_memory(traffic: Traffic, train: Events) 
     model = fit(train, HP, listener=small)
     many = dataclasses.replace(HP, num_entity_vectors=10_000 * HP.num_entity_vectors)
     wide = fit(train, many, listener=large)
-    assert small.memory == large.memory < 20_000_000
+    assert large.memory - small.memory == 5 * (many.num_entity_vectors - HP.num_entity_vectors)
     assert (wide.entity[:200][np.unique(train.entity)] == model.entity[np.unique(train.entity)]).all()
     assert (wide.entity[200:] == wide.entity[-1]).all()
 
@@ -454,6 +454,48 @@ def test_patience_ends_training(traffic: Traffic, train: Events) -> None:
 def test_what_needs_validation_says_so(train: Events, changes: dict[str, object]) -> None:
     with pytest.raises(UserError, match="give the job a validation channel"):
         fit(train, dataclasses.replace(HP, **changes))
+
+
+def test_a_lost_loss_is_told(train: Events, monkeypatch: pytest.MonkeyPatch) -> None:
+    _lose_after(0, monkeypatch)
+    with pytest.raises(UserError, match="the training loss is no longer a number: lower learning_rate"):
+        fit(train, HP)
+
+
+def test_stopped_with_a_lost_loss_it_has_the_best_epoch(
+    traffic: Traffic, train: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    validation = Events(train.index.find(traffic.normal.entities), traffic.normal.addresses, train.index)
+    hp, recorder, endings = dataclasses.replace(HP, saved_epoch="best"), Recorder(), []
+    monkeypatch.setattr(recorder, "training_ended", endings.append)
+    steps = -(-len(train) // HP.mini_batch_size)
+    _lose_after(steps + 2, monkeypatch)
+    asked = iter(range(1_000_000))
+    model = fit(train, hp, validation, recorder, stop=lambda: next(asked) >= steps + 5)
+    assert endings[0].saved == recorder.epochs[0]
+    assert np.isfinite(model.entity).all()
+
+
+def _lose_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = iter(range(1_000_000))
+    for kind in (trainer.NativeStep, trainer.TorchStep):
+
+        def run(self: step.Step, batch: step.Batch, rate: float, run: Callable = kind.run) -> object:
+            return run(self, batch, rate) * (1 if next(taken) < steps else float("nan"))
+
+        monkeypatch.setattr(kind, "run", run)
+
+
+@pytest.mark.parametrize("message", ["DefaultCPUAllocator: can't allocate memory: you tried", "something else"])
+def test_memory_that_torch_misses_is_missing_memory(
+    message: str, train: Events, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(training, "Trainer", fails)
+    with pytest.raises(MemoryError if "allocate" in message else RuntimeError):
+        fit(train, HP)
 
 
 def test_one_entity_is_nobody_to_tell_from(traffic: Traffic) -> None:

@@ -58,7 +58,7 @@ def load(folder: Path) -> tuple[Model, dict[str, Any]]:
         vocabulary, index = restore(arrays, manifest)
         encoder = Encoder(**{name: arrays[f"encoder.{name}"] for name in _ENCODER})
         return Model(vocabulary, index, arrays["entity"], encoder), manifest
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged or incomplete ({error!r}): train again or restore it") from error
 
 

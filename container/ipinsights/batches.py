@@ -9,6 +9,7 @@ level down, as it is when scoring.
 """
 
 import ctypes
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -71,10 +72,10 @@ class Batches:
         device = generator.device
         self._hp = hp
         self._generator = generator
-        self._entity = torch.from_numpy(entities.number[train.entity]).to(device)
+        numbered = dataclasses.replace(train, entity=entities.number[train.entity])
+        self._entity = torch.from_numpy(numbered.entity).to(device)
         self._leaf = torch.from_numpy(vocabulary.leaves(train.address)).to(device)
-        by_row = novelty(train, vocabulary.family, hp.num_entity_vectors)
-        self._novelty = torch.from_numpy(by_row[entities.met]).to(device)
+        self._novelty = torch.from_numpy(novelty(numbered, vocabulary.family, len(entities.met))).to(device)
         self._random_leaf = sampling.Discrete(vocabulary.leaf_shares(mapped_share(train.address)), device)
         self.index = PrefixIndex(vocabulary, device, native)
         self.steps_per_epoch = -(-len(train) // hp.mini_batch_size)
@@ -137,23 +138,23 @@ class Batches:
         return self.index.rows_with_dropout(leaves, self._generator)
 
 
-def novelty(train: Events, family: Family, num_entity_vectors: int) -> npt.NDArray[np.float32]:
-    """How much each entity comes from where it has not been: float32 [num_entity_vectors], on average `NOVELTY`.
+def novelty(train: Events, family: Family, entities: int) -> npt.NDArray[np.float32]:
+    """How much each entity comes from where it has not been: float32 [entities], on average `NOVELTY`.
 
     After Good and Turing, the chance of a new kind is the share of events whose kind was met once: here, a prefix of
     the coarsest level that the entity was in once. Only how entities compare is taken from it; how much novelty there
     is in all is not, since an event once met is no proof that the place is anybody's.
     """
     bits = family.levels[0]
-    number = np.uint32 if num_entity_vectors <= 1 << 32 - bits else np.uint64  # the narrow ones sort in half the time
+    number = np.uint32 if entities <= 1 << 32 - bits else np.uint64  # the narrow ones sort in half the time
     visits: npt.NDArray[np.unsignedinteger] = train.entity.astype(number)  # as many as events are, so all is in place
     visits <<= number(bits)
     visits |= (train.address >> train.address.dtype.type(family.width - bits)).astype(number)
     visits.sort()
     changes = np.concatenate([[True], visits[1:] != visits[:-1], [True]])
     once = visits[changes[:-1] & changes[1:]] >> number(bits)
-    singles = np.bincount(once.astype(np.int64), minlength=num_entity_vectors)
-    events = np.bincount(train.entity, minlength=num_entity_vectors)
+    singles = np.bincount(once.astype(np.int64), minlength=entities)
+    events = np.bincount(train.entity, minlength=entities)
     mean = max(len(once), 1) / len(train)
     share = (singles + _NOVELTY_PRIOR * mean) / (events + _NOVELTY_PRIOR)
     return (NOVELTY * share / mean).astype(np.float32)

@@ -5,6 +5,7 @@ that was damaged since (half of it copied back from a store, say) is passed over
 kept.
 """
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -29,7 +30,8 @@ FORMAT_VERSION = 1
 KEPT = 2
 """Checkpoints kept: one more than needed, in case the newest is damaged."""
 
-_PATTERN = "checkpoint-*.safetensors"
+_NAME = "checkpoint-{}.safetensors"
+_PATTERN = _NAME.format("[0-9]" * 12)
 _UNDECISIVE = (
     "batch_metrics_publish_interval",
     "checkpoint_interval_minutes",
@@ -92,12 +94,16 @@ class Checkpoint:
     """The one with the best validation."""
     best_weights: Weights | None
     """Its weights, where they are to be saved."""
+    steps: int
+    """Taken in all."""
+    source: str = ""
+    """That of the folder it was written to."""
 
     @property
-    def steps(self) -> int:
-        """How many steps have been taken in all."""
-        size = self.subject["hyperparameters"]["mini_batch_size"]
-        return int(self.position.epoch * -(-self.subject["number_of_events"] // size) + self.position.steps)
+    def nbytes(self) -> int:
+        """About how large it is."""
+        best = vars(self.best_weights).values() if self.best_weights else ()
+        return sum(array.nbytes for array in (*self.parameters.values(), *best))
 
     @property
     def weights(self) -> Weights:
@@ -117,10 +123,12 @@ class Checkpoint:
     def require(self, subject: Mapping[str, Any], folder: Path) -> None:
         """Raise UserError unless this is a training of just that."""
         other = self._changed(subject["hyperparameters"])
+        if self.subject["device"] != subject["device"]:
+            other.append(f"the device was {self.subject['device']} and is {subject['device']}")
         other += [
             f"the {name.replace('_', ' ')} has changed"
             for name, value in subject.items()
-            if name != "hyperparameters" and self.subject.get(name) != value
+            if name not in ("hyperparameters", "device") and self.subject.get(name) != value
         ]
         if other:
             raise UserError(
@@ -138,21 +146,29 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """A folder of them. Other files in it are left alone."""
+    """A folder of them. Other files in it are left alone, and so are those that another job writes meanwhile."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, source: str = "") -> None:
+        """``source`` is whatever tells where the data comes from before it is read."""
         self.folder = folder
+        self.source = source
         self._written = time.monotonic()
+        self._old = [*folder.glob(_PATTERN), *folder.glob(f".{_PATTERN}.tmp")]
         self._whole: list[Path] = []
 
     def newest(self) -> tuple[Checkpoint | None, list[str]]:
-        """The newest one that is whole, and why each newer one is not. Raises UserError for one of another release."""
+        """The newest one that is whole, and why each newer one is not.
+
+        Raises UserError where one is of another release, or cannot be read for a reason that may pass.
+        """
         damaged = []
         for path in sorted(self.folder.glob(_PATTERN), reverse=True):
             try:
                 found = _read(path)
-            except (OSError, ValueError, KeyError) as error:
+            except (ValueError, KeyError, TypeError) as error:
                 damaged.append(f"{path}: {error}")
+            except OSError as error:
+                raise UserError(f"cannot read the checkpoint {path}: {error.strerror}") from error
             else:
                 self._whole = [path]
                 return found, damaged
@@ -164,13 +180,18 @@ class Checkpoints:
 
     def write(self, checkpoint: Checkpoint) -> Path:
         """Write one and remove those that are no longer needed. Raises OSError, and then nothing has changed."""
-        self._written = time.monotonic()  # whatever comes of it, the next one is not due before its time
-        path = self.folder / _PATTERN.replace("*", f"{checkpoint.steps:012d}")
-        _write(checkpoint, path)
-        self._whole = [*(kept for kept in self._whole if kept != path), path][-KEPT:]
-        for old in [*self.folder.glob(_PATTERN), *self.folder.glob(f".{_PATTERN}.tmp")]:
+        path = self.folder / _NAME.format(f"{checkpoint.steps:012d}")
+        try:
+            _write(checkpoint, path, self.source)
+        finally:
+            self._written = time.monotonic()  # whatever came of it, the next one is not due before its time
+        whole = [*(kept for kept in self._whole if kept != path), path]
+        self._whole, self._old = whole[-KEPT:], self._old + whole[:-KEPT]
+        for old in self._old:
             if old not in self._whole:
-                old.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # it costs space, no more
+                    old.unlink(missing_ok=True)
+        self._old = []
         return path
 
 
@@ -194,7 +215,7 @@ def _decisive(hyperparameters: Hyperparameters) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in _UNDECISIVE}
 
 
-def _write(checkpoint: Checkpoint, path: Path) -> None:
+def _write(checkpoint: Checkpoint, path: Path, source: str) -> None:
     known, described = artifact.describe(checkpoint.vocabulary, checkpoint.index)
     position = checkpoint.position
     arrays = {
@@ -211,8 +232,10 @@ def _write(checkpoint: Checkpoint, path: Path) -> None:
         "format_version": FORMAT_VERSION,
         "subject": checkpoint.subject,
         **described,
+        "source": source,
         "epoch": position.epoch,
         "steps": position.steps,
+        "all_steps": checkpoint.steps,
         "seconds": checkpoint.seconds,
         "last": checkpoint.last and dataclasses.asdict(checkpoint.last),
         "best": checkpoint.best and dataclasses.asdict(checkpoint.best),
@@ -222,7 +245,7 @@ def _write(checkpoint: Checkpoint, path: Path) -> None:
 
 
 def _read(path: Path) -> Checkpoint:
-    """Raises OSError, ValueError or KeyError where it is damaged, and UserError where it is of another release."""
+    """Raises ValueError, KeyError or TypeError where it is damaged, and UserError where it is of another release."""
     arrays, texts = tensors.read(path)
     if _digest({**arrays, "text": texts["checkpoint"]}) != texts["digest"]:
         raise ValueError("its checksum is wrong")
@@ -250,6 +273,8 @@ def _read(path: Path) -> Checkpoint:
         last=EpochSummary(**text["last"]) if text["last"] else None,
         best=EpochSummary(**text["best"]) if text["best"] else None,
         best_weights=Weights(**best) if best else None,
+        steps=text["all_steps"],
+        source=text["source"],
     )
 
 

@@ -47,8 +47,11 @@ class EntityIndex:
 
     @property
     def sharing(self) -> int:
-        """Entities that found no row of their own and share that of another."""
-        return self._known_sharing + len(self._homeless)
+        """Entities that found no row of their own and share that of another.
+
+        At least so many, in an index that goes on from another's: who shared there is not known by name.
+        """
+        return max(self._known_sharing, len(self._homeless))
 
     def find(self, entities: pa.StringArray) -> npt.NDArray[np.int32]:
         """The row of each entity: int32 [n], in [0, num_rows].

@@ -236,6 +236,15 @@ class Hyperparameters:
             rate = min(_HIGHEST_RATE, max(float(rate), _RATE_OF_ONE_STEP / math.sqrt(steps)))
         return dataclasses.replace(self, mini_batch_size=size, learning_rate=rate)
 
+    def require(self, validated: bool) -> None:
+        """Raise UserError where something is asked for that takes validation, and there is none."""
+        for name, used in (
+            ("saved_epoch=best", self.saved_epoch == "best"),
+            (f"early_stopping_patience={self.early_stopping_patience}", self.early_stopping_patience > 0),
+        ):
+            if used and not validated:
+                raise UserError(f"{name} needs to know how good an epoch is: give the job a validation channel")
+
     @property
     def records_per_positive(self) -> int:
         """1 + R + S."""

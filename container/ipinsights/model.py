@@ -22,6 +22,8 @@ import numpy.typing as npt
 
 from ipinsights.addresses import Addresses, Family
 from ipinsights.entities import EntityIndex
+from ipinsights.errors import UserError
+from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.vocabulary import Vocabulary
 
 Array = Any
@@ -86,6 +88,19 @@ class Model:
         encoder = Encoder(**{name: np.zeros(shape, dtype=np.float32) for name, shape in shapes.items()})
         entity = np.zeros((num_entity_vectors + 1, dim), dtype=np.float32)
         return cls(vocabulary, EntityIndex(num_entity_vectors), entity, encoder)
+
+    def require(self, hyperparameters: Hyperparameters) -> None:
+        """Raise UserError unless training with those can go on from this model."""
+        blocks, dim = self.encoder.b.shape
+        for name, value in (
+            ("num_entity_vectors", self.index.num_rows),
+            ("vector_dim", dim),
+            ("num_ip_encoder_layers", blocks),
+            ("ip_version", self.family.version),
+        ):
+            asked = getattr(hyperparameters, name)
+            if asked != value:
+                raise UserError(f"the model to go on from has {name}={value}, not {asked}: set it to that")
 
     @property
     def vector_dim(self) -> int:

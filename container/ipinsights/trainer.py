@@ -4,6 +4,7 @@ Everything lies on one device. `Trainer.freeze` and `Trainer.thaw` write it down
 """
 
 import ctypes
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from ipinsights.errors import UserError
 from ipinsights.events import Events
 from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.kernel.step import NativeStep
-from ipinsights.model import Model
+from ipinsights.model import Encoder, Model
 from ipinsights.progress import BatchProgress, EpochSummary, Listener
 from ipinsights.step import Parameters, Step, TorchStep
 from ipinsights.vocabulary import Vocabulary
@@ -28,7 +29,7 @@ INITIAL_SCALE = 0.01
 """Standard deviation of the tables at the start: small, so that scores start near 0."""
 _LINE = 16
 """Floats in a cache line."""
-_STATE = ("entity", "typical", "prefix", "w", "b")
+_STATE = tuple(field.name for field in dataclasses.fields(Parameters))
 
 
 class Trainer:
@@ -100,7 +101,9 @@ class Trainer:
                 next_print += interval
             if stop():
                 break
+            pause = time.perf_counter()
             save()
+            began += time.perf_counter() - pause
         return position.steps == self.batches.steps_per_epoch
 
     def summary(self, discriminator_auc: float | None, shuffled_auc: float | None) -> EpochSummary:
@@ -123,18 +126,31 @@ class Trainer:
         if self.best is None or (summary.discriminator_auc or 0) > (self.best.discriminator_auc or 0):
             self.best = summary
             if self._hp.saved_epoch == "best":
-                weights = vars(self._weights())
-                self._best_weights = Weights(**{name: array.copy() for name, array in weights.items()})
+                self._best_weights = Weights(  # the entities' are a copy already
+                    self.parameters.entities.numpy(force=True), **vars(self._encoder(copy=True))
+                )
         self.batches.next_epoch(self.position)
         self._totals.zero_()
         self._seconds = 0.0
 
     def model(self) -> tuple[Model, EpochSummary | None]:
         """The model to save if training ends here, and the epoch it is from: None where that is under way."""
-        weights, summary = self._weights(), None if self.position.steps else self.last
         if self._best_weights:
             weights, summary = self._best_weights, self.best
+        else:
+            weights = Weights(self.parameters.entities.numpy(force=True), **vars(self._encoder()))
+            summary = None if self.position.steps else self.last
         return weights.model(self.vocabulary, self.index, self.entities.met), summary
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the best epoch's weights are at hand."""
+        return self._best_weights is not None
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the loss is no longer a number."""
+        return not bool(torch.isfinite(self._totals).all())
 
     def freeze(self, subject: dict[str, Any]) -> Checkpoint:
         """The training as it stands, in views of what it goes on to change."""
@@ -150,6 +166,7 @@ class Trainer:
             last=self.last,
             best=self.best,
             best_weights=self._best_weights,
+            steps=self.position.epoch * self.batches.steps_per_epoch + self.position.steps,
         )
 
     def thaw(self, checkpoint: Checkpoint) -> None:
@@ -162,22 +179,29 @@ class Trainer:
         self.position = checkpoint.position
         self._totals.copy_(torch.from_numpy(checkpoint.totals.copy()))
         self._seconds = checkpoint.seconds
-        self.last, self.best, self._best_weights = checkpoint.last, checkpoint.best, checkpoint.best_weights
+        self.last, self.best = checkpoint.last, checkpoint.best
+        if checkpoint.best_weights:  # as copies, or the file would stay for as long as they do
+            best = vars(checkpoint.best_weights)
+            self._best_weights = Weights(**{name: array.copy() for name, array in best.items()})
 
     @property
     def _records(self) -> int:
         """Records of the epoch so far, positives and negatives."""
         return min(self.position.steps * self._hp.mini_batch_size, self._events) * self._hp.records_per_positive
 
-    def _weights(self) -> Weights:
-        encoder = {name: array.numpy(force=True) for name, array in vars(self.parameters.encoder).items()}
-        return Weights(self.parameters.entities.numpy(force=True), **encoder)
+    def _encoder(self, copy: bool = False) -> Encoder:
+        """In numpy arrays, which on the CPU are views of what training goes on to change unless they are copies."""
+        arrays = {name: array.numpy(force=True) for name, array in vars(self.parameters.encoder).items()}
+        return Encoder(**{name: array.copy() if copy else array for name, array in arrays.items()})
 
     def _means(self) -> tuple[float, float]:
         """Mean cross entropy and accuracy of the epoch so far. Raises UserError where training has diverged."""
+        if self.diverged:
+            raise UserError(
+                "the training loss is no longer a number: lower learning_rate (and, where the job has checkpoints, "
+                "name an empty place for them)"
+            )
         cross_entropy, right, records = self._totals.tolist()
-        if not np.isfinite(cross_entropy):
-            raise UserError("the training loss is no longer a number: lower learning_rate")
         return cross_entropy / records, right / records
 
 

@@ -9,7 +9,8 @@ happens.
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -63,7 +64,12 @@ def fit(
     Raises UserError where the events cannot be learnt from, where they do not fit the earlier model or the checkpoint,
     and where the machine has too little memory.
     """
-    _check(train, hyperparameters, validation, earlier)
+    hyperparameters.require(validated=validation is not None)
+    if earlier:
+        earlier.require(hyperparameters)
+        if not earlier.vocabulary.events:  # a blank one, whose zeros would teach one another nothing
+            earlier = None
+    _check(train, validation)
     listener = listener or Listener()
     stopping = _Stopping(stop)
     hp = hyperparameters.adapted(len(train))
@@ -80,9 +86,7 @@ def fit(
         because = because or kernel.why_absent()
     threads = torch.get_num_threads()
     listener.training_planned(Plan(hp, vocabulary, str(place), threads, because, memory, before))
-    if native:  # the kernel has threads of its own, and what torch still does is too short to share
-        torch.set_num_threads(1)
-    try:
+    with _one_torch_thread(bool(native)), _memory_errors():
         trainer = Trainer(train, hp, vocabulary, entities, place, native, threads, earlier)
         validator = Validator(validation, trainer, hp.seed) if validation is not None else None
         saver = None
@@ -104,8 +108,28 @@ def fit(
         if not (earlier or ending.epochs or ending.steps):
             return Model.blank(vocabulary.family, hp.num_entity_vectors, hp.vector_dim, hp.num_ip_encoder_layers)
         return model
+
+
+@contextmanager
+def _one_torch_thread(wanted: bool) -> Iterator[None]:
+    """The kernel has threads of its own, and what torch still does beside it is too short to share."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if wanted else threads)
+    try:
+        yield
     finally:
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Torch's ways to say that there is no memory left become Python's."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+            raise MemoryError(str(error)) from error
+        raise
 
 
 def _run(
@@ -122,15 +146,17 @@ def _run(
         cut_off = trainer.summary(None, None)
     while position.epoch < hp.epochs and not trainer.out_of_patience and not stopping():
         whole = trainer.run(listener, stopping, saver.write_if_due if saver else lambda: None)
+        if trainer.diverged and stopping() and trainer.keeps_best:
+            break
         aucs = validator.aucs(stopping.impatient) if validator else (None, None)
-        summary = trainer.summary(*aucs)
-        if not whole or (validator and aucs[0] is None):
+        summary = trainer.summary(*(aucs or (None, None)))
+        if not whole or aucs is None:
             cut_off = summary
             break
         cut_off = None
         trainer.end_epoch(summary)
         listener.epoch_done(summary)
-        if saver:
+        if saver and not stopping():
             saver.write()
     reason = ""
     if position.epoch < hp.epochs:
@@ -168,6 +194,8 @@ class _Saver:
         self._subject = subject
         self._minutes = minutes
         self._listener = listener
+        self._last = -1
+        """Steps taken as of the last one."""
 
     def resume(self) -> None:
         """Go on from the newest checkpoint, if there is one. Raises UserError where it is of another training."""
@@ -175,6 +203,7 @@ class _Saver:
         if checkpoint:
             checkpoint.require(self._subject, self._checkpoints.folder)
             self._trainer.thaw(checkpoint)
+            self._last = checkpoint.steps
         position = self._trainer.position
         if checkpoint or damaged:
             self._listener.resumed(position.epoch, position.steps, damaged)
@@ -186,23 +215,27 @@ class _Saver:
 
     def write_last(self) -> None:
         """Write one if that does not take long."""
-        parameters = self._trainer.parameters
-        if sum(array.nbytes for array in vars(parameters).values()) <= LAST_CHECKPOINT_BYTES:
+        checkpoint = self._trainer.freeze(self._subject)
+        if checkpoint.steps != self._last and checkpoint.nbytes <= LAST_CHECKPOINT_BYTES:
             self.write()
 
     def write(self) -> None:
         """Write one. That it cannot be written, for want of space say, is told and no reason to lose the training."""
+        if self._trainer.diverged:  # which training will soon tell
+            return
         began = time.monotonic()
         try:
-            path = self._checkpoints.write(self._trainer.freeze(self._subject))
+            checkpoint = self._trainer.freeze(self._subject)
+            path = self._checkpoints.write(checkpoint)
+            self._last = checkpoint.steps
         except OSError as error:
             self._listener.checkpoint_failed(error)
         else:
             self._listener.checkpoint_written(str(path), time.monotonic() - began)
 
 
-def _check(train: Events, hp: Hyperparameters, validation: Events | None, earlier: Model | None) -> None:
-    """Raise UserError where something does not go together."""
+def _check(train: Events, validation: Events | None) -> None:
+    """Raise UserError where there is nothing to learn from."""
     if len(train) == 0:
         raise UserError("there are no training events: the train channel holds no rows")
     if train.index.owned + train.index.sharing == 1:
@@ -212,23 +245,6 @@ def _check(train: Events, hp: Hyperparameters, validation: Events | None, earlie
         )
     if validation is not None and len(validation) == 0:
         raise UserError("there are no validation events: the validation channel holds no rows")
-    if validation is None:
-        for name, used in (
-            ("saved_epoch=best", hp.saved_epoch == "best"),
-            (f"early_stopping_patience={hp.early_stopping_patience}", hp.early_stopping_patience > 0),
-        ):
-            if used:
-                raise UserError(f"{name} needs to know how good an epoch is: give the job a validation channel")
-    if earlier:
-        blocks, dim = earlier.encoder.b.shape
-        for name, value in (
-            ("num_entity_vectors", earlier.index.num_rows),
-            ("vector_dim", dim),
-            ("num_ip_encoder_layers", blocks),
-            ("ip_version", earlier.family.version),
-        ):
-            if getattr(hp, name) != value:
-                raise UserError(f"the model to go on from has {name}={value}, not {getattr(hp, name)}: set it to that")
 
 
 def _require_memory(needed: int) -> None:
@@ -257,10 +273,12 @@ def _best_device(memory: int) -> tuple[torch.device, str]:
 
 
 def _memory(hp: Hyperparameters, vocabulary: Vocabulary, events: int, entities: int) -> int:
-    """Bytes that parameters with their means, what a step computes, events and vocabulary will take."""
+    """Bytes that training takes: parameters with their means, copies of weights, a step, events, vocabulary."""
     size = min(hp.mini_batch_size, events)
     group = sampling.group_size(hp.random_negative_sampling_rate)
     random = -(-size // group) * hp.random_negative_sampling_rate
     rows = entities + 1 + vocabulary.num_rows + hp.num_ip_encoder_layers * (hp.vector_dim + 1)
+    copies = 2 if hp.saved_epoch == "best" else 1  # the embeddings of entities at the end, and those of the best epoch
     step = (2 * size + random) * (hp.vector_dim + vocabulary.depth)
-    return 4 * (3 * rows * hp.vector_dim + step + 3 * events + 2 * vocabulary.chains.size)
+    numbers = (3 * rows + copies * entities) * hp.vector_dim + step + 5 * events + 2 * vocabulary.chains.size
+    return 4 * numbers + 5 * hp.num_entity_vectors

@@ -30,17 +30,17 @@ class Validator:
             for name, address in (("own", events.address), ("random", random), ("others'", events.address[shuffle]))
         }
 
-    def aucs(self, give_up: Callable[[], bool] = lambda: False) -> tuple[float | None, float | None]:
+    def aucs(self, give_up: Callable[[], bool] = lambda: False) -> tuple[float, float | None] | None:
         """The areas under the ROC curve of observed against random addresses, and against addresses of other events.
 
-        Of the latter count those of another entity; without any the area is None. Both are None if ``give_up``, which
-        is asked now and then, says so.
+        Of the latter count those of another entity; without any the area is None. There is no answer if ``give_up``,
+        which is asked now and then, says so.
         """
         scores = []
         for kind in ("own", "random", "others'"):
             parts = self._score(kind, give_up)
             if parts is None:
-                return None, None
+                return None
             scores.append(parts)
         own, random, others = scores
         others = others[~self._true_pair]

@@ -99,6 +99,15 @@ def test_ctrl_c_is_the_same_request(ready: Tree) -> None:
     artifact.load(ready.model)
 
 
+def test_stopped_while_it_waits_for_data_it_does_not_wait(ready: Tree) -> None:
+    ready.configure(SMALL, inputdataconfig={"train": {"TrainingInputMode": "Pipe"}})
+    job = Job(ready)
+    job.wait_for("Waiting for data in channel 'train'")
+    assert job.stop() == 0, job.log
+    assert "The model saved has learnt nothing: it scores everything 0" in job.log
+    artifact.load(ready.model)
+
+
 def test_stopped_before_training_it_leaves_a_model_that_says_nothing(ready: Tree) -> None:
     job = Job(ready)
     job.wait_for("Docker entrypoint")  # the line comes before anything is read
@@ -127,6 +136,40 @@ def test_a_stopped_job_goes_on_where_it_was(ready: Tree, tmp_path: Path) -> None
     (unbroken.base / "input" / "data").symlink_to(ready.base / "input" / "data")
     assert unbroken.train().returncode == 0
     assert (unbroken.model / artifact.TENSORS).read_bytes() == (ready.model / artifact.TENSORS).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "kept"), [("none", True), ("other data", False), ("other hyperparameters", False), ("release", False)]
+)
+def test_stopped_while_it_reads_it_has_what_it_had(change: str, kept: bool, ready: Tree) -> None:
+    """If that is of this job, as far as one can tell before the data is read."""
+    (ready.base / "checkpoints").mkdir()
+    first = ready.train()
+    assert first.returncode == 0
+    before = (ready.model / artifact.TENSORS).read_bytes()
+    channel = ready.channel("train")
+    if change == "other data":
+        (channel / "b.csv").write_text("user_1,192.0.2.1\n")
+    elif change == "other hyperparameters":
+        ready.configure({**SMALL, "seed": "7"})
+    elif change == "release":
+        for path in (ready.base / "checkpoints").iterdir():
+            path.write_bytes(path.read_bytes().replace(b'format_version\\": 1', b'format_version\\": 9'))
+    reading = "from ipinsights.sagemaker import __main__, channels, stopping; channels.read = {}; __main__.train()"
+    stop = "lambda *_: (stopping._note(15, None), stopping.check())"  # the signal comes as reading begins
+    job = subprocess.run(
+        [sys.executable, "-c", reading.format(stop)],
+        env=ready.environment({}),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert job.returncode == 0, job.stdout + job.stderr
+    manifest = json.loads((ready.model / "manifest.json").read_text())
+    assert manifest["training"]["ended"] == "stopped before it began"
+    assert ((ready.model / artifact.TENSORS).read_bytes() == before) == kept
+    assert (manifest["metrics"].get("discriminator_auc") == aucs(first.stdout)[-1]) == kept
 
 
 def test_a_checkpoint_of_another_job_is_the_users_fault(ready: Tree) -> None:
@@ -200,6 +243,35 @@ def test_training_goes_on_from_the_model_channel(
     assert aucs(job.stdout)[-1] > 0.9
 
 
+def test_a_damaged_archive_is_told(trained: tuple[Tree, object], ready: Tree) -> None:
+    """One bit of it: it unpacks all the same."""
+    channel = ready.base / "input" / "data" / "model"
+    pack(trained[0].model, channel)
+    path = channel / "model.tar.gz"
+    data = bytearray(path.read_bytes())
+    for place in random.Random(0).sample(range(100, len(data) - 100), 5):
+        data[place] ^= 1
+        path.write_bytes(data)
+        job = ready.train()
+        assert job.returncode == 1
+        assert f"{path} cannot be unpacked" in ready.failure.read_text()
+        data[place] ^= 1
+
+
+def test_what_does_not_go_together_is_told_before_anything_is_read(trained: tuple[Tree, object], ready: Tree) -> None:
+    ready.channel("train", **{"a.csv": "not a log-in\n"})
+    unpack(trained[0].model, ready.base / "input" / "data" / "model")
+    ready.configure({**SMALL, "vector_dim": "8"})
+    assert ready.train().returncode == 1
+    assert "the model to go on from has vector_dim=16, not 8" in ready.failure.read_text()
+    ready.configure({**SMALL, "early_stopping_patience": "2"})
+    for path in ready.channel("validation").iterdir():
+        path.unlink()
+    ready.channel("validation").rmdir()
+    assert ready.train().returncode == 1
+    assert "give the job a validation channel" in ready.failure.read_text()
+
+
 def test_a_model_channel_without_a_model_is_told(ready: Tree) -> None:
     channel = ready.channel("model", **{"notes.txt": "none here"})
     for fault in ("holds none", "cannot be unpacked"):
@@ -234,7 +306,7 @@ def test_too_large_a_model_is_refused_before_it_is_made(ready: Tree) -> None:
     assert "Traceback" not in job.stdout + job.stderr
 
 
-def test_a_single_entity_and_a_lost_loss_are_told(ready: Tree) -> None:
+def test_a_single_entity_is_told(ready: Tree) -> None:
     ready.channel("train", **{"a.csv": "alice,192.0.2.1\n" * 9})
     ready.channel("validation", **{"v.csv": "alice,192.0.2.1\n"})
     assert ready.train().returncode == 1

@@ -1,5 +1,6 @@
 """What the platform tells a training job: hyperparameters, channels and hosts, read from /opt/ml/input/config."""
 
+import hashlib
 import json
 import logging
 from collections.abc import Sequence
@@ -57,6 +58,17 @@ class Configuration:
     """The folder of the model channel, an earlier artifact; None where the job has none."""
     host: str
     """This host's name, as log lines carry it."""
+
+    @property
+    def source(self) -> str:
+        """A digest of the names and sizes of the files to train on: it tells one data set from another, mostly."""
+        sources = {"train": self.train, "validation": self.validation, "networks": self.networks}
+        listed = [
+            f"{use} {source} {source.stat().st_size if isinstance(source, Path) else ''}"
+            for use, members in sources.items()
+            for source in members or ()
+        ]
+        return hashlib.sha256("\n".join(listed).encode(errors="surrogateescape")).hexdigest()
 
 
 def read(paths: Paths) -> Configuration:

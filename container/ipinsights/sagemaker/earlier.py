@@ -1,12 +1,14 @@
 """The ``model`` channel: an earlier artifact that training goes on from, as model.tar.gz or unpacked."""
 
 import tarfile
+import zlib
 from pathlib import Path
 
 from ipinsights import artifact
 from ipinsights.errors import UserError
 from ipinsights.model import Model
 
+_PIECE = 1 << 20
 _SUFFIXES = (".tar.gz", ".tgz", ".tar")
 
 
@@ -17,7 +19,9 @@ def load(channel: Path, scratch: Path) -> Model:
         try:
             with tarfile.open(archive) as file:
                 file.extractall(scratch / str(number), filter="data")
-        except (tarfile.TarError, OSError, EOFError) as error:
+                while file.fileobj and file.fileobj.read(_PIECE):  # gzip's checksum stands behind the archive's end
+                    pass
+        except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
             raise UserError(f"{archive} cannot be unpacked: {error}") from error
     manifests = [*channel.rglob(artifact.MANIFEST), *scratch.rglob(artifact.MANIFEST)]
     if len(manifests) != 1:
@@ -26,4 +30,7 @@ def load(channel: Path, scratch: Path) -> Model:
             f"channel 'model' must hold one model, as model.tar.gz or unpacked ({artifact.MANIFEST} and "
             f"{artifact.TENSORS}); {channel} holds {found}"
         )
-    return artifact.load(manifests[0].parent)[0]
+    try:
+        return artifact.load(manifests[0].parent)[0]
+    except UserError as error:
+        raise UserError(f"channel 'model' ({', '.join(map(str, archives)) or channel}): {error}") from error

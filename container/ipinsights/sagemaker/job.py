@@ -56,9 +56,9 @@ def main() -> None:
 def train() -> None:
     """Run the job that the environment describes. A failure is written to the failure file and ends the process."""
     paths = Paths.from_environment()
-    paths.failure.unlink(missing_ok=True)
     reporting.configure_logging()
     try:
+        paths.failure.unlink(missing_ok=True)
         run(paths)
     except Exception as error:
         _fail(paths, _verdict(error))
@@ -87,15 +87,19 @@ def run(paths: Paths) -> None:
     hp = job.hyperparameters
     logger.info("Merging with provided configuration from %s: %s", paths.hyperparameters, job.provided)
     logger.info("Final configuration: %s", {name: str(value) for name, value in dataclasses.asdict(hp).items()})
-    checkpoints = Checkpoints(paths.checkpoints) if paths.checkpoints.is_dir() else None
+    hp.require(validated=job.validation is not None)
+    checkpoints = Checkpoints(paths.checkpoints, job.source) if paths.checkpoints.is_dir() else None
     with tempfile.TemporaryDirectory(prefix="ipinsights-") as scratch:
         base = earlier.load(job.model, Path(scratch)) if job.model else None
+        if base:
+            base.require(hp)
         try:
             _train(paths, job, base, checkpoints, started)
         except stopping.Stopped:
             logger.warning("The job was told to stop before training began")
-            model = _best_known(hp, base, checkpoints)
-            _save(paths, model, hp, {"events": model.vocabulary.events, "ended": "stopped before it began"}, {})
+            model, metrics = _best_known(hp, base, checkpoints)
+            training = {"events": model.vocabulary.events, "ended": "stopped before it began"}
+            _save(paths, model, hp, training, metrics)
 
 
 def _train(
@@ -116,7 +120,9 @@ def _train(
     read = time.time()
     logger.info("Read %s training and %s validation events", *(f"{len(data[c]):,}" for c in ("train", "validation")))
     logger.info("%s entities have a row of their own, of %s rows", f"{index.owned:,}", f"{index.num_rows:,}")
-    if base:
+    if base and not base.vocabulary.events:
+        logger.warning("The model in channel 'model' has learnt nothing; training begins anew")
+    elif base:
         logger.info(
             "Going on from the model in channel 'model', of %s events: it knows %s entities, and %s are new",
             f"{base.vocabulary.events:,}",
@@ -166,17 +172,25 @@ def _train(
     report.finished(saving)
 
 
-def _best_known(hp: Hyperparameters, base: Model | None, checkpoints: Checkpoints | None) -> Model:
-    """The model to save where this job has learnt nothing yet."""
-    found = checkpoints.newest()[0] if checkpoints else None
-    if found and found.made_with(hp):
+def _best_known(
+    hp: Hyperparameters, base: Model | None, checkpoints: Checkpoints | None
+) -> tuple[Model, dict[str, Any]]:
+    """The model to save where this job has learnt nothing yet, and its metrics."""
+    found = None
+    if checkpoints:
+        try:
+            found, _ = checkpoints.newest()
+        except UserError as error:
+            logger.warning("%s", error)
+    if found and found.source == checkpoints.source and found.made_with(hp):  # type: ignore[union-attr]
         logger.warning("The model saved is that of the checkpoint after %s epochs", found.position.epoch)
-        return found.model()
+        summary = found.best if found.best_weights else None if found.position.steps else found.last
+        return found.model(), dataclasses.asdict(summary) if summary else {}
     if base:
         logger.warning("The model saved is that of channel 'model', as it was")
-        return base
+        return base, {}
     logger.warning("The model saved has learnt nothing: it scores everything 0")
-    return Model.blank(FAMILIES[hp.ip_version], hp.num_entity_vectors, hp.vector_dim, hp.num_ip_encoder_layers)
+    return Model.blank(FAMILIES[hp.ip_version], hp.num_entity_vectors, hp.vector_dim, hp.num_ip_encoder_layers), {}
 
 
 def _save(paths: Paths, model: Model, hp: Hyperparameters, training: dict[str, Any], metrics: dict[str, Any]) -> None:
@@ -188,8 +202,11 @@ def _save(paths: Paths, model: Model, hp: Hyperparameters, training: dict[str, A
 def _fail(paths: Paths, message: str) -> NoReturn:
     """Write the failure file and leave with a non-zero exit code."""
     logger.error(message)
-    paths.failure.parent.mkdir(parents=True, exist_ok=True)
-    paths.failure.write_text(message[:FAILURE_LIMIT], errors="backslashreplace")
+    try:
+        paths.failure.parent.mkdir(parents=True, exist_ok=True)
+        paths.failure.write_text(message[:FAILURE_LIMIT], errors="backslashreplace")
+    except OSError as error:
+        logger.error("%s cannot be written: %s", paths.failure, error.strerror)  # noqa: TRY400  # one cause is enough
     toolkit_errors = sys.modules.get(f"{_TOOLKIT}.errors")
     if toolkit_errors is None:
         sys.exit(1)

@@ -113,6 +113,7 @@ class TrainingReport(Listener):
         self._bar: tqdm[Any] | None = None
         self._seen = {"records": 0, "batches": 0}
         self._printed: EpochSummary | None = None
+        self._validated = False
         self.ending = Ending(0, 0, "it has not begun", None)
         """How training ended."""
 
@@ -258,8 +259,11 @@ class TrainingReport(Listener):
             )
         saved = ending.saved
         if saved is not None and saved != self._printed:
-            logger.info("The model saved has the weights of epoch %d", saved.epoch)
+            partly = ", as far as it went" if ending.steps and saved.epoch == ending.epochs else ""
+            logger.info("The model saved has the weights of epoch %d%s", saved.epoch, partly)
             self._validation(saved)
+            if saved.discriminator_auc is None and self._validated:
+                logger.warning("There was no time to validate it: what was printed before is of another epoch")
 
     def finished(self, saving_started: float) -> None:
         """The model is saved; ``saving_started`` is when that began, in Unix seconds."""
@@ -274,6 +278,7 @@ class TrainingReport(Listener):
 
     def _validation(self, summary: EpochSummary) -> None:
         self._printed = summary
+        self._validated |= summary.discriminator_auc is not None
         for name in ("discriminator_auc", "shuffled_auc"):
             value = getattr(summary, name)
             if value is not None:
