@@ -114,6 +114,20 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bits(
     assert told == [dataclasses.replace(e, seconds=0) for e in unbroken.epochs]
 
 
+def test_the_best_epoch_outlives_an_interruption(train: Events, validation: Events, tmp_path: Path) -> None:
+    soon_worse = dataclasses.replace(
+        HP, epochs=4, learning_rate=0.1, random_negative_sampling_rate=0, shuffled_negative_sampling_rate=3
+    )
+    first, second = Watcher(), Watcher()
+    after = 3 * steps_per_epoch(train) + 5
+    fit(train, soon_worse, validation, first, checkpoints=Checkpoints(tmp_path), stop=lambda: first.steps >= after)
+    resumed = fit(train, soon_worse, validation, second, checkpoints=Checkpoints(tmp_path))
+    assert second.ending is not None
+    assert second.ending.saved is not None
+    assert second.ending.saved.epoch < 3
+    assert same(resumed, fit(train, soon_worse, validation))
+
+
 def test_killed_again_and_again_it_ends_with_the_same_bits(train: Events, validation: Events, tmp_path: Path) -> None:
     often = dataclasses.replace(HP, checkpoint_interval_minutes=1e-9)
     total = HP.epochs * steps_per_epoch(train)
