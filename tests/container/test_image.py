@@ -86,7 +86,8 @@ def test_a_malformed_row_reaches_the_failure_file(image: str, folder: Path, tmp_
     job = docker("run", "--rm", "-v", f"{bad}:/opt/ml", image, "train")
     assert job.returncode == 1
     failure = (bad / "output" / "failure").read_text()
-    assert failure.startswith("ClientError: /opt/ml/input/data/train/more.csv, line 2: ")
+    assert failure.startswith("ClientError: 1 of ")
+    assert "malformed: /opt/ml/input/data/train/more.csv, line 2: " in failure
     assert "'user_1,1.2.3'" in failure
     assert "Traceback" not in job.stdout + job.stderr
 

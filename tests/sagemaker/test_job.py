@@ -336,6 +336,31 @@ def test_a_failure_of_an_earlier_run_is_forgotten(ready: Tree) -> None:
     assert not ready.failure.exists()
 
 
+def test_a_tuners_jobs_in_a_row(ready: Tree, traffic: Traffic) -> None:
+    """On one machine, as with a warm pool: strings of all kinds, and a draw that is invalid in between."""
+    ready.channel("validation", **{"v.csv": to_csv(traffic.normal)})
+    own = {"_tuning_objective_metric": "validation:discriminator_auc", "sagemaker_job_name": '"tuned-1"'}
+    draws = [
+        ({"vector_dim": "8", "learning_rate": "0.0010234567890123457", "weight_decay": "1e-05"}, 0),
+        ({"random_negative_sampling_rate": "0", "shuffled_negative_sampling_rate": "0"}, 1),
+        ({"vector_dim": '"24"', "epochs": "3", "mini_batch_size": "128.0"}, 0),
+    ]
+    for draw, code in draws:
+        ready.configure({**SMALL, **own, **draw})
+        job = ready.train()
+        assert job.returncode == code, job.stdout
+        printed = re.findall(METRIC_DEFINITIONS["validation:discriminator_auc"], job.stdout)
+        if code:
+            assert "random_negative_sampling_rate + shuffled_negative_sampling_rate = 0" in ready.failure.read_text()
+            assert not printed
+            continue
+        assert not ready.failure.exists()
+        manifest = json.loads((ready.model / "manifest.json").read_text())
+        assert manifest["hyperparameters"]["vector_dim"] == int(draw["vector_dim"].strip('"'))
+        assert len(printed) == int({**SMALL, **draw}["epochs"])
+        assert float(printed[-1]) == manifest["metrics"]["discriminator_auc"]
+
+
 @pytest.mark.parametrize("arguments", [[], ["help"], ["train", "serve"]])
 def test_any_other_argument_prints_the_usage(tree: Tree, arguments: list[str]) -> None:
     result = tree.run("ipinsights.sagemaker", *arguments)
