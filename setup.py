@@ -18,7 +18,7 @@ KERNEL = "container/ipinsights/kernel"
 MACHINE = ["-march=x86-64-v3"] if platform.machine() in ("x86_64", "AMD64") else []
 NATIVE = Extension(
     "ipinsights.kernel._native",
-    sources=[f"{KERNEL}/step.cpp", f"{KERNEL}/reader.cpp"],
+    sources=[f"{KERNEL}/{name}.cpp" for name in ("step", "reader", "scoring")],
     language="c++",
     extra_compile_args=[
         *("-std=c++20", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra"),

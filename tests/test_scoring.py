@@ -30,8 +30,20 @@ def test_a_score_is_the_inner_product_of_the_embeddings(scorer: Scorer, traffic:
 def test_a_score_does_not_depend_on_its_company(
     scorer: Scorer, traffic: Traffic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Nor on whether all leaves are encoded beforehand, and by how many at a time."""
     whole = scorer.score(traffic.normal)
+    one_by_one = [
+        scorer.score(Records(traffic.normal.entities[i : i + 1], traffic.normal.addresses[i : i + 1]))[0]
+        for i in range(200)
+    ]
+    assert one_by_one == whole[:200].tolist()
+    assert (scorer.embed(traffic.normal).scores == whole).all()
     monkeypatch.setattr(scoring, "_CHUNK", 7)
+    monkeypatch.setattr(scoring, "_TABLE_BYTES", 1)
+    afresh = Scorer(scorer._model)
+    assert afresh._encoded is None
+    np.testing.assert_allclose(afresh.score(traffic.normal), whole, atol=1e-5)
+    monkeypatch.setattr(scoring.reader, "score_pairs", lambda *_: None)
     np.testing.assert_allclose(scorer.score(traffic.normal), whole, atol=1e-5)
 
 

@@ -13,7 +13,7 @@ import io
 import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -46,6 +46,15 @@ _brief = reprlib.Repr()
 _brief.maxlevel, _brief.maxstring, _brief.maxother = 4, _SHOWN, _SHOWN
 
 
+class Pairs(NamedTuple):
+    """n pairs as a model knows them."""
+
+    digests: Digests
+    """Of the entities, as `entities.hash_names` has them: uint64 [n]."""
+    addresses: Addresses
+    """[n]"""
+
+
 @dataclass(frozen=True)
 class Records:
     """n (entity, address) pairs in the order of the input."""
@@ -57,6 +66,10 @@ class Records:
 
     def __len__(self) -> int:
         return len(self.addresses)
+
+    def hashed(self) -> Pairs:
+        """The same as a model knows them."""
+        return Pairs(hash_names(self.entities), self.addresses)
 
     @classmethod
     def concat(cls, parts: Sequence["Records"]) -> "Records":

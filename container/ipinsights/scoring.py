@@ -1,16 +1,26 @@
-"""Scoring: pairs in, scores and embeddings out. It needs numpy alone, so a server starts without torch."""
+"""Scoring: pairs in, scores and embeddings out. It needs numpy alone, so a server starts without torch.
+
+An address is known by its leaf (`vocabulary`), of which there are fewer than a request has pairs, or no more than some
+hundred thousand. So all leaves are encoded once, when the model is loaded, and scoring a pair is an inner product of
+two rows. Where that table would be too large, or too long in the making, each request has its own leaves encoded.
+"""
 
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from ipinsights.addresses import Family
+from ipinsights.addresses import Addresses, Family
+from ipinsights.kernel import reader
+from ipinsights.kernel.reader import Digests
 from ipinsights.model import Model
 from ipinsights.records import Records
 
 _CHUNK = 4096
-"""Pairs scored at a time: what they need stays in the processor's cache."""
+"""Leaves encoded, or pairs scored without the kernel, at a time: what they need stays in the processor's cache."""
+_TABLE_BYTES = 1 << 30
+_TABLE_PRODUCTS = 25_000_000_000
+"""Of the table of encoded leaves at most: about a second's work. The usual 80,000 leaves of 128 take a twentieth."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +40,10 @@ class Scorer:
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        model.vocabulary.chains, model.vocabulary.intervals  # noqa: B018  # derived once, before the first request
+        leaves, dim = len(model.vocabulary.chains), model.vector_dim
+        products = leaves * dim * (dim * len(model.encoder.w) + model.vocabulary.depth)
+        small = 4 * leaves * dim <= _TABLE_BYTES and products <= _TABLE_PRODUCTS
+        self._encoded = self._encode(np.arange(leaves, dtype=np.int32)) if small else None
 
     @property
     def family(self) -> Family:
@@ -42,16 +55,51 @@ class Scorer:
 
         An entity never seen scores as the typical one.
         """
-        rows = self._model.index.find(records.entities)
-        scores = np.empty(len(records), dtype=np.float32)
-        for start in range(0, len(records), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            encoded = self._model.encode(records.addresses[part])
-            np.einsum("ij,ij->i", self._model.entity[rows[part]], encoded, out=scores[part])
-        return scores
+        return self.score_hashed(*records.hashed())
+
+    def score_hashed(self, digests: Digests, addresses: Addresses) -> npt.NDArray[np.float32]:
+        """The same of entities as `entities.hash_names` has them."""
+        encoded, leaves = self._leaves(addresses)
+        return _products(self._model.entity, self._model.index.find_hashed(digests), encoded, leaves)
 
     def embed(self, records: Records) -> Embedded:
         """The scores with both embeddings of each pair."""
-        entity = self._model.entity[self._model.index.find(records.entities)]
-        encoded = self._model.encode(records.addresses)
-        return Embedded(np.einsum("ij,ij->i", entity, encoded), entity, encoded)
+        return self.embed_hashed(*records.hashed())
+
+    def embed_hashed(self, digests: Digests, addresses: Addresses) -> Embedded:
+        """The same of entities as `entities.hash_names` has them."""
+        rows, (encoded, leaves) = self._model.index.find_hashed(digests), self._leaves(addresses)
+        scores = _products(self._model.entity, rows, encoded, leaves)
+        return Embedded(scores, self._model.entity[rows], encoded[leaves])
+
+    def _leaves(self, addresses: Addresses) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+        """A table of encoded leaves, and the row of each address."""
+        leaves = self._model.vocabulary.leaves(addresses)
+        if self._encoded is not None:
+            return self._encoded, leaves
+        distinct, place = np.unique(leaves, return_inverse=True)
+        return self._encode(distinct), place.astype(np.int32)
+
+    def _encode(self, leaves: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
+        """The encoding of each leaf, [n, D]."""
+        encoded = np.empty((len(leaves), self._model.vector_dim), dtype=np.float32)
+        for start in range(0, len(leaves), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            encoded[part] = self._model.encoder(self._model.vocabulary.chains[leaves[part]])
+        return encoded
+
+
+def _products(
+    entity: npt.NDArray[np.float32],
+    rows: npt.NDArray[np.int32],
+    encoded: npt.NDArray[np.float32],
+    leaves: npt.NDArray[np.int32],
+) -> npt.NDArray[np.float32]:
+    """The inner product of a row of either table for each pair, [n]."""
+    scores = reader.score_pairs(entity, rows, encoded, leaves)
+    if scores is None:
+        scores = np.empty(len(rows), dtype=np.float32)
+        for start in range(0, len(rows), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            np.einsum("ij,ij->i", entity[rows[part]], encoded[leaves[part]], out=scores[part])
+    return scores

@@ -1,6 +1,7 @@
 """The kernel's reader against the exact one, xxhash and numpy: the same for every input."""
 
 import io
+import json
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +14,10 @@ from hypothesis import strategies as st
 from ipinsights import kernel
 from ipinsights.addresses import IPV4
 from ipinsights.entities import EntityIndex
+from ipinsights.errors import UserError
 from ipinsights.kernel import reader
 from ipinsights.records import Block, Fault, line_blocks, parse_csv
+from ipinsights.sagemaker import media
 from ipinsights.vocabulary import Vocabulary
 
 pytestmark = pytest.mark.skipif(kernel.library() is None, reason=kernel.why_absent())
@@ -227,3 +230,78 @@ def test_arrays_of_another_type_are_refused() -> None:
         reader.find_rows(np.zeros(4, np.uint32), 4, np.zeros(3, np.int64))
     with pytest.raises(Exception, match="must have data type"):
         Vocabulary.build(np.arange(9, dtype=np.uint32)).leaves(np.arange(9, dtype=np.int64))
+
+
+names = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+texts = st.one_of(
+    st.ip_addresses(v=4).map(str), st.sampled_from(["1.2.3", "01.2.3.4", " 1.2.3.4\t", "::1", "", "1.2.3.4 5"])
+)
+values = st.tuples(names, texts).map(list)
+shaped = values.flatmap(
+    lambda pair: st.sampled_from(
+        [
+            pair,
+            {"features": pair},
+            {"data": {"features": {"values": pair}}},
+            {"features": pair, "id": 7},
+            {"data": pair},
+            {"features": [*pair, "more"]},
+            {"features": [pair[0], 7]},
+        ]
+    )
+)
+spaced = st.sampled_from([(",", ":"), (", ", ": "), (" ,\t", " : ")])
+
+
+@given(st.lists(shaped, max_size=5), spaced, st.booleans(), st.sampled_from(["", " ", "\n", "\r\n", ",", "]}", "x"]))
+@settings(max_examples=300)
+def test_clean_instances_are_read_as_the_exact_reader_reads_them(
+    instances: list[object], separators: tuple[str, str], lines: bool, end: str
+) -> None:
+    def dumps(value: object) -> str:
+        return json.dumps(value, separators=separators, ensure_ascii=False)
+
+    text = "\n".join(map(dumps, instances)) if lines else dumps({"instances": instances})
+    body = (text + end).encode()
+    kind = "application/jsonlines" if lines else "application/json"
+    found = reader.read_instances(body, lines)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reader, "read_instances", lambda *_, **__: None)
+        try:
+            exact = media.read(kind, body, IPV4)
+        except UserError:
+            assert found is None
+            return
+    if found is not None:
+        assert (found[0] == exact.digests).all()
+        assert (found[1] == exact.addresses).all()
+        assert len(found[0]) == len(exact.digests)
+
+
+@pytest.mark.parametrize("lines", [True, False])
+def test_what_people_send_is_clean(lines: bool) -> None:
+    """Or it would be read slowly."""
+    instances = [
+        {"features": ["Zoë", "1.2.3.4"]},
+        {"data": {"features": {"values": ["b", "5.6.7.8"]}}},
+        ["c", "9.9.9.9"],
+    ]
+    for indent in (None, 1):
+        if lines and indent:
+            continue
+        text = "\n".join(map(json.dumps, instances)) if lines else json.dumps({"instances": instances}, indent=indent)
+        found = reader.read_instances(text.replace("\\u00eb", "ë").encode(), lines)
+        assert found is not None
+        assert found[1].tolist() == [0x01020304, 0x05060708, 0x09090909]
+
+
+@pytest.mark.parametrize("dim", [1, 7, 16, 128, 500])
+def test_scores_are_inner_products_whatever_their_company(dim: int) -> None:
+    rng = np.random.default_rng(0)
+    entity, ip = rng.standard_normal((50, dim)).astype("f4"), rng.standard_normal((30, dim)).astype("f4")
+    rows, leaves = rng.integers(50, size=1000).astype("i4"), rng.integers(30, size=1000).astype("i4")
+    scores = reader.score_pairs(entity, rows, ip, leaves)
+    exact = (entity[rows].astype("f8") * ip[leaves]).sum(1)
+    np.testing.assert_allclose(scores, exact, atol=1e-5 * dim**0.5)
+    one_by_one = [reader.score_pairs(entity, rows[i : i + 1], ip, leaves[i : i + 1])[0] for i in range(100)]
+    assert one_by_one == scores[:100].tolist()

@@ -44,6 +44,21 @@ text = "\\r\\n".join([*lines, *reversed(lines)]).encode()
 for first in range(len(text)):
     for last in range(first, len(text) + 1):
         reader.read_lines(text[first:last])
+names = ["a", "é€😀", "n" * 40, "", "a\\\\n"]
+shapes = ['{{{{"features": [{{0}}]}}}}', '{{{{"data":{{{{"features":{{{{"values":[{{0}}]}}}}}}}}}}}}', "[{{0}}]"]
+instances = [shape.format('"' + name + '", " 10.2.3.4"') for shape in shapes for name in names]
+request = ('{{"instances": [' + ", ".join(instances[:2] + instances[5:7] + instances[10:12]) + "]}}").encode()
+several = "\\r\\n".join(instances).encode()
+for last in range(len(request) + 1):
+    reader.read_instances(request[:last], lines=False)
+for first in range(len(several)):
+    for last in range(first, len(several) + 1, 3):
+        reader.read_instances(several[first:last], lines=True)
+for dim in (1, 4, 8, 15, 16, 17, 128):
+    table = np.ones((7, dim), np.float32)
+    for size in (0, 1, 9):
+        rows = np.arange(size, dtype=np.int32) % 7
+        reader.score_pairs(table, rows, table, rows[::-1].copy())
 for text in lines:
     column = pa.array([text[:size] for size in range(len(text) + 1)])
     reader.hash_texts(column)

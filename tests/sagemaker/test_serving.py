@@ -43,7 +43,7 @@ def expected(trained: tuple[Tree, object]) -> list[float]:
 def test_every_format_in_gives_the_same_json_out(
     server: Server, expected: list[float], content_type: str, body: str
 ) -> None:
-    for accept in (None, "*/*", "application/json", "text/csv, application/json", "APPLICATION/JSON"):
+    for accept in (None, "*/*", "application/json", "text/csv, application/json", "APPLICATION/JSON", "image/png,*/*"):
         answer = server.post(body, content_type, accept)
         assert answer.status_code == 200, answer.text
         assert answer.headers["Content-Type"] == "application/json"
@@ -54,6 +54,47 @@ def test_json_lines_out(server: Server, expected: list[float]) -> None:
     answer = server.post(CSV, accept="application/jsonlines")
     assert answer.headers["Content-Type"] == "application/jsonlines"
     assert [json.loads(line) for line in answer.text.split("\n")] == [{"dot_product": score} for score in expected]
+
+
+@pytest.mark.parametrize("content_type", ["text/csv", "application/json", "application/jsonlines"])
+def test_csv_out_has_a_line_a_row(server: Server, expected: list[float], content_type: str) -> None:
+    """What Batch Transform needs to join CSV with its scores."""
+    body = {"text/csv": CSV, "application/json": JSON, "application/jsonlines": JSONLINES}[content_type]
+    answer = server.post(body, content_type, "text/csv")
+    assert answer.headers["Content-Type"] == "text/csv"
+    assert [float(line) for line in answer.text.split("\n")] == expected
+    verbose = server.post(body, content_type, "text/csv;verbose=True").text.split("\n")
+    for line, score in zip(verbose, expected, strict=True):
+        own, *embeddings = map(float, line.split(","))
+        assert own == score
+        assert np.dot(embeddings[:16], embeddings[16:]) == pytest.approx(score, abs=1e-5)
+
+
+def test_the_documentations_own_sample_is_read(server: Server, expected: list[float]) -> None:
+    """AWS shows JSON Lines with a comma behind the first, and with a list's brackets behind the last."""
+    sample = f"{json.dumps(SHAPES[0])},\n{json.dumps(SHAPES[1])}]}}"
+    assert [p["dot_product"] for p in server.post(sample, "application/jsonlines").json()["predictions"]] == expected
+    for wrong in (sample + "x", sample.replace("},\n", "},{\n")):
+        assert server.post(wrong, "application/jsonlines").status_code == 400
+
+
+def test_bare_arrays_and_keys_of_no_concern(server: Server, expected: list[float]) -> None:
+    pairs = [["user_1", "192.168.1.2"], {"data": ["user_2", "10.10.1.2"], "configuration": {"a": 1}, "id": "x"}]
+    answer = server.post(json.dumps({"instances": pairs, "note": 7}), "application/json")
+    assert [p["dot_product"] for p in answer.json()["predictions"]] == expected
+
+
+def test_in_a_batch_lines_are_ended_and_documents_are_not(trained: tuple[Tree, object]) -> None:
+    """So that answers to parts of a file, put behind one another, are one file of lines."""
+    server = Server(trained[0], SAGEMAKER_BATCH="True", SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT="application/jsonlines")
+    try:
+        parts = [server.post(CSV).text, server.post(CSV, accept="*/*").text]
+        assert all(json.loads(line)["dot_product"] for line in "".join(parts).splitlines())
+        assert len("".join(parts).splitlines()) == 4
+        assert server.post(CSV, accept="text/csv").text.count("\n") == 2
+        assert not server.post(CSV, accept="application/json").text.endswith("\n")
+    finally:
+        server.stop()
 
 
 @pytest.mark.parametrize(
@@ -147,8 +188,7 @@ def test_many_rows_at_once_keep_their_order(server: Server, traffic: Traffic, tr
         answers = list(pool.map(lambda _: server.post(body), range(8)))
     expected = scorer.score(both)
     for answer in answers:
-        scores = [prediction["dot_product"] for prediction in answer.json()["predictions"]]
-        np.testing.assert_allclose(scores, expected, atol=1e-5)
+        assert [prediction["dot_product"] for prediction in answer.json()["predictions"]] == expected.tolist()
 
 
 def test_ping_answers_while_more_requests_wait_than_are_scored(server: Server, traffic: Traffic) -> None:
@@ -185,6 +225,9 @@ def test_execution_parameters_keep_their_product_within_the_platforms_limit(work
     [
         ("", "application/json False"),
         ("text/csv, application/jsonlines, application/json", "application/jsonlines False"),
+        ("text/csv", "text/csv False"),
+        ("text/csv, application/json;q=0.9", "text/csv False"),
+        ("application/json ; Verbose=TRUE", "application/json True"),
         ("application/json, application/jsonlines;verbose=True", "application/json False"),
         ("application/json;q=0.1, application/jsonlines;verbose=TRUE;q=0.5", "application/jsonlines True"),
         ("application/jsonlines;q=0, */*;q=0.1", "application/json False"),
@@ -225,6 +268,12 @@ def test_a_setting_that_cannot_be_is_told(trained: tuple[Tree, object], name: st
     result = trained[0].run("ipinsights.sagemaker", "serve", **{name: value})
     assert result.returncode == 1
     assert f"environment variable {name}={value!r} must be a whole number from 1 to" in result.stdout
+
+
+def test_a_default_that_is_none_is_told(trained: tuple[Tree, object]) -> None:
+    result = trained[0].run("ipinsights.sagemaker", "serve", SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT="image/png")
+    assert result.returncode == 1
+    assert "environment variable SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT: Accept 'image/png' is not" in result.stdout
 
 
 def test_a_model_of_ipv6_scores_both_versions(tree: Tree) -> None:

@@ -1,6 +1,6 @@
 // From lines of text to rows of tables: what reading events costs, but for the disk.
 //
-// Five loops, each over arrays that the caller owns; none allocates, none keeps state, so any number of threads may run
+// Six loops, each over arrays that the caller owns; none allocates, none keeps state, so any number of threads may run
 // them side by side.
 //
 // Reading. A line is *clean* if it is
@@ -12,6 +12,12 @@
 // makes it give up: a quoted field, a byte order mark, a lone CR, a third column, IPv6, a fault. The caller then has its
 // exact reader, which knows all of these and words every error, read the text in place of this one. So this decides
 // nothing: it is right if it is right on clean lines and sees that others are not.
+//
+// Instances of a request, in JSON or JSON Lines, are read likewise: those that are clean, in any of the shapes
+//
+//     {"features": [entity, address]}    {"data": {"features": {"values": [entity, address]}}}    [entity, address]
+//
+// whose strings have no escapes, with JSON's blanks anywhere, except that an instance of JSON Lines has one line to itself.
 //
 // Addresses, in lines or in a column of texts. Octets have one, two or three digits at random, and a branch on that
 // would be guessed wrong every other time, at some 15 cycles. So the four octets are read without branches. Of four
@@ -34,6 +40,7 @@
 #include <bit>
 #include <cstdint>
 #include <cstring>
+#include <string_view>
 
 static_assert(std::endian::native == std::endian::little, "loads are little endian, as xxHash64 wants them");
 
@@ -133,6 +140,73 @@ int64_t quad(const uint8_t* const begin, uint32_t& address) {
     return good ? p - begin : 0;
 }
 
+// The same where fewer bytes than that may be left: as if zeros followed.
+int64_t quad_before(const uint8_t* p, const uint8_t* end, uint32_t& address) {
+    if (end - p > LONGEST_QUAD) return quad(p, address);
+    uint8_t last[LONGEST_QUAD + 1] = {};
+    std::memcpy(last, p, static_cast<size_t>(end - p));
+    return quad(last, address);
+}
+
+// --- Instances ---
+
+// Reads clean JSON from p on. Each step moves p behind what it has read, or says that something else is there.
+struct Json {
+    const uint8_t* p;
+    const uint8_t* const end;
+    const bool lines;  // so that a line's end is no blank
+
+    void blanks() {
+        while (p < end && (*p == ' ' || *p == '\t' || (!lines && (*p == '\n' || *p == '\r')))) ++p;
+    }
+
+    bool token(char c) {
+        blanks();
+        return p < end && *p == static_cast<uint8_t>(c) && ++p;
+    }
+
+    bool string(const uint8_t*& begin, int64_t& size) {
+        if (!token('"')) return false;
+        begin = p;
+        while (p < end && *p != '"') {
+            if (*p < ' ' || *p == '\\') return false;
+            const int64_t length = *p < 0x80 ? 1 : sequence(p, end);
+            if (length == 0) return false;
+            p += length;
+        }
+        size = p - begin;
+        return p < end && ++p;
+    }
+
+    bool key(std::string_view name) {
+        const uint8_t* begin;
+        int64_t size;
+        return string(begin, size) && std::string_view(reinterpret_cast<const char*>(begin), size) == name && token(':');
+    }
+
+    bool pair(uint64_t& digest, uint32_t& address) {
+        const uint8_t *entity, *text;
+        int64_t size, width;
+        if (!token('[') || !string(entity, size) || !token(',') || !string(text, width) || !token(']')) return false;
+        const uint8_t* last = text + width;
+        while (text < last && (*text == ' ' || *text == '\t')) ++text;
+        while (text < last && (last[-1] == ' ' || last[-1] == '\t')) --last;
+        digest = xxh64(entity, size);
+        return size > 0 && text < last && quad_before(text, last, address) == last - text;
+    }
+
+    bool instance(uint64_t& digest, uint32_t& address) {
+        blanks();
+        if (p < end && *p == '[') return pair(digest, address);
+        if (!token('{')) return false;
+        const uint8_t* const begin = p;
+        if (key("features")) return pair(digest, address) && token('}');
+        p = begin;
+        return key("data") && token('{') && key("features") && token('{') && key("values") && pair(digest, address) &&
+               token('}') && token('}') && token('}');
+    }
+};
+
 template <typename Address>
 void find_intervals(const Address* starts, int64_t n, const int32_t* values, const Address* queries, int64_t m,
                     int32_t* found) {
@@ -165,14 +239,7 @@ int64_t ipinsights_read_lines(const uint8_t* p, int64_t size, uint64_t* digests,
             p = comma + 1;
             while (p < end && (*p == ' ' || *p == '\t')) ++p;
             uint32_t address;
-            int64_t length;
-            if (end - p > LONGEST_QUAD) {
-                length = quad(p, address);
-            } else {  // as if zeros followed
-                uint8_t last[LONGEST_QUAD + 1] = {};
-                std::memcpy(last, p, static_cast<size_t>(end - p));
-                length = quad(last, address);
-            }
+            const int64_t length = quad_before(p, end, address);
             if (length == 0) return NOT_CLEAN;
             p += length;
             digests[n] = xxh64(entity, comma - entity);
@@ -184,6 +251,37 @@ int64_t ipinsights_read_lines(const uint8_t* p, int64_t size, uint64_t* digests,
         if (*p++ != '\n') return NOT_CLEAN;
     }
     return n;
+}
+
+// Reads the `size` bytes of a request in JSON, or JSON Lines: per instance the entity's digest and the address. Returns the
+// number of instances, or NOT_CLEAN. An instance takes 15 bytes at least and, but for the last, a separator.
+int64_t ipinsights_read_instances(const uint8_t* p, int64_t size, bool lines, uint64_t* digests, uint32_t* addresses) {
+    Json json{p, p + size, lines};
+    int64_t n = 0;
+    if (lines) {
+        for (json.blanks(); json.p < json.end; json.blanks()) {
+            if (*json.p != '\n' && *json.p != '\r') {
+                if (!json.instance(digests[n], addresses[n])) return NOT_CLEAN;
+                ++n;
+                json.blanks();
+                if (json.p < json.end && *json.p != '\n' && *json.p != '\r') return NOT_CLEAN;
+            } else {
+                ++json.p;
+            }
+        }
+        return n;
+    }
+    if (!json.token('{') || !json.key("instances") || !json.token('[')) return NOT_CLEAN;
+    if (!json.token(']')) {
+        do {
+            if (!json.instance(digests[n], addresses[n])) return NOT_CLEAN;
+            ++n;
+        } while (json.token(','));
+        if (!json.token(']')) return NOT_CLEAN;
+    }
+    if (!json.token('}')) return NOT_CLEAN;
+    json.blanks();
+    return json.p == json.end ? n : NOT_CLEAN;
 }
 
 // The address of each of n texts, and whether it is a dotted quad; text i is data[offsets[i]:offsets[i + 1]].

@@ -1,4 +1,7 @@
-"""The loops of ``reader.cpp`` on numpy arrays. Each gives None where there is no kernel: the caller has another way."""
+"""The loops of ``reader.cpp`` and ``scoring.cpp`` on numpy arrays. Each gives None where there is no kernel.
+
+The caller then has another way.
+"""
 
 import ctypes
 import functools
@@ -15,6 +18,8 @@ Digests = npt.NDArray[np.uint64]
 _NOT_CLEAN = -1
 _SHORTEST_LINE = 10
 """Bytes of a record with its line end, which the last line may lack."""
+_SHORTEST_INSTANCE = 16
+"""Bytes of an instance, ["a","1.1.1.1"], and of a separator, which the last lacks."""
 
 
 def read_lines(text: bytes) -> tuple[Digests, npt.NDArray[np.uint32]] | None:
@@ -28,6 +33,17 @@ def read_lines(text: bytes) -> tuple[Digests, npt.NDArray[np.uint32]] | None:
     most = (len(text) + 1) // _SHORTEST_LINE
     digests, addresses = np.empty(most, dtype=np.uint64), np.empty(most, dtype=np.uint32)
     count = native.ipinsights_read_lines(text, len(text), digests, addresses)
+    return None if count == _NOT_CLEAN else (digests[:count], addresses[:count])
+
+
+def read_instances(text: bytes, lines: bool) -> tuple[Digests, npt.NDArray[np.uint32]] | None:
+    """The same of each instance of a request in JSON, or in JSON ``lines``."""
+    native = _library()
+    if native is None:
+        return None
+    most = len(text) // _SHORTEST_INSTANCE + 1
+    digests, addresses = np.empty(most, dtype=np.uint64), np.empty(most, dtype=np.uint32)
+    count = native.ipinsights_read_instances(text, len(text), lines, digests, addresses)
     return None if count == _NOT_CLEAN else (digests[:count], addresses[:count])
 
 
@@ -78,6 +94,21 @@ def find_intervals(
     return found
 
 
+def score_pairs(
+    entity: npt.NDArray[np.float32],
+    rows: npt.NDArray[np.int32],
+    ip: npt.NDArray[np.float32],
+    leaves: npt.NDArray[np.int32],
+) -> npt.NDArray[np.float32] | None:
+    """The inner products of rows of two tables of D columns, one of either for each of n pairs: float32 [n]."""
+    native = _library()
+    if native is None:
+        return None
+    scores = np.empty(len(rows), dtype=np.float32)
+    native.ipinsights_score(entity, rows, ip, leaves, entity.shape[1], len(rows), scores)
+    return scores
+
+
 def text_buffers(texts: pa.StringArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
     """The offsets (int32 [n + 1]) and the bytes behind an Arrow string column, without a copy."""
     _, offset_buffer, data_buffer = texts.buffers()
@@ -97,17 +128,20 @@ def _library() -> ctypes.CDLL | None:
 def _declared(native: ctypes.CDLL) -> ctypes.CDLL:
     """Tell ctypes the parameters, so that an array of another type, or with gaps, is an error."""
     number = ctypes.c_int64
-    flag, u8, i32, u32, u64 = (
+    flag, u8, i32, u32, u64, f32 = (
         np.ctypeslib.ndpointer(dtype, flags="C_CONTIGUOUS")
-        for dtype in (np.bool_, np.uint8, np.int32, np.uint32, np.uint64)
+        for dtype in (np.bool_, np.uint8, np.int32, np.uint32, np.uint64, np.float32)
     )
     native.ipinsights_read_lines.argtypes = [ctypes.c_char_p, number, u64, u32]
     native.ipinsights_read_lines.restype = number
+    native.ipinsights_read_instances.argtypes = [ctypes.c_char_p, number, ctypes.c_bool, u64, u32]
+    native.ipinsights_read_instances.restype = number
+    native.ipinsights_score.argtypes = [f32, i32, f32, i32, number, number, f32]
     native.ipinsights_parse_quads.argtypes = [u8, i32, number, u32, flag]
     native.ipinsights_hash.argtypes = [u8, i32, number, u64]
     native.ipinsights_find_rows.argtypes = [u32, number, number, u64, number, i32]
     native.ipinsights_find_intervals_32.argtypes = [u32, number, i32, u32, number, i32]
     native.ipinsights_find_intervals_64.argtypes = [u64, number, i32, u64, number, i32]
-    for name in ("parse_quads", "hash", "find_rows", "find_intervals_32", "find_intervals_64"):
+    for name in ("score", "parse_quads", "hash", "find_rows", "find_intervals_32", "find_intervals_64"):
         getattr(native, f"ipinsights_{name}").restype = None
     return native

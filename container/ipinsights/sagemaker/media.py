@@ -1,10 +1,13 @@
 """The wire formats: one table of what a request may be, one of what an answer may be.
 
-A reader takes the body's bytes to records; a writer takes an answer to bytes. ``verbose=True`` on an accepted type adds
-both embeddings to every prediction.
+A reader takes the body's bytes to pairs as the scorer wants them; a writer takes an answer to bytes. Neither has an
+object a row, but for rows that the native kernel leaves to the exact readers (`records`). ``verbose=True`` on an
+accepted type adds both embeddings to every prediction.
 """
 
-from collections.abc import Callable
+import functools
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +15,17 @@ import orjson
 from werkzeug.http import parse_options_header
 
 from ipinsights import records
-from ipinsights.addresses import Family
+from ipinsights.addresses import IPV4, Family
 from ipinsights.errors import UserError
-from ipinsights.records import Fault, MalformedRecords, Records
-from ipinsights.scoring import Embedded, Scorer
+from ipinsights.kernel import reader
+from ipinsights.records import Fault, MalformedRecords, Pairs
+from ipinsights.scoring import Scorer
 
-DEFAULT_ACCEPT = "application/json"
+JSON = "application/json"
+"""What is answered unless another type is asked for."""
+
+_VERBOSE_AT_ONCE = 512
+"""Predictions with embeddings that are written at a time, so that other threads have their turn in between."""
 
 
 class UnsupportedContentType(UserError):
@@ -35,33 +43,69 @@ class Writer:
     content_type: str
     verbose: bool
 
-    def write(self, scorer: Scorer, pairs: Records) -> bytes:
+    @property
+    def by_lines(self) -> bool:
+        """Whether a prediction is a line, which a final line feed ends."""
+        return self.content_type != JSON
+
+    def write(self, scorer: Scorer, pairs: Pairs) -> bytes:
         """Score the pairs and write their predictions, in order."""
-        if self.verbose:
-            predictions = _verbose(scorer.embed(pairs))
-        else:
-            predictions = [{"dot_product": score} for score in scorer.score(pairs).tolist()]
-        return _WRITERS[self.content_type](predictions)
+        begin, between, end, nothing = _WRITERS[self.content_type]
+        if not len(pairs.digests):
+            return nothing
+        if not self.verbose:
+            numbers = _numbers(scorer.score_hashed(*pairs).astype("f8"))
+            return begin + numbers.replace(b",", between) + end
+        return self._embedded(scorer, pairs)
+
+    def _embedded(self, scorer: Scorer, pairs: Pairs) -> bytes:
+        """The predictions with their embeddings, keys in the built-in's order."""
+        found = []
+        for start in range(0, len(pairs.digests), _VERBOSE_AT_ONCE):
+            part = slice(start, start + _VERBOSE_AT_ONCE)
+            embedded = scorer.embed_hashed(pairs.digests[part], pairs.addresses[part])
+            rows = zip(*(array.astype("f8") for array in (embedded.scores, embedded.ip, embedded.entity)), strict=True)
+            if self.content_type == "text/csv":
+                found += [b",".join(map(_numbers, ([score], ip, entity))) for score, ip, entity in rows]
+            else:
+                found += [
+                    orjson.dumps(
+                        {"dot_product": score, "ip_embedding": ip, "entity_embedding": entity},
+                        option=orjson.OPT_SERIALIZE_NUMPY,
+                    )
+                    for score, ip, entity in rows
+                ]
+        return b"\n".join(found) if self.by_lines else b'{"predictions":[' + b",".join(found) + b"]}"
 
 
-def read(content_type: str, body: bytes, family: Family) -> Records:
+def read(content_type: str, body: bytes, family: Family) -> Pairs:
     """Read a request's body, with addresses of a family.
 
     Raises UnsupportedContentType, or UserError where the body is malformed.
     """
+    return _reader(content_type)(body, family)
+
+
+@functools.lru_cache(1024)
+def _reader(content_type: str) -> Callable[[bytes, Family], Pairs]:
     name, _ = parse_options_header(content_type)
-    reader = _READERS.get(name.lower())
-    if reader is None:
+    found = _READERS.get(name.lower())
+    if found is None:
         raise UnsupportedContentType(
             f"Content-Type {content_type!r} is not supported; use one of: {', '.join(_READERS)}"
         )
-    return reader(body, family)
+    return found
 
 
-def writer(accept: str) -> Writer:
-    """The writer for an Accept header: for its most preferred type that has one. Raises NotAcceptable."""
+@functools.lru_cache(1024)
+def writer(accept: str, default: str = JSON) -> Writer:
+    """The writer for an Accept header: for its most preferred type that has one. Raises NotAcceptable.
+
+    ``default`` is what answers a header that leaves the choice, or none.
+    """
     for name, options in _by_preference(accept or "*/*"):
-        name = DEFAULT_ACCEPT if name in ("*/*", "application/*") else name
+        if name in ("*/*", "application/*"):
+            name, options = parse_options_header(default)
         if name in _WRITERS:
             return Writer(name, verbose=options.get("verbose", "").lower() == "true")
     raise NotAcceptable(
@@ -70,10 +114,13 @@ def writer(accept: str) -> Writer:
 
 
 def _by_preference(accept: str) -> list[tuple[str, dict[str, str]]]:
-    """The types that an Accept header admits with their parameters: by q, highest first, then in the order given."""
+    """The types that an Accept header admits with their parameters: by q, highest first, then in the order given.
+
+    Of those with the same q CSV comes last: who lists it beside others wrote that for the built-in, which has no CSV.
+    """
     entries = [(name.lower(), options) for name, options in map(parse_options_header, accept.split(","))]
-    weighted = [(_quality(options.get("q", "1")), name, options) for name, options in entries]
-    return [(name, options) for q, name, options in sorted(weighted, key=lambda entry: -entry[0]) if q > 0]
+    weighted = [(-_quality(options.get("q", "1")), name == "text/csv", name, options) for name, options in entries]
+    return [(name, options) for q, _, name, options in sorted(weighted, key=lambda entry: entry[:2]) if q < 0]
 
 
 def _quality(text: str) -> float:
@@ -84,18 +131,21 @@ def _quality(text: str) -> float:
         return 0.0
 
 
-def _verbose(embedded: Embedded) -> list[dict[str, Any]]:
-    """Predictions with embeddings, keys in the built-in's order."""
-    return [
-        {"dot_product": score, "ip_embedding": ip, "entity_embedding": entity}
-        for score, ip, entity in zip(
-            embedded.scores.tolist(), embedded.ip.tolist(), embedded.entity.tolist(), strict=True
-        )
-    ]
+def _numbers(values: Any) -> bytes:
+    """Numbers with commas between. They are written as what a float32 is as a double, as the built-in does."""
+    return orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
 
 
-def _read_json(body: bytes, family: Family) -> Records:
-    """``{"instances": [...]}``, each instance in either of the documented shapes."""
+def _read_csv(body: bytes, family: Family) -> Pairs:
+    pairs = reader.read_lines(body) if family is IPV4 else None
+    return Pairs(*pairs) if pairs else records.parse_csv(body, family).hashed()
+
+
+def _read_json(body: bytes, family: Family) -> Pairs:
+    """``{"instances": [...]}``."""
+    pairs = reader.read_instances(body, lines=False) if family is IPV4 else None
+    if pairs:
+        return Pairs(*pairs)
     document = _loads(body, "the body")
     instances = document.get("instances") if isinstance(document, dict) else None
     if not isinstance(instances, list):
@@ -103,13 +153,16 @@ def _read_json(body: bytes, family: Family) -> Records:
     return _from_instances(instances, family)
 
 
-def _read_jsonlines(body: bytes, family: Family) -> Records:
+def _read_jsonlines(body: bytes, family: Family) -> Pairs:
     """One instance a line."""
+    pairs = reader.read_instances(body, lines=True) if family is IPV4 else None
+    if pairs:
+        return Pairs(*pairs)
     lines = [line for line in body.splitlines() if line.strip()]
-    return _from_instances([_loads(line, f"instance {i}") for i, line in enumerate(lines)], family)
+    return _from_instances([_line(line, f"instance {i}") for i, line in enumerate(lines)], family)
 
 
-def _from_instances(instances: list[Any], family: Family) -> Records:
+def _from_instances(instances: Sequence[Any], family: Family) -> Pairs:
     columns: tuple[list[object], list[object]] = ([], [])
     faults = []
     for i, instance in enumerate(instances):
@@ -122,19 +175,15 @@ def _from_instances(instances: list[Any], family: Family) -> Records:
             faults.append(Fault(i, records.shown(instance), f"expected {shapes}"))
     if faults:
         raise MalformedRecords(faults, unit="instance")
-    return records.from_columns(*columns, family)
+    return records.from_columns(*columns, family).hashed()
 
 
 def _features(instance: Any) -> Any:
-    """The two values of an instance of either shape; None where it has neither."""
-    if not isinstance(instance, dict):
-        return None
-    if "features" in instance:
-        return instance["features"]
-    value = instance.get("data")
-    for key in ("features", "values"):
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
+    """What an instance's keys lead to, which should be its two values. Other keys are of no concern."""
+    for _ in range(3):
+        if isinstance(instance, dict):
+            instance = next((instance[key] for key in ("features", "data", "values") if key in instance), None)
+    return instance
 
 
 def _loads(text: bytes, what: str) -> Any:
@@ -144,23 +193,31 @@ def _loads(text: bytes, what: str) -> Any:
         raise UserError(f"{what} is not JSON: {error}") from error
 
 
-def _write_json(predictions: list[dict[str, Any]]) -> bytes:
-    return orjson.dumps({"predictions": predictions})
+def _line(text: bytes, what: str) -> Any:
+    """An instance, also with the comma, or the brackets of a list, behind it that AWS's documentation shows."""
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        try:
+            found, end = json.JSONDecoder().raw_decode(text.decode().strip())
+        except (ValueError, RecursionError):
+            found, end = None, 0
+        if not end or text.decode().strip()[end:].strip(", \t]}"):
+            raise UserError(f"{what} is not JSON: {error}") from error
+        return found
 
 
-def _write_jsonlines(predictions: list[dict[str, Any]]) -> bytes:
-    return b"\n".join(map(orjson.dumps, predictions))
-
-
-_READERS: dict[str, Callable[[bytes, Family], Records]] = {
-    "text/csv": records.parse_csv,
-    "application/json": _read_json,
+_READERS: dict[str, Callable[[bytes, Family], Pairs]] = {
+    "text/csv": _read_csv,
+    JSON: _read_json,
     "application/jsonlines": _read_jsonlines,
 }
-_WRITERS: dict[str, Callable[[list[dict[str, Any]]], bytes]] = {
-    "application/json": _write_json,
-    "application/jsonlines": _write_jsonlines,
+_WRITERS = {
+    JSON: (b'{"predictions":[{"dot_product":', b'},{"dot_product":', b"}]}", b'{"predictions":[]}'),
+    "application/jsonlines": (b'{"dot_product":', b'}\n{"dot_product":', b"}", b""),
+    "text/csv": (b"", b"\n", b"", b""),
 }
+"""What is written before the first score, between two, behind the last, and where there is none."""
 
 CONTENT_TYPES = tuple(_READERS)
 """What a request may be."""

@@ -30,6 +30,7 @@ def main() -> None:
     except UserError as error:
         logger.error("ClientError: %s", error)  # noqa: TRY400  # a sentence for the user, not a traceback
         sys.exit(1)
+    gc.set_threshold(100_000)  # a request in JSON may make as many objects, none of which is ever garbage in a circle
     gc.freeze()  # what is loaded is never garbage: the collector need not look, and pages stay shared after the fork
     _Server(create_app(models, settings), settings).run()
 

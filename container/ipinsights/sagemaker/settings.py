@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ipinsights.errors import UserError
 from ipinsights.events import usable_cores
+from ipinsights.sagemaker import media
 
 BATCH_PAYLOAD_MB = 100
 """Batch Transform's limit on MaxConcurrentTransforms x MaxPayloadInMB."""
@@ -27,6 +28,10 @@ class ServerSettings:
     """Requests that a worker scores at a time; others wait."""
     timeout: int = 60
     """Seconds without a sign of life after which a worker is replaced."""
+    batch: bool = False
+    """``SAGEMAKER_BATCH``: the server works for a Batch Transform job."""
+    default_accept: str = media.JSON
+    """``SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT``: what is answered where a request leaves the choice."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "ServerSettings":
@@ -35,6 +40,8 @@ class ServerSettings:
             port=_whole(environment, "SAGEMAKER_BIND_TO_PORT", cls.port, high=65535),
             workers=_whole(environment, "SAGEMAKER_MODEL_SERVER_WORKERS", usable_cores()),
             max_content_length=_whole(environment, "MAX_CONTENT_LENGTH", cls.max_content_length),
+            batch=environment.get("SAGEMAKER_BATCH", "").lower() == "true",
+            default_accept=_accept(environment, "SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT", cls.default_accept),
         )
 
     @property
@@ -53,3 +60,12 @@ def _whole(environment: Mapping[str, str], name: str, default: int, high: int = 
     if not text.isdecimal() or not 1 <= int(text) <= high:
         raise UserError(f"environment variable {name}={text!r} must be a whole number from 1 to {high}")
     return int(text)
+
+
+def _accept(environment: Mapping[str, str], name: str, default: str) -> str:
+    text = environment.get(name) or default
+    try:
+        media.writer(text)
+    except UserError as error:
+        raise UserError(f"environment variable {name}: {error}") from error
+    return text
