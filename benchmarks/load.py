@@ -59,13 +59,16 @@ class Client:
 
 
 class Load:
-    """Runs jobs, and remembers the first answer to each request of a name."""
+    """Runs jobs, and remembers the first good answer to each request of a name."""
 
     def __init__(self) -> None:
         self._first: dict[tuple[str, int], bytes] = {}
 
     def run(self, name: str, port: int, requests: list[str], connections: int, seconds: float) -> dict[str, Any]:
-        """Send requests for some seconds, and at least one a connection; wait for the last answers."""
+        """Send requests for some seconds, and at least one a connection; wait for the last answers.
+
+        Jobs of one name have the same requests, whose good answers must be the same, too.
+        """
         data = [request.encode() for request in requests]
         clients = [Client(port) for _ in range(connections)]
         selector = selectors.DefaultSelector()
@@ -90,7 +93,8 @@ class Load:
                 latencies.append(now - client.sent)
                 status, body = answer
                 statuses[status] += 1
-                different += self._first.setdefault((name, client.request), body) != body
+                if status == "200":
+                    different += self._first.setdefault((name, client.request), body) != body
                 if now < deadline:
                     client.send(following % len(data), data[following % len(data)])
                     following += 1
@@ -110,7 +114,7 @@ class Load:
             "cores": busy / (now - started),
             "statuses": statuses,
             "different": different,
-            "predictions": sum(body.count(b'"dot_product"') for body in answers) / len(answers),
+            "predictions": sum(body.count(b'"dot_product"') for body in answers) / max(1, len(answers)),
         }
 
 
