@@ -1,18 +1,25 @@
-"""The benchmarks of speed: the yardstick learns, and the tables come out; `test_quality` has the others."""
+"""The benchmarks of speed: the yardsticks learn and score, and the tables come out; `test_quality` has the others."""
 
 import dataclasses
 import itertools
+import json
 import os
 import subprocess
 import sys
+import threading
+import zlib
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import literal, reading, training
+from benchmarks import literal, load, reading, serving, training, usual_server
 from benchmarks.pieces import Ours
+from benchmarks.served import CSV, JSON, JSON_LINES, Payload, largest, payload
+from benchmarks.servers import Server, free_port
 from conftest import Traffic, no_events, to_events
 from ipinsights import metrics
 from ipinsights.errors import UserError
@@ -108,3 +115,100 @@ def test_reading_has_a_row_a_reader(capsys: pytest.CaptureFixture[str]) -> None:
     header, _, *rows = [line for line in capsys.readouterr().out.splitlines() if line[:1] == "|"]
     assert len(rows) == 3
     assert all(row.count("|") == header.count("|") for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body"),
+    [
+        (CSV, b"user_1, 10.0.0.1\nNA,1.2.3.4\n"),
+        (JSON, b'{"instances":[{"data":{"features":{"values":["user_1","10.0.0.1"]}}},{"features":["NA","1.2.3.4"]}]}'),
+        (JSON_LINES, b'{"features":["user_1","10.0.0.1"]}\n\n{"features":["NA","1.2.3.4"]}\n'),
+    ],
+)
+def test_the_usual_server_scores_every_format(tmp_path: Path, content_type: str, body: bytes) -> None:
+    model = usual_server.Model(50, 8)
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    client = usual_server.create_app(str(tmp_path / "model.pt")).test_client()
+    entity = model.entity.weight[[zlib.crc32(name) % 50 for name in (b"user_1", b"NA")]]
+    bits = torch.tensor([[float(b) for b in f"{a:032b}"[::-1]] for a in (0x0A000001, 0x01020304)])
+    expected = (entity * model.encoder(bits)).sum(1).tolist()
+    answers = [
+        client.post("/invocations", data=body, headers={"Content-Type": content_type, "Accept": accept})
+        for accept in (JSON, JSON_LINES)
+    ]
+    assert [p["dot_product"] for p in json.loads(answers[0].data)["predictions"]] == pytest.approx(expected)
+    assert [json.loads(line)["dot_product"] for line in answers[1].data.splitlines()] == pytest.approx(expected)
+    assert client.get("/ping").status_code == 200
+
+
+def test_the_usual_server_refuses_what_it_cannot_read(tmp_path: Path) -> None:
+    torch.save(usual_server.Model(50, 8).state_dict(), tmp_path / "model.pt")
+    client = usual_server.create_app(str(tmp_path / "model.pt")).test_client()
+    bodies = {CSV: b"user_1,10.0.0.256", JSON: b"[]", JSON_LINES: b"{}", "text/plain": b""}
+    statuses = [client.post("/invocations", data=b, content_type=c).status_code for c, b in bodies.items()]
+    assert statuses == [400, 400, 400, 415]
+
+
+def test_a_large_payload_fills_its_size() -> None:
+    records = [f"user_{i},10.0.0.{i % 256}" for i in range(1000)]
+    large = largest(CSV, records, 5000)
+    assert large.body == "\n".join(records[: large.rows]) + "\n"
+    assert 4900 < len(large.body) <= 5000
+    assert json.loads(payload(JSON, ["1", "2"]).body) == {"instances": [1, 2]}
+
+
+class _Answers(BaseHTTPRequestHandler):
+    """To a body a constant, but 503 to "bad", and to "new" something new each time."""
+
+    protocol_version = "HTTP/1.1"
+    count = itertools.count()
+
+    def do_POST(self) -> None:
+        asked = self.rfile.read(int(self.headers["Content-Length"]))
+        answer = b'{"predictions": [{"dot_product": %d}]}' % (next(self.count) if asked == b"new" else 1)
+        self.send_response(503 if asked == b"bad" else 200)
+        self.send_header("content-length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Answers) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_address[1]
+        server.shutdown()
+        thread.join()
+
+
+def test_clients_count_answers_faults_and_differences(port: int) -> None:
+    good, bad, new = (Payload(CSV, body, 1).request() for body in ("good", "bad", "new"))
+    clients = load.Load()
+    turn = clients.run("good", port, [good, good], connections=3, seconds=0.05)
+    assert turn["statuses"] == {"200": turn["answers"]}
+    assert (turn["different"], turn["predictions"]) == (0, 1)
+    assert 0 < turn["p50"] <= turn["p99"] <= turn["seconds"]
+    turn = clients.run("bad", port, [bad], connections=1, seconds=0)
+    assert (turn["statuses"], turn["predictions"]) == ({"503": 1}, 0)
+    clients.run("new", port, [new], connections=1, seconds=0)
+    assert clients.run("new", port, [new], connections=2, seconds=0)["different"] == 2
+
+
+def test_a_server_that_does_not_start_is_told(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="did not start"):
+        Server(["this", "0"], free_port(), tmp_path / "log", {"PYTHONINSPECT": ""})
+
+
+def test_serving_has_a_row_a_measure(capsys: pytest.CaptureFixture[str]) -> None:
+    serving.main(["--small"])
+    printed = capsys.readouterr().out
+    main, latency, caption, _ = printed.split("\n\n")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in main.splitlines()]
+    assert {row[0] for row in rows} >= set(serving.REQUIRED)
+    assert all(row[-1] in ("yes", "no") for row in rows[2:] if row[0] in serving.REQUIRED)
+    assert latency.count("\n") == 7
+    assert " 0 had a status of 5xx and 0 another than 200; 0 differed" in " ".join(caption.split())
