@@ -17,14 +17,11 @@ from pyspark.sql.types import FloatType
 
 from ipinsights.scoring import Scorer
 
-MODEL = "model"
-"""Where Spark unpacks the model on each machine."""
-
 
 @pandas_udf(FloatType())
 def score(batches: Iterator[tuple[pd.Series, pd.Series]]) -> Iterator[pd.Series]:
     """The score of each (entity, address); null where they cannot be read."""
-    scorer = Scorer.open(SparkFiles.get(MODEL))  # mapped, once a task
+    scorer = Scorer.open(SparkFiles.get("model"))  # mapped, once a task
     for entities, addresses in batches:
         yield pd.Series(scorer.score_columns(entities, addresses))
 
@@ -32,7 +29,7 @@ def score(batches: Iterator[tuple[pd.Series, pd.Series]]) -> Iterator[pd.Series]
 def main(model: str, log_ins: str, scores: str) -> None:
     """Score one table into another."""
     spark = SparkSession.builder.appName("ipinsights").getOrCreate()
-    spark.sparkContext.addArchive(f"{model}#{MODEL}")
+    spark.sparkContext.addArchive(f"{model}#model")  # brought to every machine, and unpacked there as "model"
     table = spark.read.parquet(log_ins)
     table.withColumn("score", score("entity", "ip")).write.parquet(scores)
     spark.stop()
