@@ -46,5 +46,7 @@ $(VENV)/.test: setup.py container/constraints.txt | $(BIN)/python
 	# The toolkit's tests run where it can be installed, which takes a C compiler. It goes first: it brings a `train` of
 	# its own, which ours is to replace.
 	if command -v cc >/dev/null; then $(PIP) sagemaker-training; fi
+	# The test of the Spark example runs where there is a Java.
+	if command -v java >/dev/null; then $(PIP) pyspark || echo "pyspark cannot be installed: its test is skipped"; fi
 	$(PIP) -e '.[test]'
 	touch $@

@@ -46,6 +46,12 @@ def test_the_readme_tells_what_is_declared(name: str) -> None:
     assert split(README.read_text(), name)[1] == PARTS[name](), "run: python tests/test_readme.py"
 
 
+def test_the_readme_shows_the_function_of_the_spark_example() -> None:
+    example = (README.parent / "notebooks" / "spark_scoring.py").read_text()
+    function = example[example.index("@pandas_udf") : example.index("def main")]
+    assert function in README.read_text()
+
+
 if __name__ == "__main__":
     for name, make in PARTS.items():
         before, _, after = split(README.read_text(), name)

@@ -1,6 +1,8 @@
 import io
+from collections.abc import Callable
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -165,6 +167,60 @@ def test_columns_of_a_request_are_checked() -> None:
         records.from_columns(["a", 7], ["1.2.3.4", "5.6.7.8"])
     with pytest.raises(MalformedRecords, match="instance 0: .*IPv6"):
         records.from_columns(["a"], ["::1"])
+
+
+NAMES = ["a", None, "", "NA", "d", "e", "f", " "]
+TEXTS = ["1.2.3.4", "1.2.3.4", "1.2.3.4", " 5.6.7.8\t", None, "1.2.3", "::1", "9.9.9.9"]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        list,
+        pd.Series,
+        lambda values: pd.Series(values, dtype=object),
+        lambda values: pd.Series(["skipped", *values])[1:],
+        lambda values: pd.concat([pd.Series(values[:3]), pd.Series(values[3:])]),
+        pa.array,
+        lambda values: pa.chunked_array([values[:3], values[3:]]),
+        lambda values: pa.array(values, pa.large_string()),
+        lambda values: pa.array(["skipped", *values])[1:],
+    ],
+)
+def test_of_columns_the_rows_that_can_be_read_are(column: Callable[[list[str | None]], records.Column]) -> None:
+    found, readable = records.salvage_columns(column(NAMES), column(TEXTS))
+    assert readable.tolist() == [True, False, False, True, False, False, False, True]
+    assert found.entities.to_pylist() == ["a", "NA", " "]
+    assert addresses.render(found.addresses) == ["1.2.3.4", "5.6.7.8", "9.9.9.9"]
+
+
+def test_columns_may_be_empty_or_missing_or_of_ipv6() -> None:
+    for missing in (pd.Series([], dtype=object), pd.Series([None, None])):
+        found, readable = records.salvage_columns(missing, missing)
+        assert (len(found), readable.tolist()) == (0, [False] * len(missing))
+    found, readable = records.salvage_columns(pd.Series(["a", "b"]), pd.Series(["2001:db8::1", "1::2::3"]), IPV6)
+    assert (addresses.render(found.addresses, IPV6), readable.tolist()) == (["2001:db8::"], [True, False])
+
+
+def test_of_columns_what_is_not_utf8_cannot_be_read() -> None:
+    names, texts = [b"a", b"b\xff", b"c", "é".encode()], [b"1.2.3.4", b"1.2.3.4", b"1.2.3.\xff", b"5.6.7.8"]
+    columns = [pa.array(values).view(pa.string()) for values in (names, texts)]
+    for family in (IPV4, IPV6):
+        found, readable = records.salvage_columns(*columns, family)
+        assert readable.tolist() == [True, False, False, True]
+        assert found.entities.to_pylist() == ["a", "é"]
+
+
+@pytest.mark.parametrize("column", [pd.Series([7, None]), pd.Series([7, 8]), ["a", 7]])
+def test_a_column_of_numbers_is_refused(column: records.Column) -> None:
+    with pytest.raises(TypeError, match="Expected"):
+        records.salvage_columns(column, ["1.2.3.4", "1.2.3.4"])
+
+
+@pytest.mark.parametrize("entities", [["a"], ["a", "b", "c"]])
+def test_columns_of_two_lengths_are_refused(entities: list[str]) -> None:
+    with pytest.raises((ValueError, IndexError)):
+        records.salvage_columns(entities, ["1.2.3.4", "1.2.3.4"])
 
 
 @pytest.mark.parametrize(

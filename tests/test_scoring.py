@@ -1,12 +1,15 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 
-from conftest import Traffic, to_events
-from ipinsights import scoring
+from conftest import Traffic, Tree, to_events
+from ipinsights import addresses, artifact, scoring
+from ipinsights.errors import UserError
 from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.records import Records
 from ipinsights.scoring import Scorer
@@ -45,6 +48,25 @@ def test_a_score_does_not_depend_on_its_company(
     np.testing.assert_allclose(afresh.score(traffic.normal), whole, atol=1e-5)
     monkeypatch.setattr(scoring.reader, "score_pairs", lambda *_: None)
     np.testing.assert_allclose(scorer.score(traffic.normal), whole, atol=1e-5)
+
+
+def test_columns_score_as_records_and_nan_where_a_row_cannot_be_read(scorer: Scorer, traffic: Traffic) -> None:
+    entities = traffic.normal.entities.to_pylist()
+    texts: list[str | None] = list(addresses.render(traffic.normal.addresses))
+    assert (scorer.score_columns(pd.Series(entities), pd.Series(texts)) == scorer.score(traffic.normal)).all()
+    texts[1], texts[3] = None, "1.2.3.999"
+    scores = scorer.score_columns(pd.Series(entities), pd.Series(texts))
+    assert np.flatnonzero(np.isnan(scores)).tolist() == [1, 3]
+    np.testing.assert_allclose(scores[4:], scorer.score(traffic.normal)[4:], atol=1e-5)
+    assert np.isnan(scorer.score_columns([None], [None])).all()
+    assert scorer.score_columns([], []).shape == (0,)
+
+
+def test_a_model_is_opened_by_its_folder(trained: tuple[Tree, object], traffic: Traffic, tmp_path: Path) -> None:
+    expected = Scorer(artifact.load(trained[0].model)[0]).score(traffic.normal)
+    assert (Scorer.open(str(trained[0].model)).score(traffic.normal) == expected).all()
+    with pytest.raises(UserError, match="no model"):
+        Scorer.open(tmp_path)
 
 
 def test_nothing_and_strangers_can_be_scored(scorer: Scorer) -> None:

@@ -13,7 +13,7 @@ from typing import TypeAlias
 import numpy as np
 
 import ipinsights
-from ipinsights import addresses, artifact, evaluation, simulation
+from ipinsights import addresses, evaluation, simulation
 from ipinsights.errors import UserError
 from ipinsights.events import find_files
 from ipinsights.records import Records, parse_stream, record_lines
@@ -142,7 +142,7 @@ def _simulate(options: argparse.Namespace) -> None:
 
 
 def _score(options: argparse.Namespace) -> None:
-    scorer = Scorer(artifact.load(options.model)[0])
+    scorer = Scorer.open(options.model)
     standard_input = options.file == "-"
     with Stream(FileIO(0, closefd=False), "standard input") if standard_input else stream(Path(options.file)) as text:
         for block, pairs in parse_stream(text, text.name, scorer.family):
@@ -153,7 +153,7 @@ def _score(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    scorer = Scorer(artifact.load(options.model)[0])
+    scorer = Scorer.open(options.model)
     files = find_files(options.data) if options.data.is_dir() else [options.data]
     parts = []
     for path in files:

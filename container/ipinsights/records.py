@@ -13,9 +13,10 @@ import io
 import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv as arrow_csv
@@ -41,6 +42,9 @@ _SHOWN = 120
 """Characters of a faulty line that an error quotes."""
 _LISTED = 3
 """Faulty lines that an error lists."""
+
+Column: TypeAlias = Any
+"""Strings: a pandas Series, an Arrow array or a list. None and NaN are missing ones."""
 
 _brief = reprlib.Repr()
 _brief.maxlevel, _brief.maxstring, _brief.maxother = 4, _SHOWN, _SHOWN
@@ -210,6 +214,17 @@ def from_columns(entities: list[object], texts: list[object], family: Family = I
     return Records(pa.array(entities, pa.string()), values)
 
 
+def salvage_columns(entities: Column, texts: Column, family: Family = IPV4) -> tuple[Records, npt.NDArray[np.bool_]]:
+    """The records that can be read of two columns, in order, and which rows they are: bool [n].
+
+    Raises TypeError where a column is of anything but strings: account 7 beside a missing one is 7.0 to pandas.
+    """
+    names, texts = _strings(entities), _strings(texts)
+    values, valid = addresses.parse(pc.utf8_trim(texts, " \t"), family)
+    readable = valid & pc.not_equal(names, "").to_numpy(zero_copy_only=False)
+    return Records(names.filter(pa.array(readable)), values[readable]), readable
+
+
 def record_lines(data: bytes, first_line: int = 1) -> Iterator[tuple[int, bytes]]:
     """The lines that hold a record, with their numbers: blank ones and a byte order mark are left out.
 
@@ -292,6 +307,24 @@ def _split_line(line: bytes, family: Family) -> tuple[str, str]:
 
 def _explain(text: str, family: Family) -> str:
     return addresses.explain(text[:_SHOWN], family)  # what is longer than an address stays so
+
+
+def _strings(column: Column) -> pa.StringArray:
+    """A column in one piece; what is missing is empty, and so is what is not UTF-8, as Spark's strings need not be."""
+    array = pa.array(column, pa.string(), from_pandas=True)
+    array = pc.fill_null(_single_chunk(array) if isinstance(array, pa.ChunkedArray) else array, "")
+    try:
+        array.validate(full=True)
+    except pa.ArrowInvalid:
+        return pa.array([_decoded(text) for text in array.cast(pa.binary()).to_pylist()], pa.string())
+    return array
+
+
+def _decoded(text: bytes) -> str:
+    try:
+        return text.decode()
+    except UnicodeDecodeError:
+        return ""
 
 
 def _single_chunk(column: pa.ChunkedArray) -> pa.StringArray:

@@ -6,15 +6,17 @@ two rows. Where that table would be too large, or too long in the making, each r
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from ipinsights import artifact
 from ipinsights.addresses import Addresses, Family
 from ipinsights.kernel import reader
 from ipinsights.kernel.reader import Digests
 from ipinsights.model import Model
-from ipinsights.records import Records
+from ipinsights.records import Column, Records, salvage_columns
 
 _CHUNK = 4096
 """Leaves encoded, or pairs scored without the kernel, at a time: what they need stays in the processor's cache."""
@@ -45,6 +47,11 @@ class Scorer:
         small = 4 * leaves * dim <= _TABLE_BYTES and products <= _TABLE_PRODUCTS
         self._encoded = self._encode(np.arange(leaves, dtype=np.int32)) if small else None
 
+    @classmethod
+    def open(cls, folder: str | Path) -> "Scorer":
+        """Map the model in a folder. Raises UserError where there is none, or one this release cannot read."""
+        return cls(artifact.load(Path(folder))[0])
+
     @property
     def family(self) -> Family:
         """The addresses that the model encodes."""
@@ -61,6 +68,16 @@ class Scorer:
         """The same of entities as `entities.hash_names` has them."""
         encoded, leaves = self._leaves(addresses)
         return _products(self._model.entity, self._model.index.find_hashed(digests), encoded, leaves)
+
+    def score_columns(self, entities: Column, addresses: Column) -> npt.NDArray[np.float32]:
+        """The score of each pair of two columns of strings, as a data frame has them: float32 [n].
+
+        NaN where the row cannot be read: its address is not one, or either is missing or empty.
+        """
+        records, readable = salvage_columns(entities, addresses, self.family)
+        scores = np.full(len(readable), np.nan, dtype=np.float32)
+        scores[readable] = self.score(records)
+        return scores
 
     def embed(self, records: Records) -> Embedded:
         """The scores with both embeddings of each pair."""

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from ipinsights import artifact
 from ipinsights.errors import AlgorithmError
 from ipinsights.scoring import Scorer
 
@@ -16,8 +15,7 @@ class ModelStore:
 
     def load(self) -> None:
         """Map the model. Raises UserError where it cannot be."""
-        model, _ = artifact.load(self._folder)
-        self._scorer = Scorer(model)
+        self._scorer = Scorer.open(self._folder)
 
     @property
     def ready(self) -> bool:
