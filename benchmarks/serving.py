@@ -1,6 +1,6 @@
 """How fast the server is, against the usual one (`usual_server`), as Markdown tables.
 
-    python -m benchmarks.serving            # 1,000,000 x 128: some 9 minutes, 5 GB of memory, 2 GB of disk
+    python -m benchmarks.serving            # 1,000,000 x 128: some 9 minutes, 6 GB of memory, 2 GB of disk
     python -m benchmarks.serving --small    # to see that all works: a quarter of a minute
 
 Both have two workers of gunicorn's gthread class. Both are up, and one at a time has work: they take turns, and a ratio
@@ -72,7 +72,7 @@ server. {starts} `ipinsights score` is the whole command on one core, for {score
 Measured by `{command}` on {date}: {machine}."""
 
 Values = dict[str, list[float]]
-"""By server, one a round."""
+"""By server, one a turn."""
 
 
 @dataclass(frozen=True)
