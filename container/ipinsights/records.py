@@ -135,6 +135,12 @@ def salvage_csv(data: bytes, family: Family = IPV4, first_line: int = 1) -> tupl
     return Records.concat(parts), faults
 
 
+def clean_pairs(data: bytes, family: Family) -> Pairs | None:
+    """The pairs in whole lines of CSV, by the native kernel; None where that leaves them to the readers here."""
+    pairs = reader.read_lines(data) if family is IPV4 else None
+    return Pairs(*pairs) if pairs else None
+
+
 def parse_stream(
     stream: Text, name: str, family: Family = IPV4, block_size: int = BLOCK_SIZE
 ) -> Iterator[tuple[bytes, Records]]:
@@ -169,11 +175,11 @@ class Block:
 
         And what is wrong with the other rows.
         """
-        hashed = reader.read_lines(self.text) if family is IPV4 else None
-        if hashed is None:
+        pairs = clean_pairs(self.text, family)
+        if pairs is None:
             records, faults = salvage_csv(self.text, family, self.first_line)
-            return hash_names(records.entities), records.addresses, faults
-        return *hashed, []
+            return *records.hashed(), faults
+        return *pairs, []
 
 
 def line_blocks(stream: Text, name: str, size: int = BLOCK_SIZE, first_line: int = 1) -> Iterator[Block]:
@@ -281,9 +287,9 @@ def _parse_lines(data: bytes, family: Family, first_line: int) -> tuple[Records,
         except ValueError as error:
             fault(number, line, str(error))
     values, valid = addresses.parse(pa.array([text for *_, text in found], pa.string()), family)
-    for i in np.flatnonzero(~valid):
+    for explained, i in enumerate(np.flatnonzero(~valid)):
         number, line, _, text = found[i]
-        fault(number, line, _explain(text, family) if len(faults) < _EXPLAINED else f"not an {family.noun}")
+        fault(number, line, _explain(text, family) if explained < _EXPLAINED else f"not an {family.noun}")
     good = np.flatnonzero(valid)
     records = Records(pa.array([found[i][2] for i in good], pa.string()), values[good])
     return records, sorted(faults, key=lambda f: f.position)

@@ -18,7 +18,7 @@ import torch
 from ipinsights import kernel, sampling
 from ipinsights.addresses import FAMILIES
 from ipinsights.batches import Entities
-from ipinsights.checkpoint import Checkpoints, subject_of
+from ipinsights.checkpoint import Checkpoint, Checkpoints, subject_of
 from ipinsights.errors import UserError
 from ipinsights.events import Events
 from ipinsights.hyperparameters import Hyperparameters
@@ -217,15 +217,18 @@ class _Saver:
         """Write one if that does not take long."""
         checkpoint = self._trainer.freeze(self._subject)
         if checkpoint.steps != self._last and checkpoint.nbytes <= LAST_CHECKPOINT_BYTES:
-            self.write()
+            self._write(checkpoint)
 
     def write(self) -> None:
-        """Write one. That it cannot be written, for want of space say, is told and no reason to lose the training."""
+        """Write one."""
+        self._write(self._trainer.freeze(self._subject))
+
+    def _write(self, checkpoint: Checkpoint) -> None:
+        """That it cannot be written, for want of space say, is told and no reason to lose the training."""
         if self._trainer.diverged:  # which training will soon tell
             return
         began = time.monotonic()
         try:
-            checkpoint = self._trainer.freeze(self._subject)
             path = self._checkpoints.write(checkpoint)
             self._last = checkpoint.steps
         except OSError as error:

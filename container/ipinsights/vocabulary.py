@@ -228,7 +228,8 @@ class Vocabulary:
     def counted(self, level: int) -> tuple[Addresses, npt.NDArray[np.int64]]:
         """The known prefixes of a level, ascending, and their counts."""
         start = sum(self.sizes[:level])
-        return self._level(level), self.counts[start : start + self.sizes[level]]
+        part = slice(start, start + self.sizes[level])
+        return self.prefixes[part], self.counts[part]
 
     def _prefix_chains(self) -> npt.NDArray[np.int32]:
         """The row on every prefix level of each known prefix; and first where none is known: int32 [1 + K, levels]."""
@@ -274,8 +275,7 @@ class Vocabulary:
         return rows
 
     def _level(self, level: int) -> Addresses:
-        start = sum(self.sizes[:level])
-        return self.prefixes[start : start + self.sizes[level]]
+        return self.counted(level)[0]
 
     def _find(self, level: int, prefixes: Addresses) -> npt.NDArray[np.int32]:
         """The index in ``prefixes`` (the attribute) of each given prefix of a level, int32 [n]; -1 where unknown."""

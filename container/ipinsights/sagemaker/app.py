@@ -16,6 +16,7 @@ that platforms call all the time are answered before it, in plain WSGI (PEP 3333
 
 import logging
 from collections.abc import Iterable
+from http import HTTPStatus
 from threading import BoundedSemaphore
 from typing import TYPE_CHECKING
 
@@ -31,18 +32,6 @@ if TYPE_CHECKING:
 
 _PIECE = 1 << 20
 _TEXT = "text/plain; charset=utf-8"
-_REASONS = {
-    200: "OK",
-    204: "No Content",
-    400: "Bad Request",
-    405: "Method Not Allowed",
-    406: "Not Acceptable",
-    413: "Content Too Large",
-    415: "Unsupported Media Type",
-    500: "Internal Server Error",
-    503: "Service Unavailable",
-}
-
 _METHODS = {"/ping": ("GET", "HEAD"), "/invocations": ("POST",)}
 
 logger = logging.getLogger("ipinsights")
@@ -89,7 +78,7 @@ class _Front:
         else:
             status, content_type, body = self._invoke(environ)
         headers = [] if status == 204 else [("Content-Type", content_type), ("Content-Length", str(len(body)))]
-        start_response(f"{status} {_REASONS[status]}", headers)
+        start_response(f"{status} {HTTPStatus(status).phrase}", headers)
         return [body]
 
     def _invoke(self, environ: "WSGIEnvironment") -> tuple[int, str, bytes]:

@@ -182,7 +182,7 @@ def _best_known(
             found, _ = checkpoints.newest()
         except UserError as error:
             logger.warning("%s", error)
-    if found and found.source == checkpoints.source and found.made_with(hp):  # type: ignore[union-attr]
+    if found and checkpoints and found.source == checkpoints.source and found.made_with(hp):
         logger.warning("The model saved is that of the checkpoint after %s epochs", found.position.epoch)
         summary = found.best if found.best_weights else None if found.position.steps else found.last
         return found.model(), dataclasses.asdict(summary) if summary else {}

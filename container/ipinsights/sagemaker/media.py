@@ -137,8 +137,7 @@ def _numbers(values: Any) -> bytes:
 
 
 def _read_csv(body: bytes, family: Family) -> Pairs:
-    pairs = reader.read_lines(body) if family is IPV4 else None
-    return Pairs(*pairs) if pairs else records.parse_csv(body, family).hashed()
+    return records.clean_pairs(body, family) or records.parse_csv(body, family).hashed()
 
 
 def _read_json(body: bytes, family: Family) -> Pairs:
