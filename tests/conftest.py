@@ -6,9 +6,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Self
+
+# Small jobs side by side: threads would wait for one another. Set before numpy is imported, since the last bit of a
+# product of matrices can depend on it, and processes started here inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pyarrow as pa
@@ -20,8 +25,6 @@ from ipinsights import addresses, kernel, simulation
 from ipinsights.entities import EntityIndex
 from ipinsights.events import Events
 from ipinsights.records import Records
-
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # small jobs side by side: threads would wait for one another
 
 settings.register_profile("untimed", deadline=None)  # how long an example takes is no property of the code
 settings.load_profile("untimed")
@@ -158,15 +161,16 @@ class Server:
             port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{port}"
         settings = {"SAGEMAKER_BIND_TO_PORT": str(port), "SAGEMAKER_MODEL_SERVER_WORKERS": "1", **environment}
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "ipinsights.sagemaker", "serve"],
-            env=tree.environment(settings),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        self._log = tree.base.parent / f"serve-{port}.log"
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "ipinsights.sagemaker", "serve"],
+                env=tree.environment(settings),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
         deadline = time.monotonic() + 60
-        while time.monotonic() < deadline and self._process.poll() is None:
+        while time.monotonic() < deadline and self.process.poll() is None:
             try:
                 if requests.get(f"{self.url}/ping", timeout=2).status_code == 200:
                     return
@@ -174,14 +178,43 @@ class Server:
                 time.sleep(0.1)
         raise AssertionError("serve did not start: " + self.stop())
 
-    def post(self, body: str | bytes, content_type: str = "text/csv", accept: str | None = None) -> requests.Response:
-        headers = {"Content-Type": content_type, "Accept": accept}
-        return requests.post(f"{self.url}/invocations", data=body, headers=headers, timeout=60)
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            self.stop()
+
+    def post(
+        self,
+        body: str | bytes | Iterable[bytes],
+        content_type: str | None = "text/csv",
+        accept: str | None = None,
+        path: str = "/invocations",
+        **headers: str,
+    ) -> requests.Response:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        all_headers = {"Content-Type": content_type, "Accept": accept, **named}
+        return requests.post(self.url + path, data=body, headers=all_headers, timeout=60)
+
+    def workers(self) -> list[int]:
+        """The process ids of the workers."""
+        pid = self.process.pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
     def stop(self) -> str:
         """Stop the process and return what it printed."""
-        self._process.terminate()
-        return self._process.communicate(timeout=30)[0]
+        self.process.terminate()
+        self.process.wait(timeout=40)
+        return self.printed()
+
+    def printed(self) -> str:
+        """All that the process has printed so far."""
+        return self._log.read_text()
+
+    def entries(self) -> list[dict[str, Any]]:
+        """The access log so far."""
+        return [json.loads(line) for line in self.printed().splitlines() if line.startswith("{")]
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from ipinsights.hyperparameters import Declaration, declarations
+from ipinsights.sagemaker import settings
 from ipinsights.sagemaker.reporting import METRIC_DEFINITIONS
 
 README = Path(__file__).parents[1] / "README.md"
@@ -32,7 +33,12 @@ def metrics() -> str:
     return f"```python\nmetric_definitions = [\n{entries}]\n```\n"
 
 
-PARTS = {"hyperparameters": hyperparameters, "metric definitions": metrics}
+def variables() -> str:
+    lines = [f"| `{v.name}` | {v.default} | {v.help} |\n" for v in settings.declarations().values()]
+    return "| environment variable | default | |\n|---|---|---|\n" + "".join(lines)
+
+
+PARTS = {"hyperparameters": hyperparameters, "metric definitions": metrics, "environment variables": variables}
 
 
 def split(text: str, name: str) -> tuple[str, str, str]:

@@ -115,17 +115,19 @@ def test_good_rows_are_salvaged_whatever_their_neighbours(
     alone = [records.salvage_csv(line) for line in lines]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(records, "_PIECE", piece)
-        whole, faults = records.salvage_csv(b"\n".join([*lines, b"x,nowhere"]), first_line=first_line)
-    assert whole.entities.to_pylist() == [name for part, _ in alone for name in part.entities.to_pylist()]
-    assert len(whole.addresses) == len(whole.entities)
-    bad = [(number, lines[number].decode()) for number, (_, wrong) in enumerate(alone) if wrong]
+        whole, readable, faults = records.salvage_csv(b"\n".join([*lines, b"x,nowhere"]), first_line=first_line)
+    assert whole.entities.to_pylist() == [name for part in alone for name in part.records.entities.to_pylist()]
+    assert len(whole.addresses) == len(whole.entities) == readable.sum()
+    assert readable.tolist() == [is_ for part in alone for is_ in part.readable.tolist()] + [False]
+    bad = [(number, lines[number].decode()) for number, part in enumerate(alone) if part.faults]
     assert [(fault.position - first_line, fault.content) for fault in faults] == [*bad, (len(lines), "x,nowhere")]
 
 
 def test_lines_are_counted_as_editors_count_them() -> None:
     text = b"a,1.2.3.4\r\r\n\rb,1.2.3.4\rc,1.2.3.4\nx,nowhere\n" * 10_000
-    whole, faults = records.salvage_csv(text)
+    whole, readable, faults = records.salvage_csv(text)
     assert [fault.position for fault in faults] == list(range(3, 30_001, 3))
+    assert readable.tolist() == [True, True, True, False] * 10_000
     assert len(whole) == 30_000
 
 
@@ -160,13 +162,16 @@ def test_a_stream_names_itself_and_the_line_in_the_whole() -> None:
         list(records.parse_stream(io.BytesIO(text), "part-7.csv", block_size=64))
 
 
-def test_columns_of_a_request_are_checked() -> None:
-    good = records.from_columns(["a", "b"], [" 1.2.3.4", "5.6.7.8"])
-    assert good.entities == pa.array(["a", "b"])
-    with pytest.raises(MalformedRecords, match="instance 1: "):
-        records.from_columns(["a", 7], ["1.2.3.4", "5.6.7.8"])
-    with pytest.raises(MalformedRecords, match="instance 0: .*IPv6"):
-        records.from_columns(["a"], ["::1"])
+def test_pairs_of_a_request_are_checked() -> None:
+    pairs = [("a", " 1.2.3.4"), ("a", 7), ("b", "5.6.7.8"), ("", "1.2.3.4"), (None, "1.2.3.4"), ("c", "::1")]
+    found, readable, faults = records.salvage_pairs(pairs)
+    assert found.entities == pa.array(["a", "b"])
+    assert addresses.render(found.addresses) == ["1.2.3.4", "5.6.7.8"]
+    assert readable.tolist() == [True, False, True, False, False, False]
+    assert [fault.position for fault in faults] == [1, 3, 4, 5]
+    assert "strings" in faults[0].reason
+    assert "IPv6" in faults[3].reason
+    assert len(records.salvage_pairs([]).records) == 0
 
 
 NAMES = ["a", None, "", "NA", "d", "e", "f", " "]
@@ -283,8 +288,9 @@ def test_a_stream_says_what_each_line_must_be(family: Family, address: str, want
         list(records.parse_stream(io.BytesIO(f"a,{address}\n".encode()), "x.csv", family))
 
 
-def test_columns_of_a_request_may_be_of_ipv6() -> None:
-    good = records.from_columns(["a", "b"], [" 2001:db8::1", "1.2.3.4"], IPV6)
+def test_pairs_of_a_request_may_be_of_ipv6() -> None:
+    good = records.salvage_pairs([("a", " 2001:db8::1"), ("b", "1.2.3.4")], IPV6).records
     assert addresses.render(good.addresses, IPV6) == ["2001:db8::", "2002:102:304::"]
-    with pytest.raises(MalformedRecords, match="instance 1: not an IP address: At most one '::'"):
-        records.from_columns(["a", "b"], ["::1", "1::2::3"], IPV6)
+    (fault,) = records.salvage_pairs([("a", "::1"), ("b", "1::2::3")], IPV6).faults
+    assert fault.position == 1
+    assert fault.reason.startswith("not an IP address: At most one '::'")

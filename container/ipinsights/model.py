@@ -108,6 +108,12 @@ class Model:
         return int(self.entity.shape[1])
 
     @property
+    def nbytes(self) -> int:
+        """Bytes that it takes, mapped or not."""
+        arrays = [self.entity, self.index.tags, self.encoder.prefix, self.encoder.w, self.encoder.b]
+        return sum(int(array.nbytes) for array in arrays) + self.vocabulary.nbytes
+
+    @property
     def family(self) -> Family:
         """Which addresses it knows."""
         return self.vocabulary.family

@@ -104,6 +104,21 @@ class MalformedRecords(UserError):
         super().__init__("; ".join(shown) + more)
 
 
+class Salvaged(NamedTuple):
+    """What n rows hold, some of which cannot be read."""
+
+    records: Records
+    """Of the rows that can be, in order."""
+    readable: npt.NDArray[np.bool_]
+    """Which these are: bool [n]."""
+    faults: list[Fault]
+    """Of the others, in order."""
+
+    def faults_by_row(self) -> dict[int, Fault]:
+        """The faults by the index of their rows."""
+        return dict(zip(np.flatnonzero(~self.readable).tolist(), self.faults, strict=True))
+
+
 class Text(Protocol):
     """Bytes in order, as an open file gives them."""
 
@@ -113,26 +128,29 @@ class Text(Protocol):
 
 def parse_csv(data: bytes, family: Family = IPV4, first_line: int = 1) -> Records:
     """Read the text of a CSV file, or whole lines of one from ``first_line`` on. Raises MalformedRecords."""
-    records, faults = salvage_csv(data, family, first_line)
+    records, _, faults = salvage_csv(data, family, first_line)
     if faults:
         raise MalformedRecords(faults, unit="line")
     return records
 
 
-def salvage_csv(data: bytes, family: Family = IPV4, first_line: int = 1) -> tuple[Records, list[Fault]]:
-    """The records that can be read, and what is wrong with the other rows; both in order."""
+def salvage_csv(data: bytes, family: Family = IPV4, first_line: int = 1) -> Salvaged:
+    """What can be read of such text. Blank lines are no rows."""
     records = _parse_faultless(data, family)
     if records is not None:
-        return records, []
-    parts: list[Records] = []
-    faults: list[Fault] = []
+        return Salvaged(records, np.ones(len(records), dtype=np.bool_), [])
+    parts: list[Salvaged] = []
     for piece in line_blocks(io.BytesIO(data), "", _PIECE, first_line):  # a faulty row makes its piece slow, not all
         records = _parse_faultless(piece.text, family)
         if records is None:
-            records, wrong = _parse_lines(piece.text, family, piece.first_line)
-            faults += wrong
-        parts.append(records)
-    return Records.concat(parts), faults
+            parts.append(_parse_lines(piece.text, family, piece.first_line))
+        else:
+            parts.append(Salvaged(records, np.ones(len(records), dtype=np.bool_), []))
+    return Salvaged(
+        Records.concat([part.records for part in parts]),
+        np.concatenate([part.readable for part in parts]),
+        [fault for part in parts for fault in part.faults],
+    )
 
 
 def clean_pairs(data: bytes, family: Family) -> Pairs | None:
@@ -177,7 +195,7 @@ class Block:
         """
         pairs = clean_pairs(self.text, family)
         if pairs is None:
-            records, faults = salvage_csv(self.text, family, self.first_line)
+            records, _, faults = salvage_csv(self.text, family, self.first_line)
             return *records.hashed(), faults
         return *pairs, []
 
@@ -198,26 +216,22 @@ def line_blocks(stream: Text, name: str, size: int = BLOCK_SIZE, first_line: int
         yield Block(name, number, rest)
 
 
-def from_columns(entities: list[object], texts: list[object], family: Family = IPV4) -> Records:
-    """Build records from parsed instances. Raises MalformedRecords, with positions counted from 0."""
-    faults = [
-        Fault(i, shown([entity, text]), "the entity and the address must be two non-empty strings")
-        for i, (entity, text) in enumerate(zip(entities, texts, strict=True))
-        if not (isinstance(entity, str) and isinstance(text, str) and entity)
-    ]
-    if faults:
-        raise MalformedRecords(faults, unit="instance")
-    column = pc.utf8_trim(pa.array(texts, pa.string()), " \t")
-    values, valid = addresses.parse(column, family)
-    if not valid.all():
-        raise MalformedRecords(
-            [
-                Fault(int(i), shown([entities[i], texts[i]]), _explain(column[i].as_py(), family))
-                for i in np.flatnonzero(~valid)
-            ],
-            unit="instance",
-        )
-    return Records(pa.array(entities, pa.string()), values)
+def salvage_pairs(pairs: Sequence[tuple[object, object]], family: Family = IPV4) -> Salvaged:
+    """What can be read of n (entity, text of an address), which should be strings. Faults are counted from 0."""
+    strings = np.array([isinstance(e, str) and isinstance(a, str) and e != "" for e, a in pairs], dtype=np.bool_)
+    texts = pa.array([a if ok else "" for (_, a), ok in zip(pairs, strings, strict=True)], pa.string())
+    values, valid = addresses.parse(pc.utf8_trim(texts, " \t"), family)
+    faults = []
+    for explained, i in enumerate(np.flatnonzero(~valid).tolist()):
+        if not strings[i]:
+            reason = "the entity and the address must be two non-empty strings"
+        elif explained < _EXPLAINED:
+            reason = _explain(texts[i].as_py().strip(" \t"), family)
+        else:
+            reason = f"not an {family.noun}"
+        faults.append(Fault(i, shown(list(pairs[i])), reason))
+    entities = pa.array([e for (e, _), ok in zip(pairs, valid, strict=True) if ok], pa.string())
+    return Salvaged(Records(entities, values[valid]), valid, faults)
 
 
 def salvage_columns(entities: Column, texts: Column, family: Family = IPV4) -> tuple[Records, npt.NDArray[np.bool_]]:
@@ -272,27 +286,32 @@ def _parse_faultless(data: bytes, family: Family) -> Records | None:
     return Records(entities, values)
 
 
-def _parse_lines(data: bytes, family: Family, first_line: int) -> tuple[Records, list[Fault]]:
+def _parse_lines(data: bytes, family: Family, first_line: int) -> Salvaged:
     """Read line by line: slower, and able to say what is wrong with which line."""
     csv.field_size_limit(_LONGEST_FIELD)
-    found: list[tuple[int, bytes, str, str]] = []
-    faults: list[Fault] = []
-
-    def fault(number: int, line: bytes, reason: str) -> None:
-        faults.append(Fault(number, line.decode(errors="replace")[:_SHOWN], reason))
-
-    for number, line in record_lines(data, first_line):
+    entities: list[str] = []
+    texts: list[str] = []
+    reasons: dict[int, str] = {}
+    lines = list(record_lines(data, first_line))
+    for i, (_, line) in enumerate(lines):
+        entity, text = "", ""
         try:
-            found.append((number, line, *_split_line(line, family)))
+            entity, text = _split_line(line, family)
         except ValueError as error:
-            fault(number, line, str(error))
-    values, valid = addresses.parse(pa.array([text for *_, text in found], pa.string()), family)
-    for explained, i in enumerate(np.flatnonzero(~valid)):
-        number, line, _, text = found[i]
-        fault(number, line, _explain(text, family) if explained < _EXPLAINED else f"not an {family.noun}")
-    good = np.flatnonzero(valid)
-    records = Records(pa.array([found[i][2] for i in good], pa.string()), values[good])
-    return records, sorted(faults, key=lambda f: f.position)
+            reasons[i] = str(error)
+        entities.append(entity)
+        texts.append(text)
+    values, valid = addresses.parse(pa.array(texts, pa.string()), family)
+    faults = []
+    explained = 0
+    for i in np.flatnonzero(~valid).tolist():
+        number, line = lines[i]
+        if i not in reasons:
+            explained += 1
+            reasons[i] = _explain(texts[i], family) if explained <= _EXPLAINED else f"not an {family.noun}"
+        faults.append(Fault(number, line.decode(errors="replace")[:_SHOWN], reasons[i]))
+    names = pa.array([entity for entity, ok in zip(entities, valid, strict=True) if ok], pa.string())
+    return Salvaged(Records(names, values[valid]), valid, faults)
 
 
 def _split_line(line: bytes, family: Family) -> tuple[str, str]:

@@ -42,20 +42,28 @@ class Scorer:
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        leaves, dim = len(model.vocabulary.chains), model.vector_dim
-        products = leaves * dim * (dim * len(model.encoder.w) + model.vocabulary.depth)
-        small = 4 * leaves * dim <= _TABLE_BYTES and products <= _TABLE_PRODUCTS
-        self._encoded = self._encode(np.arange(leaves, dtype=np.int32)) if small else None
+        leaves = np.arange(len(model.vocabulary.chains), dtype=np.int32)
+        self._encoded = self._encode(leaves) if _table_bytes(model) else None
 
     @classmethod
     def open(cls, folder: str | Path) -> "Scorer":
         """Map the model in a folder. Raises UserError where there is none, or one this release cannot read."""
         return cls(artifact.load(Path(folder))[0])
 
+    @staticmethod
+    def memory(model: Model) -> int:
+        """Bytes that a scorer of a model takes, mapped or not."""
+        return model.nbytes + _table_bytes(model)
+
     @property
     def family(self) -> Family:
         """The addresses that the model encodes."""
         return self._model.family
+
+    @property
+    def vector_dim(self) -> int:
+        """The length of an embedding."""
+        return self._model.vector_dim
 
     def score(self, records: Records) -> npt.NDArray[np.float32]:
         """The score of each pair, float32 [n]: the higher, the more normal.
@@ -104,6 +112,14 @@ class Scorer:
             part = slice(start, start + _CHUNK)
             encoded[part] = self._model.encoder(self._model.vocabulary.chains[leaves[part]])
         return encoded
+
+
+def _table_bytes(model: Model) -> int:
+    """What the table of encoded leaves takes; 0 where there is to be none."""
+    leaves, dim = len(model.vocabulary.chains), model.vector_dim
+    products = leaves * dim * (dim * len(model.encoder.w) + model.vocabulary.depth)
+    size = 4 * leaves * dim
+    return size if size <= _TABLE_BYTES and products <= _TABLE_PRODUCTS else 0
 
 
 def _products(

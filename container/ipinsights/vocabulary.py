@@ -130,6 +130,11 @@ class Vocabulary:
         """Rows of the prefix table: one unknown row a level, then the known prefixes, providers and countries."""
         return len(self.row_counts)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes to look up addresses."""
+        return sum(int(array.nbytes) for array in (self.prefixes, self.counts, *self._index))
+
     @cached_property
     def row_counts(self) -> npt.NDArray[np.int64]:
         """Training events under the prefix, or in the networks, of each row; 0 for an unknown row: [num_rows]."""

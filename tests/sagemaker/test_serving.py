@@ -14,7 +14,7 @@ from ipinsights import artifact
 from ipinsights.records import Records, parse_csv
 from ipinsights.sagemaker import media
 from ipinsights.sagemaker.app import create_app
-from ipinsights.sagemaker.models import ModelStore
+from ipinsights.sagemaker.models import ONLY, ModelStore
 from ipinsights.sagemaker.settings import ServerSettings
 from ipinsights.scoring import Scorer
 
@@ -86,15 +86,14 @@ def test_bare_arrays_and_keys_of_no_concern(server: Server, expected: list[float
 
 def test_in_a_batch_lines_are_ended_and_documents_are_not(trained: tuple[Tree, object]) -> None:
     """So that answers to parts of a file, put behind one another, are one file of lines."""
-    server = Server(trained[0], SAGEMAKER_BATCH="True", SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT="application/jsonlines")
-    try:
+    with Server(
+        trained[0], SAGEMAKER_BATCH="True", SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT="application/jsonlines"
+    ) as server:
         parts = [server.post(CSV).text, server.post(CSV, accept="*/*").text]
         assert all(json.loads(line)["dot_product"] for line in "".join(parts).splitlines())
         assert len("".join(parts).splitlines()) == 4
         assert server.post(CSV, accept="text/csv").text.count("\n") == 2
         assert not server.post(CSV, accept="application/json").text.endswith("\n")
-    finally:
-        server.stop()
 
 
 @pytest.mark.parametrize(
@@ -134,7 +133,7 @@ def test_verbose_answers_carry_the_embeddings_whose_inner_product_is_the_score(
         ),
         ('{"instances": [{"features": ["a", 7]}]}', "application/json", None, 400, ["instance 0", "strings"]),
         ('{"instances": [{"data": 1}]}', "application/json", None, 400, ["instance 0"]),
-        ('{"features": ["a", "1.2.3.4"]}\n{x', "application/jsonlines", None, 400, ["instance 1 is not JSON"]),
+        ('{"features": ["a", "1.2.3.4"]}\n{x', "application/jsonlines", None, 400, ["instance 1: not JSON"]),
         ('{"features": ["a", "::1"]}', "application/jsonlines", None, 400, ["instance 0", "IPv6"]),
         ('{"instances": [' + "[" * 900 + "]" * 900 + "]}", "application/json", None, 400, ["instance 0", "expected"]),
         ('{"features": ["a", ' + "[" * 900 + "]" * 900 + "]}", "application/jsonlines", None, 400, ["instance 0"]),
@@ -201,16 +200,13 @@ def test_ping_answers_while_more_requests_wait_than_are_scored(server: Server, t
 
 
 def test_a_body_beyond_the_limit_is_refused(trained: tuple[Tree, object]) -> None:
-    server = Server(trained[0], MAX_CONTENT_LENGTH="1000")
-    try:
+    with Server(trained[0], MAX_CONTENT_LENGTH="1000") as server:
         assert server.post("u,1.2.3.4\n" * 100).status_code == 200
         in_chunks = iter([b"u,1.2.3.4\n"] * 101)  # without a Content-Length to refuse it by
         for body in ("u,1.2.3.4\n" * 101, in_chunks):
             answer = server.post(body)
             assert answer.status_code == 413
             assert "1000 bytes" in answer.text
-    finally:
-        server.stop()
 
 
 @given(st.integers(1, 300), st.integers(1, 2**31))
@@ -243,14 +239,22 @@ def test_what_is_refused_altogether_is_not_acceptable() -> None:
         media.writer("application/json;q=0")
 
 
-def test_a_fault_of_ours_shows_the_client_no_traceback(trained: tuple[Tree, object]) -> None:
-    """Here in process, with a model that was never loaded: no request is known that provokes one."""
-    models = ModelStore(trained[0].model)
+def test_a_fault_of_ours_shows_the_client_no_traceback(
+    trained: tuple[Tree, object], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Here in process, with a scorer that fails: no request is known that provokes one."""
+    models = ModelStore()
     client = create_app(models, ServerSettings()).test_client()
     assert client.get("/ping").status_code == 503
-    answer = client.post("/invocations", data=CSV, content_type="text/csv")
+    assert client.post("/invocations", data=CSV, content_type="text/csv").status_code == 503
+    models.load(ONLY, trained[0].model)
+    assert client.get("/ping").status_code == 200
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Scorer, "score_hashed", None)
+        answer = client.post("/invocations", data=CSV, content_type="text/csv", headers={"X-Request-Id": "r-1"})
     assert answer.status_code == 500
-    assert answer.get_data() == b"Internal error; the log has the details\n"
+    assert answer.get_data() == b"Internal error; the log has the details under request r-1\n"
+    assert "request r-1\nTraceback" in caplog.text
 
 
 def test_without_a_model_serve_says_so_and_ends(tree: Tree) -> None:
@@ -273,7 +277,7 @@ def test_a_setting_that_cannot_be_is_told(trained: tuple[Tree, object], name: st
 def test_a_default_that_is_none_is_told(trained: tuple[Tree, object]) -> None:
     result = trained[0].run("ipinsights.sagemaker", "serve", SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT="image/png")
     assert result.returncode == 1
-    assert "environment variable SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT: Accept 'image/png' is not" in result.stdout
+    assert "variable SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT='image/png' is refused: Accept 'image/png'" in result.stdout
 
 
 def test_a_model_of_ipv6_scores_both_versions(tree: Tree) -> None:
@@ -282,8 +286,7 @@ def test_a_model_of_ipv6_scores_both_versions(tree: Tree) -> None:
     tree.channel("train", **{"a.csv": "".join(lines)})
     job = tree.train()
     assert job.returncode == 0, job.stdout
-    server = Server(tree)
-    try:
+    with Server(tree) as server:
         answer = server.post("u3,2001:db8:3::99\nu3,2001:db8:4::99\nu3,10.3.0.9\nu3,::ffff:10.3.0.9\nu3,10.9.0.9\n")
         assert answer.status_code == 200, answer.text
         own, foreign, quad, mapped, other = (p["dot_product"] for p in answer.json()["predictions"])
@@ -293,5 +296,3 @@ def test_a_model_of_ipv6_scores_both_versions(tree: Tree) -> None:
         assert refused.status_code == 400
         assert "line 2" in refused.text
         assert "zone id" in refused.text
-    finally:
-        server.stop()

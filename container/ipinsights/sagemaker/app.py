@@ -5,26 +5,38 @@
 | scored | 200 |
 | empty body | 204 |
 | malformed body; the answer names the first faulty rows | 400 |
-| unknown Accept / Content-Type; the answer lists the known | 406 / 415 |
+| no such path, or no model of that name | 404 |
+| another method / unknown Accept / unknown Content-Type; the answer lists the known | 405 / 406 / 415 |
+| the body stopped coming | 408 |
+| a model of that name is loaded already | 409 |
 | body too large | 413 |
 | fault of the program; the log has the traceback | 500 |
 | /ping before the model is loaded | 503 |
+| no memory for that model | 507 |
 
-Flask's way from a request to a view and back takes several times as long as scoring a single pair. So the two paths
-that platforms call all the time are answered before it, in plain WSGI (PEP 3333); Flask has all others.
+Flask's way from a request to a view and back takes several times as long as scoring a single pair. So the paths that
+platforms call all the time are answered before it, in plain WSGI (PEP 3333); Flask has all others.
 """
 
 import logging
-from collections.abc import Iterable
+import re
+import time
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from http import HTTPStatus
+from pathlib import Path
 from threading import BoundedSemaphore
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from flask import Flask
+from flask import Flask, Response, request
+from werkzeug.exceptions import HTTPException
 
 from ipinsights.errors import UserError
 from ipinsights.sagemaker import media
-from ipinsights.sagemaker.models import ModelStore
+from ipinsights.sagemaker.access import AccessLog
+from ipinsights.sagemaker.models import ONLY, AlreadyLoaded, ModelStore, NotLoaded, OutOfMemory
 from ipinsights.sagemaker.settings import ServerSettings
 
 if TYPE_CHECKING:
@@ -32,7 +44,9 @@ if TYPE_CHECKING:
 
 _PIECE = 1 << 20
 _TEXT = "text/plain; charset=utf-8"
-_METHODS = {"/ping": ("GET", "HEAD"), "/invocations": ("POST",)}
+_CUSTOM_ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
+_REQUEST_IDS = ("X-Amzn-SageMaker-Inference-Id", "X-Amzn-RequestId", "X-Request-Id")
+"""What a caller may name a request by; the first counts."""
 
 logger = logging.getLogger("ipinsights")
 
@@ -41,8 +55,24 @@ class TooLarge(UserError):
     """The body has more bytes than are taken."""
 
 
-def create_app(models: ModelStore, settings: ServerSettings) -> Flask:
-    """The WSGI application that scores with the model in the store."""
+class Stalled(UserError):
+    """The body stopped coming."""
+
+
+_STATUSES: dict[type[Exception], int] = {
+    NotLoaded: 404,
+    media.NotAcceptable: 406,
+    Stalled: 408,
+    AlreadyLoaded: 409,
+    TooLarge: 413,
+    media.UnsupportedContentType: 415,
+    OutOfMemory: 507,
+}
+"""Of errors that have one of their own."""
+
+
+def create_app(models: ModelStore, settings: ServerSettings, log: AccessLog | None = None) -> Flask:
+    """The WSGI application that scores with the models in the store."""
     app = Flask("ipinsights")
 
     @app.get("/execution-parameters")
@@ -54,78 +84,197 @@ def create_app(models: ModelStore, settings: ServerSettings) -> Flask:
             "MaxPayloadInMB": settings.max_payload_mb,
         }
 
-    app.wsgi_app = _Front(app.wsgi_app, models, settings)  # type: ignore[method-assign]
+    @app.errorhandler(HTTPException)
+    def refuse(error: HTTPException) -> Response:
+        return Response(f"{error.description}\n", error.code, mimetype="text/plain")
+
+    if settings.multi_model:
+        _add_models(app, models)
+    app.wsgi_app = _Front(app.wsgi_app, models, settings, log)  # type: ignore[method-assign]
     return app
 
 
-class _Front:
-    """Answers /ping and /invocations."""
+def _add_models(app: Flask, models: ModelStore) -> None:
+    """The calls by which a platform loads and unloads the models of a multi-model endpoint."""
 
-    def __init__(self, behind: "WSGIApplication", models: ModelStore, settings: ServerSettings) -> None:
+    @app.errorhandler(UserError)
+    def refuse(error: UserError) -> tuple[str, int]:
+        return f"{error}\n", _STATUSES.get(type(error), 400)
+
+    @app.post("/invocations")
+    def which_model() -> tuple[str, int]:
+        return "this server has any number of models: POST to /models/NAME/invoke\n", 404
+
+    @app.get("/models")
+    def list_models() -> dict[str, list[dict[str, str]]]:
+        return {"models": [shown(name, folder) for name, folder in models.folders().items()]}
+
+    @app.post("/models")
+    def load_model() -> dict[str, str]:
+        asked = request.get_json(force=True, silent=True)
+        name, url = (asked.get(key) if isinstance(asked, dict) else None for key in ("model_name", "url"))
+        if not (isinstance(name, str) and isinstance(url, str) and name and url):
+            raise UserError('the body must be {"model_name": "...", "url": "the folder of a model"}')
+        models.load(name, Path(url))
+        return shown(name, Path(url))
+
+    @app.get("/models/<path:name>")
+    def tell_model(name: str) -> dict[str, str]:
+        folder = models.folders().get(name)
+        if folder is None:
+            raise NotLoaded(f"no model {name!r} is loaded")
+        return shown(name, folder)
+
+    @app.delete("/models/<path:name>")
+    def unload_model(name: str) -> dict[str, str]:
+        models.unload(name)
+        return {}
+
+    def shown(name: str, folder: Path) -> dict[str, str]:
+        return {"modelName": name, "modelUrl": str(folder)}
+
+
+@dataclass(frozen=True)
+class _Answer:
+    status: int
+    body: bytes = b""
+    content_type: str = _TEXT
+    facts: Mapping[str, object] = field(default_factory=dict)
+    """Of the request, for the access log."""
+
+
+class _Front:
+    """Answers /ping and scoring requests, and logs these and all others."""
+
+    def __init__(
+        self, behind: "WSGIApplication", models: ModelStore, settings: ServerSettings, log: AccessLog | None
+    ) -> None:
         self._behind = behind
         self._models = models
         self._settings = settings
+        self._log = log
         self._scoring = BoundedSemaphore(settings.scoring_slots)
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         path = environ["PATH_INFO"]
-        if path not in _METHODS:
-            return self._behind(environ, start_response)
-        if environ["REQUEST_METHOD"] not in _METHODS[path]:
-            status, content_type, body = _refusal(405, f"{path} takes {' or '.join(_METHODS[path])}")
-        elif path == "/ping":
-            status, content_type, body = (200 if self._models.ready else 503), _TEXT, b""
-        else:
-            status, content_type, body = self._invoke(environ)
-        headers = [] if status == 204 else [("Content-Type", content_type), ("Content-Length", str(len(body)))]
-        start_response(f"{status} {HTTPStatus(status).phrase}", headers)
-        return [body]
+        ping = path == "/ping"
+        if ping and self._ready and environ["REQUEST_METHOD"] == "GET":
+            start_response("200 OK", [("Content-Type", _TEXT), ("Content-Length", "0")])
+            return [b""]
+        started = time.perf_counter()
+        request_id = next(filter(None, (_header(environ, name) for name in _REQUEST_IDS)), None) or uuid.uuid4().hex
+        model = self._model(path)
+        if model is None and not ping:
 
-    def _invoke(self, environ: "WSGIEnvironment") -> tuple[int, str, bytes]:
-        """Status, content type and body of a scoring request's answer."""
+            def start(status: str, headers: list[tuple[str, str]], error: Any = None) -> Any:
+                self._record(environ, request_id, started, int(status[:3]))
+                return start_response(status, headers, error)
+
+            return self._behind(environ, start)
+        answer = self._invoke(environ, model, request_id) if model is not None else self._ping(environ)
+        headers = [("X-Request-Id", request_id)]
+        if attributes := _header(environ, _CUSTOM_ATTRIBUTES):
+            headers.append((_CUSTOM_ATTRIBUTES, attributes))
+        if answer.status != 204:
+            headers += [("Content-Type", answer.content_type), ("Content-Length", str(len(answer.body)))]
+        self._record(environ, request_id, started, answer.status, bytes_out=len(answer.body), **answer.facts)
+        start_response(f"{answer.status} {HTTPStatus(answer.status).phrase}", headers)
+        return [answer.body]
+
+    @property
+    def _ready(self) -> bool:
+        return self._settings.multi_model or ONLY in self._models.folders()
+
+    def _model(self, path: str) -> str | None:
+        """The name of the model that is to score, if a path is for that."""
+        if not self._settings.multi_model:
+            return ONLY if path == "/invocations" else None
+        found = re.fullmatch(r"/models/(.+)/invoke", path)
+        return found[1].encode("latin-1").decode(errors="replace") if found else None  # the path as PEP 3333 has it
+
+    def _record(
+        self, environ: "WSGIEnvironment", request_id: str, started: float, status: int, **facts: object
+    ) -> None:
+        if self._log:
+            entry = {
+                "time": datetime.now(UTC),
+                "request_id": request_id,
+                "method": environ["REQUEST_METHOD"],
+                "path": environ["PATH_INFO"],
+                "status": status,
+                "seconds": round(time.perf_counter() - started, 6),
+            }
+            self._log.add(entry | facts)
+
+    def _ping(self, environ: "WSGIEnvironment") -> _Answer:
+        if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
+            return _Answer(405, b"/ping takes GET or HEAD\n")
+        return _Answer(200 if self._ready else 503)
+
+    def _invoke(self, environ: "WSGIEnvironment", model: str, request_id: str) -> _Answer:
+        """Score."""
+        content_type, accept = environ.get("CONTENT_TYPE", ""), environ.get("HTTP_ACCEPT", "")
+        facts: dict[str, object] = {"content_type": content_type, "accept": accept}
         try:
-            writer = media.writer(environ.get("HTTP_ACCEPT", ""), self._settings.default_accept)
+            if environ["REQUEST_METHOD"] != "POST":
+                return _Answer(405, f"{environ['PATH_INFO']} takes POST\n".encode(), facts=facts)
+            if not self._ready:
+                return _Answer(503, b"the model is not loaded yet\n", facts=facts)
+            writer = media.writer(accept, self._settings.default_accept)
             body = self._body(environ)
+            facts["bytes_in"] = len(body)
             if not body.strip():
-                return 204, _TEXT, b""
-            with self._scoring:
-                scorer = self._models.scorer
-                pairs = media.read(environ.get("CONTENT_TYPE", ""), body, scorer.family)
-                answer = writer.write(scorer, pairs)
+                return _Answer(204, facts=facts)
+            with self._scoring, self._models.use(model) as scorer:
+                rows = media.read(content_type, body, scorer.family)
+                facts["rows"] = len(rows)
+                if rows.faults:
+                    facts |= {"malformed_rows": len(rows.faults), "error": str(rows.error)}
+                    if self._settings.malformed_rows == "fail":
+                        return _refusal(rows.error, facts)
+                text = writer.write(scorer, rows)
             # Batch Transform puts answers behind one another as they are.
-            ended = self._settings.batch and writer.by_lines and answer
-            return 200, writer.content_type, answer + b"\n" if ended else answer
-        except media.UnsupportedContentType as error:
-            return _refusal(415, str(error))
-        except media.NotAcceptable as error:
-            return _refusal(406, str(error))
-        except TooLarge as error:
-            return _refusal(413, str(error))
+            ended = self._settings.batch and writer.by_lines and text
+            return _Answer(200, text + b"\n" if ended else text, writer.content_type, facts)
         except UserError as error:
-            return _refusal(400, f"Unable to evaluate payload provided: {error}")
+            return _refusal(error, facts)
         except Exception:
-            logger.exception("A fault of the program while answering a request")
-            return _refusal(500, "Internal error; the log has the details")
+            logger.exception("A fault of the program while answering request %s", request_id)
+            message = f"Internal error; the log has the details under request {request_id}"
+            return _Answer(500, f"{message}\n".encode(), facts=facts)
 
     def _body(self, environ: "WSGIEnvironment") -> bytes:
         """The body, which may come in chunks of no length known beforehand. Raises UserError."""
-        limit = self._settings.max_content_length
-        stream, length = environ["wsgi.input"], environ.get("CONTENT_LENGTH")
-        if length:
-            if int(length) > limit:
-                raise TooLarge(f"The body is larger than {limit} bytes")
-            body = bytes(stream.read(int(length)))
-            if len(body) < int(length):
-                raise UserError(f"the body ended after {len(body)} of {length} bytes")
-            return body
-        pieces, size = [], 0
-        while environ.get("wsgi.input_terminated") and (piece := stream.read(_PIECE)):
-            pieces.append(piece)
-            size += len(piece)
-            if size > limit:
-                raise TooLarge(f"The body is larger than {limit} bytes")
+        limit, seconds = self._settings.max_content_length, self._settings.timeout
+        length = int(environ.get("CONTENT_LENGTH") or 0)
+        if length > limit:
+            raise TooLarge(f"The body is larger than {limit} bytes")
+        if "gunicorn.socket" in environ:
+            environ["gunicorn.socket"].settimeout(seconds)
+        stream, pieces, size = environ["wsgi.input"], [], 0
+        try:
+            if length:
+                body = bytes(stream.read(length))
+                if len(body) < length:
+                    raise UserError(f"the body ended after {len(body)} of {length} bytes")
+                return body
+            while environ.get("wsgi.input_terminated") and (piece := stream.read(_PIECE)):
+                pieces.append(piece)
+                size += len(piece)
+                if size > limit:
+                    raise TooLarge(f"The body is larger than {limit} bytes")
+        except TimeoutError:
+            raise Stalled(f"Nothing of the body came for {seconds} seconds") from None
         return b"".join(pieces)
 
 
-def _refusal(status: int, message: str) -> tuple[int, str, bytes]:
-    return status, _TEXT, f"{message}\n".encode(errors="backslashreplace")
+def _refusal(error: UserError, facts: Mapping[str, object]) -> _Answer:
+    status = _STATUSES.get(type(error), 400)
+    message = f"Unable to evaluate payload provided: {error}" if status == 400 else str(error)
+    return _Answer(status, f"{message}\n".encode(errors="backslashreplace"), facts={**facts, "error": message})
+
+
+def _header(environ: "WSGIEnvironment", name: str) -> str:
+    """A header of a request, if it can be one of an answer, too."""
+    value: str = environ.get("HTTP_" + name.upper().replace("-", "_"), "")
+    return value if value.isascii() and value.isprintable() else ""

@@ -3,13 +3,16 @@
 A reader takes the body's bytes to pairs as the scorer wants them; a writer takes an answer to bytes. Neither has an
 object a row, but for rows that the native kernel leaves to the exact readers (`records`). ``verbose=True`` on an
 accepted type adds both embeddings to every prediction.
+
+A row that cannot be read may keep its place in the answer: as ``{"dot_product":null,"error":"..."}``, or as ``nan`` in
+CSV, which stays a column of numbers.
 """
 
 import functools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 from werkzeug.http import parse_options_header
@@ -18,11 +21,13 @@ from ipinsights import records
 from ipinsights.addresses import IPV4, Family
 from ipinsights.errors import UserError
 from ipinsights.kernel import reader
-from ipinsights.records import Fault, MalformedRecords, Pairs
+from ipinsights.records import Fault, MalformedRecords, Pairs, Salvaged
 from ipinsights.scoring import Scorer
 
 JSON = "application/json"
 """What is answered unless another type is asked for."""
+JSON_LINES = "application/jsonlines"
+CSV = "text/csv"
 
 _VERBOSE_AT_ONCE = 512
 """Predictions with embeddings that are written at a time, so that other threads have their turn in between."""
@@ -37,6 +42,31 @@ class NotAcceptable(UserError):
 
 
 @dataclass(frozen=True)
+class Rows:
+    """The rows of a request."""
+
+    pairs: Pairs
+    """Of those that can be read, in order."""
+    faults: dict[int, Fault]
+    """What is wrong with the others, by their index."""
+    unit: Literal["line", "instance"]
+    """What a fault's position counts."""
+
+    def __len__(self) -> int:
+        return len(self.pairs.digests) + len(self.faults)
+
+    @classmethod
+    def of(cls, salvaged: Salvaged, unit: Literal["line", "instance"]) -> "Rows":
+        """The same, with faults by index."""
+        return cls(salvaged.records.hashed(), salvaged.faults_by_row(), unit)
+
+    @property
+    def error(self) -> MalformedRecords:
+        """All that is wrong with them."""
+        return MalformedRecords(list(self.faults.values()), self.unit)
+
+
+@dataclass(frozen=True)
 class Writer:
     """How an answer is to be written."""
 
@@ -48,24 +78,38 @@ class Writer:
         """Whether a prediction is a line, which a final line feed ends."""
         return self.content_type != JSON
 
-    def write(self, scorer: Scorer, pairs: Pairs) -> bytes:
-        """Score the pairs and write their predictions, in order."""
+    def write(self, scorer: Scorer, rows: Rows) -> bytes:
+        """Score the rows and write their predictions, in order; those that cannot be read are marked as such."""
+        if rows.faults:
+            return self._marked(scorer, rows)
         begin, between, end, nothing = _WRITERS[self.content_type]
-        if not len(pairs.digests):
+        if not len(rows):
             return nothing
         if not self.verbose:
-            numbers = _numbers(scorer.score_hashed(*pairs).astype("f8"))
-            return begin + numbers.replace(b",", between) + end
-        return self._embedded(scorer, pairs)
+            return begin + _numbers(scorer.score_hashed(*rows.pairs).astype("f8")).replace(b",", between) + end
+        return self._joined(self._embedded(scorer, rows.pairs))
 
-    def _embedded(self, scorer: Scorer, pairs: Pairs) -> bytes:
+    def _marked(self, scorer: Scorer, rows: Rows) -> bytes:
+        if self.verbose:
+            readable = iter(self._embedded(scorer, rows.pairs))
+        else:
+            numbers = _numbers(scorer.score_hashed(*rows.pairs).astype("f8"))
+            readable = map(self._alone, numbers.split(b","))
+        return self._joined(
+            [
+                self._mark(rows.faults[i], scorer.vector_dim) if i in rows.faults else next(readable)
+                for i in range(len(rows))
+            ]
+        )
+
+    def _embedded(self, scorer: Scorer, pairs: Pairs) -> list[bytes]:
         """The predictions with their embeddings, keys in the built-in's order."""
         found = []
         for start in range(0, len(pairs.digests), _VERBOSE_AT_ONCE):
             part = slice(start, start + _VERBOSE_AT_ONCE)
             embedded = scorer.embed_hashed(pairs.digests[part], pairs.addresses[part])
             rows = zip(*(array.astype("f8") for array in (embedded.scores, embedded.ip, embedded.entity)), strict=True)
-            if self.content_type == "text/csv":
+            if self.content_type == CSV:
                 found += [b",".join(map(_numbers, ([score], ip, entity))) for score, ip, entity in rows]
             else:
                 found += [
@@ -75,19 +119,32 @@ class Writer:
                     )
                     for score, ip, entity in rows
                 ]
-        return b"\n".join(found) if self.by_lines else b'{"predictions":[' + b",".join(found) + b"]}"
+        return found
+
+    def _alone(self, number: bytes) -> bytes:
+        """A prediction, given its score as written."""
+        return number if self.content_type == CSV else b'{"dot_product":%s}' % number
+
+    def _mark(self, fault: Fault, dim: int) -> bytes:
+        """What stands in the place of a prediction."""
+        if self.content_type == CSV:
+            return b"nan" + (b"," * 2 * dim if self.verbose else b"")
+        return orjson.dumps({"dot_product": None, "error": fault.reason})
+
+    def _joined(self, predictions: Sequence[bytes]) -> bytes:
+        return b"\n".join(predictions) if self.by_lines else b'{"predictions":[' + b",".join(predictions) + b"]}"
 
 
-def read(content_type: str, body: bytes, family: Family) -> Pairs:
+def read(content_type: str, body: bytes, family: Family) -> Rows:
     """Read a request's body, with addresses of a family.
 
-    Raises UnsupportedContentType, or UserError where the body is malformed.
+    Raises UnsupportedContentType, or UserError where the body as a whole cannot be read.
     """
     return _reader(content_type)(body, family)
 
 
 @functools.lru_cache(1024)
-def _reader(content_type: str) -> Callable[[bytes, Family], Pairs]:
+def _reader(content_type: str) -> Callable[[bytes, Family], Rows]:
     name, _ = parse_options_header(content_type)
     found = _READERS.get(name.lower())
     if found is None:
@@ -119,7 +176,7 @@ def _by_preference(accept: str) -> list[tuple[str, dict[str, str]]]:
     Of those with the same q CSV comes last: who lists it beside others wrote that for the built-in, which has no CSV.
     """
     entries = [(name.lower(), options) for name, options in map(parse_options_header, accept.split(","))]
-    weighted = [(-_quality(options.get("q", "1")), name == "text/csv", name, options) for name, options in entries]
+    weighted = [(-_quality(options.get("q", "1")), name == CSV, name, options) for name, options in entries]
     return [(name, options) for q, _, name, options in sorted(weighted, key=lambda entry: entry[:2]) if q < 0]
 
 
@@ -136,45 +193,50 @@ def _numbers(values: Any) -> bytes:
     return orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
 
 
-def _read_csv(body: bytes, family: Family) -> Pairs:
-    return records.clean_pairs(body, family) or records.parse_csv(body, family).hashed()
+def _read_csv(body: bytes, family: Family) -> Rows:
+    pairs = records.clean_pairs(body, family)
+    return Rows(pairs, {}, "line") if pairs else Rows.of(records.salvage_csv(body, family), "line")
 
 
-def _read_json(body: bytes, family: Family) -> Pairs:
+def _read_json(body: bytes, family: Family) -> Rows:
     """``{"instances": [...]}``."""
     pairs = reader.read_instances(body, lines=False) if family is IPV4 else None
     if pairs:
-        return Pairs(*pairs)
-    document = _loads(body, "the body")
+        return Rows(Pairs(*pairs), {}, "instance")
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise UserError(f"the body is not JSON: {error}") from error
     instances = document.get("instances") if isinstance(document, dict) else None
     if not isinstance(instances, list):
         raise UserError('the body must be a JSON object with a list of "instances"')
     return _from_instances(instances, family)
 
 
-def _read_jsonlines(body: bytes, family: Family) -> Pairs:
+def _read_jsonlines(body: bytes, family: Family) -> Rows:
     """One instance a line."""
     pairs = reader.read_instances(body, lines=True) if family is IPV4 else None
     if pairs:
-        return Pairs(*pairs)
-    lines = [line for line in body.splitlines() if line.strip()]
-    return _from_instances([_line(line, f"instance {i}") for i, line in enumerate(lines)], family)
+        return Rows(Pairs(*pairs), {}, "instance")
+    return _from_instances([_line(line) for line in body.splitlines() if line.strip()], family)
 
 
-def _from_instances(instances: Sequence[Any], family: Family) -> Pairs:
-    columns: tuple[list[object], list[object]] = ([], [])
-    faults = []
+def _from_instances(instances: Sequence[Any], family: Family) -> Rows:
+    pairs: list[tuple[object, object]] = []
+    misshapen = {}
     for i, instance in enumerate(instances):
         features = _features(instance)
         if isinstance(features, list) and len(features) == 2:
-            columns[0].append(features[0])
-            columns[1].append(features[1])
+            pairs.append((features[0], features[1]))
+            continue
+        pairs.append((None, None))
+        if isinstance(instance, _NotJson):
+            misshapen[i] = Fault(i, records.shown(instance.line), f"not JSON: {instance.reason}")
         else:
             shapes = '{"features": [entity, address]} or {"data": {"features": {"values": [entity, address]}}}'
-            faults.append(Fault(i, records.shown(instance), f"expected {shapes}"))
-    if faults:
-        raise MalformedRecords(faults, unit="instance")
-    return records.from_columns(*columns, family).hashed()
+            misshapen[i] = Fault(i, records.shown(instance), f"expected {shapes}")
+    rows = Rows.of(records.salvage_pairs(pairs, family), "instance")
+    return Rows(rows.pairs, rows.faults | misshapen, rows.unit)
 
 
 def _features(instance: Any) -> Any:
@@ -185,14 +247,15 @@ def _features(instance: Any) -> Any:
     return instance
 
 
-def _loads(text: bytes, what: str) -> Any:
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise UserError(f"{what} is not JSON: {error}") from error
+@dataclass(frozen=True)
+class _NotJson:
+    """In the place of an instance."""
+
+    line: str
+    reason: str
 
 
-def _line(text: bytes, what: str) -> Any:
+def _line(text: bytes) -> Any:
     """An instance, also with the comma, or the brackets of a list, behind it that AWS's documentation shows."""
     try:
         return orjson.loads(text)
@@ -202,19 +265,19 @@ def _line(text: bytes, what: str) -> Any:
         except (ValueError, RecursionError):
             found, end = None, 0
         if not end or text.decode().strip()[end:].strip(", \t]}"):
-            raise UserError(f"{what} is not JSON: {error}") from error
+            return _NotJson(text.decode(errors="replace"), str(error))
         return found
 
 
-_READERS: dict[str, Callable[[bytes, Family], Pairs]] = {
-    "text/csv": _read_csv,
+_READERS: dict[str, Callable[[bytes, Family], Rows]] = {
+    CSV: _read_csv,
     JSON: _read_json,
-    "application/jsonlines": _read_jsonlines,
+    JSON_LINES: _read_jsonlines,
 }
 _WRITERS = {
     JSON: (b'{"predictions":[{"dot_product":', b'},{"dot_product":', b"}]}", b'{"predictions":[]}'),
-    "application/jsonlines": (b'{"dot_product":', b'}\n{"dot_product":', b"}", b""),
-    "text/csv": (b"", b"\n", b"", b""),
+    JSON_LINES: (b'{"dot_product":', b'}\n{"dot_product":', b"}", b""),
+    CSV: (b"", b"\n", b"", b""),
 }
 """What is written before the first score, between two, behind the last, and where there is none."""
 

@@ -1,30 +1,133 @@
-"""The loaded model, as requests find it: one today; a multi-model endpoint would hold many here."""
+"""The models that a server has open: one, or, on a multi-model endpoint, any number by name.
 
+Together they keep within a limit of memory. For a further one those are put aside that were longest not asked; they
+stay on the list, and are opened again when they are asked, which takes a moment. So the platform's view of what is
+loaded stays true, and it need not load anew.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from ipinsights.errors import AlgorithmError
+from ipinsights import artifact
+from ipinsights.errors import UserError
 from ipinsights.scoring import Scorer
+
+ONLY = ""
+"""The name of a model that has no other beside it."""
+
+
+class NotLoaded(UserError):
+    """No model has that name."""
+
+
+class AlreadyLoaded(UserError):
+    """A model has that name."""
+
+
+class OutOfMemory(UserError):
+    """The model does not fit."""
+
+
+class _Entry:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.scorer: Scorer | None = None
+        self.size = 0
+        """Bytes that it takes; 0 while it is put aside."""
+        self.users = 0
 
 
 class ModelStore:
-    """Holds the scorer of the model in a folder. Load it before forking and workers share its pages."""
+    """Holds scorers. Load one before forking and workers share its pages."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._scorer: Scorer | None = None
+    def __init__(self, limit: int | None = None) -> None:
+        """With a ``limit`` in bytes of what they take together."""
+        self._limit = limit
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        """Longest not asked first."""
+        self._loading: set[str] = set()
+        self._opening = threading.Lock()
+        """Held while a model is opened, so one at a time; not needed to use those that are open."""
+        self._lock = threading.Condition()
+        """Of the entries. Tells when a use has ended."""
 
-    def load(self) -> None:
-        """Map the model. Raises UserError where it cannot be."""
-        self._scorer = Scorer.open(self._folder)
+    def load(self, name: str, folder: Path) -> None:
+        """Map the model in a folder. Raises AlreadyLoaded, OutOfMemory, or UserError where it cannot be read."""
+        with self._lock:
+            if name in self._entries or name in self._loading:
+                raise AlreadyLoaded(f"a model {name!r} is loaded already")
+            self._loading.add(name)
+        entry = _Entry(folder)
+        try:
+            with self._opening:
+                self._open(entry)
+                with self._lock:
+                    self._entries[name] = entry
+        finally:
+            with self._lock:
+                self._loading.remove(name)
 
-    @property
-    def ready(self) -> bool:
-        """Whether requests can be scored."""
-        return self._scorer is not None
+    def unload(self, name: str) -> None:
+        """Forget a model, once the requests to it are answered, and free its memory. Raises NotLoaded."""
+        with self._lock:
+            entry = self._entry(name)
+            del self._entries[name]
+            self._lock.wait_for(lambda: entry.users == 0)
+            entry.scorer = None
 
-    @property
-    def scorer(self) -> Scorer:
-        """The scorer; the model must be loaded."""
-        if self._scorer is None:
-            raise AlgorithmError("a request came before the model was loaded")
-        return self._scorer
+    def folders(self) -> dict[str, Path]:
+        """The folder of each model."""
+        with self._lock:
+            return {name: entry.folder for name, entry in self._entries.items()}
+
+    @contextmanager
+    def use(self, name: str = ONLY) -> Iterator[Scorer]:
+        """The scorer of a model, which stays open meanwhile. Raises NotLoaded; OutOfMemory, UserError if put aside."""
+        with self._lock:
+            entry = self._entry(name)
+            self._entries.move_to_end(name)
+            entry.users += 1
+        try:
+            scorer = entry.scorer
+            if scorer is None:
+                with self._opening:
+                    scorer = self._open(entry)
+            yield scorer
+        finally:
+            with self._lock:
+                entry.users -= 1
+                self._lock.notify_all()
+
+    def _entry(self, name: str) -> _Entry:
+        if name not in self._entries:
+            raise NotLoaded(f"no model {name!r} is loaded")
+        return self._entries[name]
+
+    def _open(self, entry: _Entry) -> Scorer:
+        if entry.scorer is None:
+            model, _ = artifact.load(entry.folder)
+            size = Scorer.memory(model)
+            self._make_room(entry.folder, size)
+            try:
+                entry.scorer, entry.size = Scorer(model), size
+            except MemoryError:
+                raise OutOfMemory(f"there is no memory for the model in {entry.folder}") from None
+        return entry.scorer
+
+    def _make_room(self, folder: Path, size: int) -> None:
+        """Put aside what was longest not asked, until there is room for a model."""
+        if self._limit is None:
+            return
+        if size > self._limit:
+            raise OutOfMemory(f"the model in {folder} takes {size:,} bytes; all together may take {self._limit:,}")
+        with self._lock:
+            open_ = [entry for entry in self._entries.values() if entry.scorer is not None]
+            taken = sum(entry.size for entry in open_)
+            for entry in open_:
+                if taken + size <= self._limit:
+                    break
+                taken -= entry.size
+                entry.scorer, entry.size = None, 0  # who uses it now has it until the answer is written

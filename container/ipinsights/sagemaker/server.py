@@ -4,18 +4,31 @@ The model is loaded before workers are forked, so they share one copy of its pag
 more threads than may score at a time, so that /ping does not wait for them.
 """
 
+import contextlib
+import errno
 import gc
 import logging
+import mmap
+import socket
 import sys
+import tempfile
+from typing import Any
 
 from flask import Flask
 from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
+from gunicorn.workers.gthread import ThreadWorker
 
 from ipinsights.errors import UserError
+from ipinsights.machine import available_memory
+from ipinsights.sagemaker.access import AccessLog
 from ipinsights.sagemaker.app import create_app
-from ipinsights.sagemaker.models import ModelStore
+from ipinsights.sagemaker.models import ONLY, ModelStore
 from ipinsights.sagemaker.paths import Paths
 from ipinsights.sagemaker.settings import ServerSettings
+
+_DRAINING = 25
+"""Seconds that a server told to stop leaves its requests; after 30 the platform kills it."""
 
 logger = logging.getLogger("ipinsights")
 
@@ -25,36 +38,106 @@ def main() -> None:
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="[%(asctime)s %(levelname)s] %(message)s")
     try:
         settings = ServerSettings.from_environment()
-        models = ModelStore(Paths.from_environment().model)
-        models.load()
+        models = _models(settings)
     except UserError as error:
         logger.error("ClientError: %s", error)  # noqa: TRY400  # a sentence for the user, not a traceback
         sys.exit(1)
     gc.set_threshold(100_000)  # a request in JSON may make as many objects, none of which is ever garbage in a circle
     gc.freeze()  # what is loaded is never garbage: the collector need not look, and pages stay shared after the fork
-    _Server(create_app(models, settings), settings).run()
+    log = AccessLog() if settings.access_log else None
+    _Server(create_app(models, settings, log), settings, log).run()
 
 
-class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn is untyped
-    def __init__(self, app: Flask, settings: ServerSettings) -> None:
+def _models(settings: ServerSettings) -> ModelStore:
+    """The one model, open; or room for those that will be told of. Raises UserError."""
+    if not settings.multi_model:
+        models = ModelStore()
+        models.load(ONLY, Paths.from_environment().model)
+        return models
+    free = available_memory()
+    limit = settings.models_memory_mb * 2**20 if settings.models_memory_mb else free and free * 4 // 5
+    logger.info("Models come by POST /models; they may take %s bytes together", f"{limit:,}" if limit else "all")
+    return ModelStore(limit)
+
+
+class _Arbiter(Arbiter):  # type: ignore[misc]  # gunicorn is untyped
+    def stop(self, graceful: bool = True) -> None:
+        self.app.stopping[0] = 1
+        super().stop(graceful)
+
+
+class _Worker(ThreadWorker):  # type: ignore[misc]
+    """A worker that loses no connection when the server is told to stop.
+
+    gunicorn leaves those that nobody has accepted yet to be reset when the last worker closes the socket, seconds
+    later. Here a worker first accepts all that wait, and then has the system refuse others.
+    """
+
+    def accept(self, listener: Any) -> None:
+        try:
+            super().accept(listener)
+        except OSError as error:
+            if error.errno != errno.EINVAL or not self.app.stopping[0]:  # as when another worker has shut the socket
+                raise
+
+    def set_accept_enabled(self, enabled: bool) -> None:
+        if not self.alive and self._accepting:
+            for listener in self.sockets:
+                before = -1
+                while before != self.nr_conns:
+                    before = self.nr_conns
+                    self.accept(listener)
+                if self.app.stopping[0]:
+                    with contextlib.suppress(OSError):
+                        listener.sock.shutdown(socket.SHUT_RDWR)
+        super().set_accept_enabled(enabled)
+
+
+class _Server(BaseApplication):  # type: ignore[misc]
+    def __init__(self, app: Flask, settings: ServerSettings, log: AccessLog | None) -> None:
         self._app = app
         self._settings = settings
+        self._log = log
+        self.stopping = mmap.mmap(-1, 1)
+        """Not 0 once the server as a whole is to stop; a byte that the arbiter and its workers share."""
         super().__init__()
+
+    def run(self) -> None:
+        _Arbiter(self).run()
 
     def load_config(self) -> None:
         settings = self._settings
         options = {
             "bind": f"0.0.0.0:{settings.port}",
             "workers": settings.workers,
-            "worker_class": "gthread",
+            "worker_class": _Worker,
+            "worker_tmp_dir": _writable_folder(),
             "threads": settings.threads,
             "timeout": settings.timeout,
+            "graceful_timeout": _DRAINING,
             "keepalive": 60,
             "preload_app": True,
             "control_socket_disable": True,  # it would be a file in a home that may be read-only
+            "worker_exit": self._close_log,
         }
         for name, value in options.items():
             self.cfg.set(name, value)
 
     def load(self) -> Flask:
         return self._app
+
+    def _close_log(self, _arbiter: object, _worker: object) -> None:
+        if self._log:
+            self._log.close()
+
+
+def _writable_folder() -> str | None:
+    """Where a worker may have a file without a name, by which it shows that it lives; None: where they usually are.
+
+    A container whose file system is read-only may have nothing but its shared memory; another may lack just that.
+    """
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        return "/dev/shm"  # noqa: S108
+    return None

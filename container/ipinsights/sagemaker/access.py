@@ -1,0 +1,60 @@
+"""The access log: a line of JSON for every request, which waits for nobody.
+
+Requests leave their lines in memory, and a thread writes them out together every now and then. So a request costs no
+system call, and a standard output that nobody reads, as a full pipe, stops no request: lines are then dropped, and
+their number is told in the next line that finds its way.
+"""
+
+import os
+import threading
+from collections import deque
+from typing import Any
+
+import orjson
+
+_INTERVAL = 0.2
+"""Seconds between two writes."""
+_MOST = 100_000
+"""Lines in memory at most."""
+
+
+class AccessLog:
+    """Writes entries to a file descriptor, in order. It serves several threads, of the process that first uses it."""
+
+    def __init__(self, descriptor: int = 1) -> None:
+        self._descriptor = descriptor
+        self._waiting: deque[bytes] = deque()
+        self._dropped = 0
+        self._starting = threading.Lock()
+        self._writer: threading.Thread | None = None
+        self._closing = threading.Event()
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Have an entry written as a line."""
+        if len(self._waiting) >= _MOST:
+            self._dropped += 1
+            return
+        self._waiting.append(orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE))
+        if self._writer is None:  # not before, since a thread does not live through a fork
+            with self._starting:
+                if self._writer is None:
+                    self._writer = threading.Thread(target=self._write, name="access log", daemon=True)
+                    self._writer.start()
+
+    def close(self) -> None:
+        """Write what waits, if that takes no longer than a second."""
+        self._closing.set()
+        if self._writer is not None:
+            self._writer.join(timeout=1)
+
+    def _write(self) -> None:
+        last = False
+        while not last:
+            last = self._closing.wait(_INTERVAL)
+            lines = [self._waiting.popleft() for _ in range(len(self._waiting))]
+            if self._dropped:
+                dropped, self._dropped = self._dropped, 0
+                lines.append(orjson.dumps({"access_log_lines_dropped": dropped}, option=orjson.OPT_APPEND_NEWLINE))
+            text = memoryview(b"".join(lines))
+            while text:
+                text = text[os.write(self._descriptor, text) :]
