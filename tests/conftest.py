@@ -155,7 +155,8 @@ def trained(
 class Server:
     """`serve` as a process on a port of its own."""
 
-    def __init__(self, tree: Tree, **environment: str) -> None:
+    def __init__(self, tree: Tree, output: int | None = None, **environment: str) -> None:
+        """On a model; with a file descriptor for what it prints, unless it is to be kept."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -166,7 +167,7 @@ class Server:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "ipinsights.sagemaker", "serve"],
                 env=tree.environment(settings),
-                stdout=log,
+                stdout=log if output is None else output,
                 stderr=subprocess.STDOUT,
             )
         deadline = time.monotonic() + 60

@@ -6,8 +6,6 @@ import json
 import numpy as np
 import pytest
 import requests
-from hypothesis import given
-from hypothesis import strategies as st
 
 from conftest import SMALL, Server, Traffic, Tree, to_csv
 from ipinsights import artifact
@@ -190,15 +188,6 @@ def test_many_rows_at_once_keep_their_order(server: Server, traffic: Traffic, tr
         assert [prediction["dot_product"] for prediction in answer.json()["predictions"]] == expected.tolist()
 
 
-def test_ping_answers_while_more_requests_wait_than_are_scored(server: Server, traffic: Traffic) -> None:
-    body = to_csv(traffic.normal) * 30
-    with concurrent.futures.ThreadPoolExecutor(10) as pool:
-        large = [pool.submit(server.post, body) for _ in range(10)]
-        while not all(answer.done() for answer in large):
-            assert requests.get(f"{server.url}/ping", timeout=2).status_code == 200
-    assert all(answer.result().status_code == 200 for answer in large)
-
-
 def test_a_body_beyond_the_limit_is_refused(trained: tuple[Tree, object]) -> None:
     with Server(trained[0], MAX_CONTENT_LENGTH="1000") as server:
         assert server.post("u,1.2.3.4\n" * 100).status_code == 200
@@ -207,13 +196,6 @@ def test_a_body_beyond_the_limit_is_refused(trained: tuple[Tree, object]) -> Non
             answer = server.post(body)
             assert answer.status_code == 413
             assert "1000 bytes" in answer.text
-
-
-@given(st.integers(1, 300), st.integers(1, 2**31))
-def test_execution_parameters_keep_their_product_within_the_platforms_limit(workers: int, limit: int) -> None:
-    settings = ServerSettings(workers=workers, max_content_length=limit)
-    assert 1 <= settings.concurrent_transforms * settings.max_payload_mb <= 100
-    assert settings.max_payload_mb == 1 or settings.max_payload_mb << 20 <= limit
 
 
 @pytest.mark.parametrize(

@@ -215,6 +215,8 @@ class _Front:
         """Score."""
         content_type, accept = environ.get("CONTENT_TYPE", ""), environ.get("HTTP_ACCEPT", "")
         facts: dict[str, object] = {"content_type": content_type, "accept": accept}
+        if model != ONLY:
+            facts["model"] = model
         try:
             if environ["REQUEST_METHOD"] != "POST":
                 return _Answer(405, f"{environ['PATH_INFO']} takes POST\n".encode(), facts=facts)

@@ -85,7 +85,7 @@ class ModelStore:
 
     @contextmanager
     def use(self, name: str = ONLY) -> Iterator[Scorer]:
-        """The scorer of a model, which stays open meanwhile. Raises NotLoaded; OutOfMemory, UserError if put aside."""
+        """The scorer of a model, which stays open meanwhile. Raises NotLoaded; OutOfMemory where it was put aside."""
         with self._lock:
             entry = self._entry(name)
             self._entries.move_to_end(name)
@@ -93,8 +93,7 @@ class ModelStore:
         try:
             scorer = entry.scorer
             if scorer is None:
-                with self._opening:
-                    scorer = self._open(entry)
+                scorer = self._open_again(name, entry)
             yield scorer
         finally:
             with self._lock:
@@ -105,6 +104,15 @@ class ModelStore:
         if name not in self._entries:
             raise NotLoaded(f"no model {name!r} is loaded")
         return self._entries[name]
+
+    def _open_again(self, name: str, entry: _Entry) -> Scorer:
+        try:
+            with self._opening:
+                return self._open(entry)
+        except OutOfMemory:
+            raise
+        except UserError as error:
+            raise NotLoaded(f"the model {name!r} could not be opened again: {error}") from error
 
     def _open(self, entry: _Entry) -> Scorer:
         if entry.scorer is None:

@@ -1,0 +1,248 @@
+"""The server as a platform treats it: pinged under load, sent large and stalled bodies, stopped, asked for logs."""
+
+import concurrent.futures
+import http.client
+import json
+import os
+import socket
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import requests
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conftest import Server, Traffic, Tree, to_csv
+from ipinsights import artifact
+from ipinsights.addresses import IPV4
+from ipinsights.model import Model
+from ipinsights.sagemaker.access import AccessLog
+from ipinsights.sagemaker.settings import ServerSettings
+
+
+def test_ping_answers_while_more_requests_wait_than_are_scored(server: Server, traffic: Traffic) -> None:
+    """Some of them verbose, which are the longest to write."""
+    body = to_csv(traffic.normal)
+    with concurrent.futures.ThreadPoolExecutor(60) as pool:
+        verbose = [pool.submit(server.post, body * 5, accept="application/json;verbose=True") for _ in range(4)]
+        large = [pool.submit(server.post, body * 30) for _ in range(56)]
+        while not all(answer.done() for answer in large):
+            ping = requests.get(f"{server.url}/ping", timeout=2)
+            assert (ping.status_code, ping.content) == (200, b"")
+    assert all(answer.result().status_code == 200 for answer in [*verbose, *large])
+
+
+def test_told_to_stop_under_load_it_loses_no_request_and_takes_no_more(trained: tuple[Tree, object]) -> None:
+    """Whoever gets a connection gets an answer; whoever comes later is refused at once."""
+    body = b"user_1,1.2.3.4\n" * 2000
+    outcomes: Counter[str] = Counter()
+
+    with Server(trained[0], SAGEMAKER_MODEL_SERVER_WORKERS="2") as server:
+
+        def ask(kept_alive: bool) -> None:
+            headers = {"Content-Type": "text/csv", **({} if kept_alive else {"Connection": "close"})}
+            connection = None
+            while True:
+                if connection is None:
+                    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=30)
+                    try:
+                        connection.connect()
+                    except ConnectionRefusedError:
+                        return
+                try:
+                    connection.request("POST", "/invocations", body, headers)
+                    answer = connection.getresponse()
+                    assert len(json.loads(answer.read())["predictions"]) == 2000
+                    outcomes["answered"] += 1
+                    closed = answer.getheader("Connection") == "close"
+                except (OSError, http.client.HTTPException) as error:
+                    outcomes[f"lost: {error!r}"] += 1
+                    return
+                if closed:
+                    connection.close()
+                    connection = None
+
+        clients = [threading.Thread(target=ask, args=(i % 2 == 0,)) for i in range(12)]
+        for client in clients:
+            client.start()
+        time.sleep(1)
+        began = time.monotonic()
+        log = server.stop()
+        assert time.monotonic() - began < 30
+        for client in clients:
+            client.join()
+        assert server.process.returncode == 0
+    assert set(outcomes) == {"answered"}, outcomes
+    assert len([line for line in log.splitlines() if '"status":200' in line]) == outcomes["answered"]
+
+
+def test_one_worker_that_ends_takes_nothing_with_it(trained: tuple[Tree, object]) -> None:
+    with Server(trained[0], SAGEMAKER_MODEL_SERVER_WORKERS="2") as server:
+        while len(server.workers()) < 2:
+            time.sleep(0.05)
+        first, second = server.workers()
+        os.kill(first, 15)
+        while first in server.workers():
+            time.sleep(0.05)
+        assert server.post("a,1.2.3.4").status_code == 200
+        while len(server.workers()) < 2:
+            time.sleep(0.05)
+        os.kill(second, 9)
+        assert server.post("a,1.2.3.4").status_code == 200
+
+
+def test_a_body_that_stops_coming_is_given_up(trained: tuple[Tree, object]) -> None:
+    with Server(trained[0], SAGEMAKER_MODEL_SERVER_TIMEOUT="1") as server:
+        host, _, port = server.url.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port)), timeout=30) as stalled:
+            stalled.sendall(
+                b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: text/csv\r\nContent-Length: 99\r\n\r\na,1"
+            )
+            answer = ""
+            while "seconds" not in answer:
+                answer += stalled.recv(10_000).decode()
+        assert answer.startswith("HTTP/1.1 408 ")
+        assert "Nothing of the body came for 1 seconds" in answer
+        assert server.post("a,1.2.3.4").status_code == 200
+
+
+def test_the_largest_bodies_are_scored_row_for_row(server: Server) -> None:
+    """6 MB are the most of an endpoint, 100 MB of Batch Transform."""
+    row = "user_{:07},192.168.1.2\n"
+    for size in (6 << 20, 100 << 20):
+        rows = size // len(row.format(0))
+        answer = server.post("".join(map(row.format, range(rows))), accept="text/csv")
+        assert answer.status_code == 200
+        assert answer.content.count(b"\n") == rows - 1
+
+
+def test_the_access_log_tells_of_every_request_but_good_pings(trained: tuple[Tree, object]) -> None:
+    with Server(trained[0]) as server:
+        named = server.post("a,1.2.3.4\nb,2.3.4.5", accept="text/csv", X_Amzn_SageMaker_Inference_Id="mine-1")
+        unnamed = server.post("a,1.2.3")
+        assert requests.get(f"{server.url}/elsewhere", timeout=2).status_code == 404
+        assert requests.get(f"{server.url}/invocations", timeout=2).status_code == 405
+        server.stop()
+        first, second, third, fourth = server.entries()
+    assert first["request_id"] == named.headers["X-Request-Id"] == "mine-1"
+    assert {key: first[key] for key in ("method", "path", "status", "content_type", "accept", "rows")} == {
+        "method": "POST",
+        "path": "/invocations",
+        "status": 200,
+        "content_type": "text/csv",
+        "accept": "text/csv",
+        "rows": 2,
+    }
+    assert first["bytes_in"] == 19
+    assert first["bytes_out"] == len(named.content)
+    assert 0 < first["seconds"] < 60
+    assert time.time() - 60 < np.datetime64(first["time"][:26]).astype("M8[us]").astype(int) / 1e6 < time.time()
+    assert second["request_id"] == unnamed.headers["X-Request-Id"] != ""
+    assert (second["status"], second["malformed_rows"]) == (400, 1)
+    assert "line 1: " in second["error"]
+    assert (third["path"], third["status"]) == ("/elsewhere", 404)
+    assert (fourth["path"], fourth["status"]) == ("/invocations", 405)
+
+
+def test_without_access_log_there_is_none(trained: tuple[Tree, object]) -> None:
+    with Server(trained[0], IPINSIGHTS_ACCESS_LOG="False") as server:
+        assert server.post("a,1.2.3.4").status_code == 200
+        server.stop()
+        assert server.entries() == []
+
+
+def test_a_log_that_nobody_reads_stops_no_request(trained: tuple[Tree, object]) -> None:
+    """A pipe holds 64 KB; then whoever writes to it waits."""
+    reader, writer = os.pipe()
+    with Server(trained[0], output=writer) as server:
+        os.close(writer)
+        for _ in range(1000):
+            assert server.post("a,1.2.3.4", X_Request_Id="x" * 300).status_code == 200
+        os.close(reader)  # or it could not say that it stops
+
+
+def test_lines_beyond_what_memory_is_for_are_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ipinsights.sagemaker.access._MOST", 5)
+    monkeypatch.setattr("ipinsights.sagemaker.access._INTERVAL", 60)
+    reader, writer = os.pipe()
+    log = AccessLog(writer)
+    for i in range(8):
+        log.add({"i": i})
+    log.close()
+    os.close(writer)
+    with os.fdopen(reader) as text:
+        assert [json.loads(line) for line in text] == [*({"i": i} for i in range(5)), {"access_log_lines_dropped": 3}]
+
+
+def test_custom_attributes_come_back_and_unknown_headers_are_of_no_concern(server: Server) -> None:
+    attributes = "trace=1;user=äöü".encode().decode("latin-1")
+    for sent, echoed in (("c000b4f9-df62; v=1", "c000b4f9-df62; v=1"), (attributes, None)):
+        answer = server.post(
+            "a,1.2.3.4",
+            X_Amzn_SageMaker_Custom_Attributes=sent,
+            X_Amzn_SageMaker_Target_Variant="v",
+            X_Amzn_SageMaker_Session_Id="NEW_SESSION",
+            X_Whatever="1",
+        )
+        assert answer.status_code == 200
+        assert answer.headers.get("X-Amzn-SageMaker-Custom-Attributes") == echoed
+
+
+@given(st.integers(1, 300), st.integers(1, 2**31), st.none() | st.integers(0, 100), st.none() | st.integers(1, 100))
+def test_execution_parameters_keep_their_product_within_the_platforms_limit(
+    workers: int, limit: int, payload: int | None, transforms: int | None
+) -> None:
+    settings = ServerSettings(workers=workers, max_content_length=limit, payload_mb=payload, transforms=transforms)
+    if payload is None or transforms is None:  # where both are asked for, the platform has checked them
+        assert settings.concurrent_transforms * settings.max_payload_mb <= 100
+    assert (
+        1
+        <= settings.concurrent_transforms
+        == (transforms or settings.concurrent_transforms)
+        <= max(workers, transforms or 0)
+    )
+    if payload is None:
+        assert settings.max_payload_mb == 1 or settings.max_payload_mb << 20 <= limit
+    else:
+        assert settings.max_payload_mb == payload
+
+
+def test_execution_parameters_follow_what_the_job_asks_for(trained: tuple[Tree, object]) -> None:
+    with Server(trained[0], SAGEMAKER_MODEL_SERVER_WORKERS="4", SAGEMAKER_MAX_PAYLOAD_IN_MB="50") as server:
+        parameters = requests.get(f"{server.url}/execution-parameters", timeout=2).json()
+    assert parameters == {"MaxConcurrentTransforms": 2, "BatchStrategy": "MULTI_RECORD", "MaxPayloadInMB": 50}
+
+
+def test_workers_share_the_model(tmp_path: Path) -> None:
+    """All of its table is read by each of three, and is in memory once."""
+    tree = Tree(tmp_path / "ml")
+    model = Model.blank(IPV4, 200_000, 64, 1)
+    model.entity[:] = 1
+    names = [f"user_{i}" for i in range(150_000)]
+    model.index.claim(pa.array(names, pa.string()))
+    artifact.save(model, tree.model, facts={})
+    size = (tree.model / artifact.TENSORS).stat().st_size
+    assert size > 50e6
+    body = "".join(f"{name},1.2.3.4\n" for name in names)
+    with Server(tree, SAGEMAKER_MODEL_SERVER_WORKERS="3") as server:
+        while not all(_mapped(pid, "Rss", tree.model) > 0.9 * size for pid in server.workers()):
+            with concurrent.futures.ThreadPoolExecutor(6) as pool:
+                list(pool.map(lambda _: server.post(body), range(6)))
+        assert sum(_mapped(pid, "Pss", tree.model) for pid in server.workers()) < 1.1 * size
+        assert sum(_mapped(pid, "Private_Dirty", tree.model) for pid in server.workers()) == 0
+
+
+def _mapped(pid: int, kind: str, folder: Path) -> int:
+    """Bytes of a kind that a process has of a model's file."""
+    found, ours = 0, False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        if "-" in line.split(" ")[0]:
+            ours = line.endswith(str(folder / artifact.TENSORS))
+        elif ours and line.startswith(f"{kind}:"):
+            found += int(line.split()[1]) * 1024
+    return found

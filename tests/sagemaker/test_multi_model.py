@@ -1,0 +1,215 @@
+"""A multi-model endpoint, as the platform drives it: load, list, tell, invoke, unload."""
+
+import concurrent.futures
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import requests
+
+from conftest import Server, Tree
+from ipinsights import artifact
+from ipinsights.addresses import IPV4
+from ipinsights.errors import UserError
+from ipinsights.model import Model
+from ipinsights.sagemaker.models import AlreadyLoaded, ModelStore, NotLoaded, OutOfMemory
+from ipinsights.scoring import Scorer
+
+CSV = "user_1,192.168.1.2\nuser_2,10.10.1.2\n"
+TABLE = 64 * 4
+"""Bytes of an entity's row."""
+
+
+def make_model(folder: Path, score: float, entities: int = 1000) -> Path:
+    """A model that gives known entities a score, whatever the address."""
+    model = Model.blank(IPV4, entities, 64, 1)
+    model.index.claim(pa.array(["user_1", "user_2"], pa.string()))
+    model.entity[:, 0] = score
+    model.encoder.prefix[:, 0] = np.float32(1 / model.vocabulary.depth)
+    artifact.save(model, folder, facts={})
+    return folder
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    """There is no model in /opt/ml/model, and one worker whatever is asked for."""
+    with Server(Tree(tmp_path / "ml"), SAGEMAKER_MULTI_MODEL="true", SAGEMAKER_MODEL_SERVER_WORKERS="4") as server:
+        yield server
+
+
+def load(server: Server, name: str, folder: Path) -> requests.Response:
+    return requests.post(f"{server.url}/models", json={"model_name": name, "url": str(folder)}, timeout=30)
+
+
+def scores(answer: requests.Response) -> list[float]:
+    assert answer.status_code == 200, answer.text
+    return [round(prediction["dot_product"], 4) for prediction in answer.json()["predictions"]]
+
+
+def test_the_five_calls(server: Server, tmp_path: Path) -> None:
+    one, two = make_model(tmp_path / "1" / "model", 1), make_model(tmp_path / "2" / "model", 2)
+    url = f"{server.url}/models"
+    assert len(server.workers()) == 1
+    assert requests.get(f"{server.url}/ping", timeout=2).status_code == 200
+    assert requests.get(url, timeout=2).json() == {"models": []}
+    assert load(server, "one", one).status_code == 200
+    assert load(server, "two/ü x", two).status_code == 200
+    assert load(server, "one", two).status_code == 409
+    assert requests.get(url, timeout=2).json() == {
+        "models": [{"modelName": "one", "modelUrl": str(one)}, {"modelName": "two/ü x", "modelUrl": str(two)}]
+    }
+    assert requests.get(f"{url}/two/ü x", timeout=2).json() == {"modelName": "two/ü x", "modelUrl": str(two)}
+    assert scores(server.post(CSV, path="/models/one/invoke", X_Amzn_SageMaker_Target_Model="one.tar.gz")) == [1, 1]
+    assert scores(server.post(CSV, path="/models/two/ü x/invoke")) == [2, 2]
+    assert requests.delete(f"{url}/one", timeout=2).status_code == 200
+    for status, answer in (
+        (404, requests.get(f"{url}/one", timeout=2)),
+        (404, requests.delete(f"{url}/one", timeout=2)),
+        (404, server.post(CSV, path="/models/one/invoke")),
+        (404, server.post(CSV)),
+        (405, requests.get(f"{url}/two/invoke", timeout=2)),
+        (415, server.post(CSV, "image/png", path="/models/two/ü x/invoke")),
+    ):
+        assert answer.status_code == status, answer.text
+        assert "Traceback" not in answer.text
+        assert "<html" not in answer.text
+    assert load(server, "one", two).status_code == 200
+    assert scores(server.post(CSV, path="/models/one/invoke")) == [2, 2]
+    server.stop()
+    assert {entry["model"] for entry in server.entries() if entry["path"].endswith("/invoke")} >= {"one", "two/ü x"}
+
+
+def test_what_cannot_be_loaded_is_told(server: Server, tmp_path: Path) -> None:
+    damaged = make_model(tmp_path / "damaged", 1)
+    (damaged / artifact.TENSORS).write_bytes(b"x")
+    for body, said in (
+        (b"", "the body must be"),
+        (b"{}", "the body must be"),
+        (b'{"model_name": "a", "url": 7}', "the body must be"),
+        (b'{"model_name": "a", "url": "/nowhere"}', "there is no model in /nowhere"),
+        (f'{{"model_name": "a", "url": "{damaged}"}}'.encode(), "is damaged"),
+    ):
+        answer = requests.post(f"{server.url}/models", data=body, timeout=10)
+        assert answer.status_code == 400
+        assert said in answer.text
+        assert "Traceback" not in answer.text
+    assert requests.get(f"{server.url}/models", timeout=2).json() == {"models": []}
+
+
+def test_unloading_frees_the_memory_before_the_answer(server: Server, tmp_path: Path) -> None:
+    """Of the table, which is mapped, and of what is made from it."""
+    (pid,) = server.workers()
+    folder = make_model(tmp_path / "large", 1, entities=200_000)
+
+    def mapped() -> bool:
+        return str(folder) in Path(f"/proc/{pid}/maps").read_text()
+
+    def resident() -> int:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096
+
+    sizes = []
+    for _ in range(5):
+        assert load(server, "m", folder).status_code == 200
+        assert mapped()
+        assert scores(server.post("".join(f"user_{i},1.2.3.4\n" for i in range(5000)), path="/models/m/invoke"))
+        assert requests.delete(f"{server.url}/models/m", timeout=10).status_code == 200
+        assert not mapped()
+        sizes.append(resident())
+    assert sizes[-1] < sizes[0] + 10e6
+
+
+def test_beyond_the_limit_those_longest_not_asked_are_put_aside(tmp_path: Path) -> None:
+    """They are on the list still, and answer when they are asked again."""
+    folders = {str(i): make_model(tmp_path / str(i), i, entities=4096) for i in range(6)}
+    limit = 3 * 4096 * TABLE // 2**20 + 1
+    settings = {"SAGEMAKER_MULTI_MODEL": "True", "IPINSIGHTS_MODELS_MEMORY_MB": str(limit)}
+    with Server(Tree(tmp_path / "ml"), **settings) as server:
+        (pid,) = server.workers()
+
+        def mapped() -> set[str]:
+            maps = Path(f"/proc/{pid}/maps").read_text()
+            return {name for name, folder in folders.items() if f"{folder}/" in maps}
+
+        for name in "012":
+            assert load(server, name, folders[name]).status_code == 200
+        assert mapped() == set("012")
+        assert scores(server.post(CSV, path="/models/0/invoke")) == [0, 0]
+        assert load(server, "3", folders["3"]).status_code == 200
+        assert mapped() == set("023")
+        assert scores(server.post(CSV, path="/models/1/invoke")) == [1, 1]
+        assert mapped() == set("013")
+        assert [model["modelName"] for model in requests.get(f"{server.url}/models", timeout=2).json()["models"]]
+        for name in "45":
+            assert load(server, name, folders[name]).status_code == 200
+        order = np.random.default_rng(0).integers(6, size=300)
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            answers = pool.map(lambda i: scores(server.post(CSV, path=f"/models/{i}/invoke")), order)
+            assert list(answers) == [[i, i] for i in order]
+        assert len(mapped()) == 3
+        large = make_model(tmp_path / "large", 1, entities=5 * 4096)
+        answer = load(server, "large", large)
+        assert answer.status_code == 507
+        assert "bytes" in answer.text
+        assert scores(server.post(CSV, path="/models/0/invoke")) == [0, 0]
+        shutil.rmtree(folders["5"])
+        for name in "1234":
+            server.post(CSV, path=f"/models/{name}/invoke")
+        gone = server.post(CSV, path="/models/5/invoke")
+        assert gone.status_code == 404
+        assert "could not be opened again: there is no model in" in gone.text
+
+
+def test_unloading_waits_for_the_requests_to_that_model(tmp_path: Path) -> None:
+    models = ModelStore()
+    models.load("m", make_model(tmp_path / "m", 1))
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        with models.use("m") as scorer:
+            unloading = pool.submit(models.unload, "m")
+            time.sleep(0.1)
+            assert not unloading.done()
+            with pytest.raises(NotLoaded):
+                models.unload("m")
+            assert scorer.vector_dim == 64
+        unloading.result(timeout=10)
+    with pytest.raises(NotLoaded), models.use("m"):
+        pass
+
+
+def test_a_model_is_loaded_once_however_many_ask(tmp_path: Path) -> None:
+    models = ModelStore()
+    folder = make_model(tmp_path / "m", 1)
+
+    def try_to(_: int) -> bool:
+        try:
+            models.load("m", folder)
+        except AlreadyLoaded:
+            return False
+        return True
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(try_to, range(50))) == 1
+
+
+def test_where_memory_ends_it_is_told_and_what_is_open_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = ModelStore()
+    models.load("m", make_model(tmp_path / "m", 1))
+
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Scorer, "__init__", fail)
+    with pytest.raises(OutOfMemory, match="there is no memory for the model"):
+        models.load("n", tmp_path / "m")
+    with pytest.raises(UserError, match="there is no model in"):
+        models.load("n", tmp_path / "nowhere")
+    assert list(models.folders()) == ["m"]
+
+
+def test_a_scorer_knows_what_it_takes(tmp_path: Path) -> None:
+    model, _ = artifact.load(make_model(tmp_path / "m", 1, entities=50_000))
+    size = (tmp_path / "m" / artifact.TENSORS).stat().st_size
+    assert 0.99 * size < Scorer.memory(model) < 1.1 * size
