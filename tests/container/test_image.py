@@ -6,6 +6,8 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -53,30 +55,79 @@ def test_training_leaves_a_model(folder: Path) -> None:
     assert not (folder / "output" / "failure").exists()
 
 
-def test_serving_answers_a_request(image: str, folder: Path) -> None:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    script = [str(ROOT / "local_test" / "serve_local.sh"), image, str(folder), str(port)]
-    with subprocess.Popen(script, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
+        port: int = free.getsockname()[1]
+        return port
+
+
+@contextmanager
+def serving(command: list[str], port: int) -> Iterator[str]:
+    """Run a command that serves; its address, once /ping is good. Then stop it."""
+    url = f"http://127.0.0.1:{port}"
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
         try:
             deadline = time.monotonic() + 60
             while True:
                 try:
-                    assert requests.get(f"http://127.0.0.1:{port}/ping", timeout=2).status_code == 200
+                    assert requests.get(f"{url}/ping", timeout=2).status_code == 200
                     break
                 except requests.ConnectionError:
                     assert server.poll() is None, server.stdout and server.stdout.read()
                     assert time.monotonic() < deadline
                     time.sleep(0.2)
-            local_test = ROOT / "local_test"
-            predict = [str(local_test / "predict.sh"), str(local_test / "payload.csv"), "text/csv", str(port)]
-            answer = json.loads(subprocess.run(predict, capture_output=True, text=True, check=True).stdout)
-            assert [list(prediction) for prediction in answer["predictions"]] == [["dot_product"], ["dot_product"]]
+            yield url
         finally:
             server.terminate()
-            server.communicate(timeout=60)
-    assert server.returncode == 0  # it was asked to stop, and did
+            printed = server.communicate(timeout=60)[0]
+    assert server.returncode == 0, printed  # it was asked to stop, and did
+
+
+def test_serving_answers_a_request(image: str, folder: Path) -> None:
+    port = free_port()
+    local_test = ROOT / "local_test"
+    with serving([str(local_test / "serve_local.sh"), image, str(folder), str(port)], port):
+        predict = [str(local_test / "predict.sh"), str(local_test / "payload.csv"), "text/csv", str(port)]
+        answer = json.loads(subprocess.run(predict, capture_output=True, text=True, check=True).stdout)
+        assert [list(prediction) for prediction in answer["predictions"]] == [["dot_product"], ["dot_product"]]
+
+
+@pytest.mark.parametrize(
+    "writable",
+    [["--tmpfs", "/tmp", "--ipc", "none"], ["--shm-size", "64k"]],
+    ids=["no /dev/shm", "nothing but /dev/shm"],
+)
+def test_a_serverless_endpoint_has_an_unprivileged_user_and_a_read_only_file_system(
+    image: str, folder: Path, writable: list[str]
+) -> None:
+    port = free_port()
+    confined = ["--user", "1000:1000", "--read-only", "--cap-drop", "ALL", *writable]
+    where = ["-p", f"127.0.0.1:{port}:{port}", "-v", f"{folder / 'model'}:/opt/ml/model:ro"]
+    settings = ["-e", "SAGEMAKER_MODEL_SERVER_WORKERS=1", "-e", f"SAGEMAKER_BIND_TO_PORT={port}"]
+    with serving(["docker", "run", "--rm", *confined, *where, *settings, image, "serve"], port) as url:
+        body = "user_1,192.168.1.2\n" * 100_000
+        for _ in range(3):
+            answer = requests.post(f"{url}/invocations", body, headers={"Content-Type": "text/csv"}, timeout=60)
+            assert len(answer.json()["predictions"]) == 100_000
+
+
+def test_a_multi_model_endpoint_serves_what_it_is_told_of(image: str, folder: Path) -> None:
+    """Where the platform puts the models, read-only, as it has them."""
+    port = free_port()
+    models = [f"{name:032x}" for name in range(3)]
+    volumes = [part for name in models for part in ("-v", f"{folder / 'model'}:/opt/ml/models/{name}/model:ro")]
+    settings = ["-e", "SAGEMAKER_MULTI_MODEL=true", "-p", f"127.0.0.1:{port}:8080"]
+    with serving(["docker", "run", "--rm", *settings, *volumes, image, "serve"], port) as url:
+        for name in models:
+            asked = {"model_name": name, "url": f"/opt/ml/models/{name}/model"}
+            assert requests.post(f"{url}/models", json=asked, timeout=10).status_code == 200
+            answer = requests.post(
+                f"{url}/models/{name}/invoke", "user_1,192.168.1.2", headers={"Content-Type": "text/csv"}, timeout=10
+            )
+            assert len(answer.json()["predictions"]) == 1
+        assert len(requests.get(f"{url}/models", timeout=2).json()["models"]) == 3
+        assert requests.delete(f"{url}/models/{models[0]}", timeout=10).status_code == 200
 
 
 def test_a_malformed_row_reaches_the_failure_file(image: str, folder: Path, tmp_path: Path) -> None:
@@ -169,4 +220,7 @@ def test_torch_has_no_cuda_where_the_index_offers_a_cpu_build(image: str) -> Non
 
 def test_labels_promise_what_works(image: str) -> None:
     labels = json.loads(docker("inspect", "--format", "{{json .Config.Labels}}", image).stdout)
-    assert labels == {"com.amazonaws.sagemaker.capabilities.accept-bind-to-port": "true"}
+    assert labels == {
+        "com.amazonaws.sagemaker.capabilities.accept-bind-to-port": "true",
+        "com.amazonaws.sagemaker.capabilities.multi-models": "true",
+    }
