@@ -130,6 +130,26 @@ def test_a_multi_model_endpoint_serves_what_it_is_told_of(image: str, folder: Pa
         assert requests.delete(f"{url}/models/{models[0]}", timeout=10).status_code == 200
 
 
+def test_the_tutorials_calls_work_by_the_sdk(image: str, tmp_path: Path) -> None:
+    """fit, deploy, predict and transform in SageMaker's local mode: its own serializers, Compose file and splitting."""
+    python = ROOT / ".venv" / "sdk" / "bin" / "python"
+    if not python.exists() or subprocess.run([python, "-c", "import sagemaker"], check=False).returncode:
+        pytest.skip("version 2 of the SageMaker SDK is not installed in .venv/sdk")
+    if shutil.which("docker-compose") is None and docker("compose", "version").returncode:
+        pytest.skip("local mode needs Compose")
+    script = [python, ROOT / "local_test" / "sagemaker_local.py", "--image", image, "--out", tmp_path / "sdk"]
+    walk = subprocess.run(script, capture_output=True, text=True, timeout=400, check=False)
+    assert walk.returncode == 0, walk.stdout[-3000:] + walk.stderr[-3000:]
+    result = json.loads(walk.stdout.splitlines()[-1])
+    scores = [prediction["dot_product"] for prediction in result["deployed"]["predictions"]]
+    assert len(set(scores)) == 3
+    for prediction, score in zip(result["verbose"]["predictions"], scores, strict=True):
+        pairs = zip(prediction["ip_embedding"], prediction["entity_embedding"], strict=True)
+        assert sum(a * b for a, b in pairs) == pytest.approx(prediction["dot_product"], abs=1e-5)
+        assert prediction["dot_product"] == score
+    assert [float(line) for line in result["transformed"].split()] == scores
+
+
 def test_a_malformed_row_reaches_the_failure_file(image: str, folder: Path, tmp_path: Path) -> None:
     bad = tmp_path / "ml"
     shutil.copytree(folder / "input", bad / "input")

@@ -1,0 +1,99 @@
+"""The calls of the AWS tutorial, made by the SageMaker SDK in its local mode: fit, deploy, predict, transform.
+
+    pip install "sagemaker[local]<3"
+    python local_test/sagemaker_local.py --image ipinsights:cpu --out local_test/work/sagemaker
+
+Needs Docker with Compose, and neither an AWS account nor this package. The data are those of local_test/test_dir. What
+comes out is printed as JSON: the scores of the deployed model, and those that the transform wrote beside them.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import socket
+from pathlib import Path
+from typing import Any
+
+DATA = Path(__file__).parent / "test_dir" / "input" / "data"
+ROWS = [["user_1", "192.0.2.1"], ["user, 2", "198.51.100.4"], ["nobody", "203.0.113.9"]]
+HYPERPARAMETERS = {
+    "num_entity_vectors": 1000,
+    "vector_dim": 16,
+    "epochs": 2,
+    "learning_rate": 0.01,
+    "mini_batch_size": 500,
+}
+
+CONFIG = "SchemaVersion: '1.0'\nSageMaker: {PythonSDK: {Modules: {TelemetryOptOut: true}}}\n"
+"""Of the SDK, which would tell AWS of every call, and wait long where it cannot."""
+ENVIRONMENT = {
+    "AWS_DEFAULT_REGION": "us-east-1",
+    "AWS_ACCESS_KEY_ID": "none",
+    "AWS_SECRET_ACCESS_KEY": "none",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+"""What the SDK does not start without, and does not use in local mode."""
+
+
+def main() -> None:
+    """Do all of it in a folder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--image", default="ipinsights:cpu")
+    parser.add_argument("--out", type=Path, default=Path("local_test/work/sagemaker"), help="emptied first")
+    options = parser.parse_args()
+    shutil.rmtree(options.out, ignore_errors=True)
+    options.out.mkdir(parents=True)
+    (options.out / "config.yaml").write_text(CONFIG)
+    for name, value in (ENVIRONMENT | {"SAGEMAKER_USER_CONFIG_OVERRIDE": str(options.out / "config.yaml")}).items():
+        os.environ.setdefault(name, value)
+    print(json.dumps(walk(options.image, options.out.resolve())))
+
+
+def walk(image: str, out: Path) -> dict[str, Any]:
+    """Train, serve and transform with an image."""
+    from sagemaker.deserializers import JSONDeserializer
+    from sagemaker.inputs import TrainingInput
+    from sagemaker.local import LocalSession
+    from sagemaker.serializers import CSVSerializer
+
+    import sagemaker
+
+    shutil.copytree(DATA, out / "data")
+    (out / "rows").mkdir()
+    (out / "rows" / "rows.csv").write_text(CSVSerializer().serialize(ROWS) + "\n")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    session = LocalSession()
+    session.config = {"local": {"local_code": True, "container_root": str(out), "serving_port": port}}
+    estimator = sagemaker.estimator.Estimator(
+        image,
+        "arn:aws:iam::000000000000:role/none",
+        instance_count=1,
+        instance_type="local",
+        sagemaker_session=session,
+        output_path=f"file://{out}/model",
+    )
+    estimator.set_hyperparameters(**HYPERPARAMETERS)
+    channels = ("train", "validation")
+    estimator.fit({name: TrainingInput(f"file://{out}/data/{name}", content_type="text/csv") for name in channels})
+
+    predictor = estimator.deploy(1, "local", serializer=CSVSerializer(), deserializer=JSONDeserializer())
+    try:
+        deployed = predictor.predict(ROWS)
+        predictor.deserializer = JSONDeserializer(accept="application/json;verbose=True")
+        verbose = predictor.predict(ROWS)
+    finally:
+        predictor.delete_endpoint()
+
+    transformer = estimator.transformer(
+        1, "local", accept="text/csv", assemble_with="Line", strategy="MultiRecord", output_path=f"file://{out}/scores"
+    )
+    transformer.transform(f"file://{out}/rows", content_type="text/csv", split_type="Line", logs=False)
+    (file,) = (out / "scores").rglob("*.out")
+    return {"deployed": deployed, "verbose": verbose, "transformed": file.read_text()}
+
+
+if __name__ == "__main__":
+    main()
