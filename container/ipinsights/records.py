@@ -83,7 +83,7 @@ class Records:
         return cls(entities, np.concatenate(values) if values else np.zeros(0, dtype=IPV4.dtype))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Fault:
     """One row that cannot be read."""
 
@@ -96,11 +96,12 @@ class Fault:
 class MalformedRecords(UserError):
     """Some rows cannot be read; ``faults`` holds each, in order."""
 
-    def __init__(self, faults: list[Fault], unit: str) -> None:
+    def __init__(self, faults: list[Fault], unit: str, cut: bool = False) -> None:
+        """With whether there may be more, which nobody has looked for."""
         self.faults = faults
         self.unit = unit
         shown = [f"{unit} {f.position}: {f.reason}, in {f.content!r}" for f in faults[:_LISTED]]
-        more = f"; and {len(faults) - _LISTED} more" if len(faults) > _LISTED else ""
+        more = f"; and {'at least ' * cut}{len(faults) - _LISTED:,} more" if len(faults) > _LISTED else ""
         super().__init__("; ".join(shown) + more)
 
 
@@ -113,6 +114,15 @@ class Salvaged(NamedTuple):
     """Which these are: bool [n]."""
     faults: list[Fault]
     """Of the others, in order."""
+
+    @classmethod
+    def concat(cls, parts: Sequence["Salvaged"]) -> "Salvaged":
+        """All of one or more parts, in order."""
+        return cls(
+            Records.concat([part.records for part in parts]),
+            np.concatenate([part.readable for part in parts]),
+            [fault for part in parts for fault in part.faults],
+        )
 
     def faults_by_row(self) -> dict[int, Fault]:
         """The faults by the index of their rows."""
@@ -134,8 +144,11 @@ def parse_csv(data: bytes, family: Family = IPV4, first_line: int = 1) -> Record
     return records
 
 
-def salvage_csv(data: bytes, family: Family = IPV4, first_line: int = 1) -> Salvaged:
-    """What can be read of such text. Blank lines are no rows."""
+def salvage_csv(data: bytes, family: Family = IPV4, first_line: int = 1, most: int | None = None) -> Salvaged:
+    """What can be read of such text. Blank lines are no rows.
+
+    It ends, somewhere, once there are more than ``most`` faults, each of which takes time and memory.
+    """
     records = _parse_faultless(data, family)
     if records is not None:
         return Salvaged(records, np.ones(len(records), dtype=np.bool_), [])
@@ -146,11 +159,9 @@ def salvage_csv(data: bytes, family: Family = IPV4, first_line: int = 1) -> Salv
             parts.append(_parse_lines(piece.text, family, piece.first_line))
         else:
             parts.append(Salvaged(records, np.ones(len(records), dtype=np.bool_), []))
-    return Salvaged(
-        Records.concat([part.records for part in parts]),
-        np.concatenate([part.readable for part in parts]),
-        [fault for part in parts for fault in part.faults],
-    )
+        if most is not None and sum(len(part.faults) for part in parts) > most:
+            break
+    return Salvaged.concat(parts)
 
 
 def clean_pairs(data: bytes, family: Family) -> Pairs | None:
@@ -216,8 +227,8 @@ def line_blocks(stream: Text, name: str, size: int = BLOCK_SIZE, first_line: int
         yield Block(name, number, rest)
 
 
-def salvage_pairs(pairs: Sequence[tuple[object, object]], family: Family = IPV4) -> Salvaged:
-    """What can be read of n (entity, text of an address), which should be strings. Faults are counted from 0."""
+def salvage_pairs(pairs: Sequence[tuple[object, object]], family: Family = IPV4, first: int = 0) -> Salvaged:
+    """What can be read of n (entity, text of an address), which should be strings. The ``first`` has that number."""
     strings = np.array([isinstance(e, str) and isinstance(a, str) and e != "" for e, a in pairs], dtype=np.bool_)
     texts = pa.array([a if ok else "" for (_, a), ok in zip(pairs, strings, strict=True)], pa.string())
     values, valid = addresses.parse(pc.utf8_trim(texts, " \t"), family)
@@ -229,7 +240,7 @@ def salvage_pairs(pairs: Sequence[tuple[object, object]], family: Family = IPV4)
             reason = _explain(texts[i].as_py().strip(" \t"), family)
         else:
             reason = f"not an {family.noun}"
-        faults.append(Fault(i, shown(list(pairs[i])), reason))
+        faults.append(Fault(first + i, shown(list(pairs[i])), reason))
     entities = pa.array([e for (e, _), ok in zip(pairs, valid, strict=True) if ok], pa.string())
     return Salvaged(Records(entities, values[valid]), valid, faults)
 

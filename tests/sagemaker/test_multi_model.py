@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -166,17 +167,26 @@ def test_beyond_the_limit_those_longest_not_asked_are_put_aside(tmp_path: Path) 
 def test_unloading_waits_for_the_requests_to_that_model(tmp_path: Path) -> None:
     models = ModelStore()
     models.load("m", make_model(tmp_path / "m", 1))
+    asked, go_on = threading.Event(), threading.Event()
+
+    def slowly(scorer: Scorer) -> int:
+        asked.set()
+        assert go_on.wait(10)
+        return scorer.vector_dim
+
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        with models.use("m") as scorer:
-            unloading = pool.submit(models.unload, "m")
-            time.sleep(0.1)
-            assert not unloading.done()
-            with pytest.raises(NotLoaded):
-                models.unload("m")
-            assert scorer.vector_dim == 64
+        answer = pool.submit(models.ask, "m", slowly)
+        assert asked.wait(10)
+        unloading = pool.submit(models.unload, "m")
+        time.sleep(0.1)
+        assert not unloading.done()
+        with pytest.raises(NotLoaded):
+            models.unload("m")
+        go_on.set()
+        assert answer.result(timeout=10) == 64
         unloading.result(timeout=10)
-    with pytest.raises(NotLoaded), models.use("m"):
-        pass
+    with pytest.raises(NotLoaded):
+        models.ask("m", slowly)
 
 
 def test_a_model_is_loaded_once_however_many_ask(tmp_path: Path) -> None:

@@ -1,11 +1,12 @@
 """The access log: a line of JSON for every request, which waits for nobody.
 
-Requests leave their lines in memory, and a thread writes them out together every now and then. So a request costs no
-system call, and a standard output that nobody reads, as a full pipe, stops no request: lines are then dropped, and
-their number is told in the next line that finds its way.
+Requests leave their lines in memory, and a thread writes them out every now and then. So a request costs no system
+call, and a standard output that nobody reads, as a full pipe, stops no request that is well: lines are then dropped,
+and their number is told in the next line that finds its way.
 """
 
 import os
+import select
 import threading
 from collections import deque
 from typing import Any
@@ -14,8 +15,12 @@ import orjson
 
 _INTERVAL = 0.2
 """Seconds between two writes."""
-_MOST = 100_000
+_MOST = 20_000
 """Lines in memory at most."""
+_LONGEST = 500
+"""Characters of a text in a line."""
+_AT_ONCE = select.PIPE_BUF
+"""Bytes written at a time at most: so much, or one line, gets through a pipe whole, whoever else writes to it."""
 
 
 class AccessLog:
@@ -34,7 +39,8 @@ class AccessLog:
         if len(self._waiting) >= _MOST:
             self._dropped += 1
             return
-        self._waiting.append(orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE))
+        brief = {k: v[:_LONGEST] if isinstance(v, str) else v for k, v in entry.items()}
+        self._waiting.append(orjson.dumps(brief, option=orjson.OPT_APPEND_NEWLINE))
         if self._writer is None:  # not before, since a thread does not live through a fork
             with self._starting:
                 if self._writer is None:
@@ -51,10 +57,23 @@ class AccessLog:
         last = False
         while not last:
             last = self._closing.wait(_INTERVAL)
-            lines = [self._waiting.popleft() for _ in range(len(self._waiting))]
             if self._dropped:
                 dropped, self._dropped = self._dropped, 0
-                lines.append(orjson.dumps({"access_log_lines_dropped": dropped}, option=orjson.OPT_APPEND_NEWLINE))
-            text = memoryview(b"".join(lines))
-            while text:
+                self._waiting.append(
+                    orjson.dumps({"access_log_lines_dropped": dropped}, option=orjson.OPT_APPEND_NEWLINE)
+                )
+            text = b""
+            for _ in range(len(self._waiting)):
+                line = self._waiting.popleft()
+                if len(text) + len(line) > _AT_ONCE:
+                    self._put(text)
+                    text = b""
+                text += line
+            self._put(text)
+
+    def _put(self, text: bytes) -> None:
+        while text:
+            try:
                 text = text[os.write(self._descriptor, text) :]
+            except BlockingIOError:  # somebody has told this file not to wait
+                select.select([], [self._descriptor], [])

@@ -22,7 +22,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -30,7 +30,9 @@ from pathlib import Path
 from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Any
 
+import orjson
 from flask import Flask, Response, request
+from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import HTTPException
 
 from ipinsights.errors import UserError
@@ -38,11 +40,14 @@ from ipinsights.sagemaker import media
 from ipinsights.sagemaker.access import AccessLog
 from ipinsights.sagemaker.models import ONLY, AlreadyLoaded, ModelStore, NotLoaded, OutOfMemory
 from ipinsights.sagemaker.settings import ServerSettings
+from ipinsights.scoring import Scorer
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 _PIECE = 1 << 20
+_FAULTS = 1000
+"""Malformed rows, of which a request that fails tells the first, after which no more are looked for."""
 _TEXT = "text/plain; charset=utf-8"
 _CUSTOM_ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
 _REQUEST_IDS = ("X-Amzn-SageMaker-Inference-Id", "X-Amzn-RequestId", "X-Request-Id")
@@ -89,12 +94,12 @@ def create_app(models: ModelStore, settings: ServerSettings, log: AccessLog | No
         return Response(f"{error.description}\n", error.code, mimetype="text/plain")
 
     if settings.multi_model:
-        _add_models(app, models)
+        _add_models(app, models, settings)
     app.wsgi_app = _Front(app.wsgi_app, models, settings, log)  # type: ignore[method-assign]
     return app
 
 
-def _add_models(app: Flask, models: ModelStore) -> None:
+def _add_models(app: Flask, models: ModelStore, settings: ServerSettings) -> None:
     """The calls by which a platform loads and unloads the models of a multi-model endpoint."""
 
     @app.errorhandler(UserError)
@@ -111,10 +116,16 @@ def _add_models(app: Flask, models: ModelStore) -> None:
 
     @app.post("/models")
     def load_model() -> dict[str, str]:
-        asked = request.get_json(force=True, silent=True)
+        body = _body(request.environ, settings)
+        try:
+            asked = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            asked = None
         name, url = (asked.get(key) if isinstance(asked, dict) else None for key in ("model_name", "url"))
         if not (isinstance(name, str) and isinstance(url, str) and name and url):
             raise UserError('the body must be {"model_name": "...", "url": "the folder of a model"}')
+        if not name.isprintable() or name.endswith("/invoke"):
+            raise UserError(f"no model can be asked by the name {name!r}")
         models.load(name, Path(url))
         return shown(name, Path(url))
 
@@ -141,6 +152,7 @@ class _Answer:
     content_type: str = _TEXT
     facts: Mapping[str, object] = field(default_factory=dict)
     """Of the request, for the access log."""
+    headers: Sequence[tuple[str, str]] = ()
 
 
 class _Front:
@@ -172,14 +184,14 @@ class _Front:
 
             return self._behind(environ, start)
         answer = self._invoke(environ, model, request_id) if model is not None else self._ping(environ)
-        headers = [("X-Request-Id", request_id)]
+        headers = [("X-Request-Id", request_id), *answer.headers]
         if attributes := _header(environ, _CUSTOM_ATTRIBUTES):
             headers.append((_CUSTOM_ATTRIBUTES, attributes))
         if answer.status != 204:
             headers += [("Content-Type", answer.content_type), ("Content-Length", str(len(answer.body)))]
         self._record(environ, request_id, started, answer.status, bytes_out=len(answer.body), **answer.facts)
         start_response(f"{answer.status} {HTTPStatus(answer.status).phrase}", headers)
-        return [answer.body]
+        return _in_pieces(answer.body)
 
     @property
     def _ready(self) -> bool:
@@ -208,8 +220,25 @@ class _Front:
 
     def _ping(self, environ: "WSGIEnvironment") -> _Answer:
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
-            return _Answer(405, b"/ping takes GET or HEAD\n")
+            return _not_allowed(environ, "GET, HEAD", {})
         return _Answer(200 if self._ready else 503)
+
+    def _score(
+        self, scorer: Scorer, content_type: str, body: bytes, writer: media.Writer, facts: dict[str, object]
+    ) -> _Answer:
+        marking = self._settings.malformed_rows == "mark"
+        if not body or body.isspace():
+            return _Answer(204, facts=facts)
+        rows = media.read(content_type, body, scorer.family, most=None if marking else _FAULTS)
+        facts["rows"] = len(rows)
+        if rows.faults:
+            facts |= {"malformed_rows": len(rows.faults), "error": str(rows.error)}
+            if not marking:
+                return _refusal(rows.error, facts)
+        text = writer.write(scorer, rows)
+        # Batch Transform puts answers behind one another as they are.
+        ended = self._settings.batch and writer.by_lines and text
+        return _Answer(200, text + b"\n" if ended else text, writer.content_type, facts)
 
     def _invoke(self, environ: "WSGIEnvironment", model: str, request_id: str) -> _Answer:
         """Score."""
@@ -219,25 +248,14 @@ class _Front:
             facts["model"] = model
         try:
             if environ["REQUEST_METHOD"] != "POST":
-                return _Answer(405, f"{environ['PATH_INFO']} takes POST\n".encode(), facts=facts)
+                return _not_allowed(environ, "POST", facts)
             if not self._ready:
                 return _Answer(503, b"the model is not loaded yet\n", facts=facts)
             writer = media.writer(accept, self._settings.default_accept)
-            body = self._body(environ)
+            body = _body(environ, self._settings)
             facts["bytes_in"] = len(body)
-            if not body.strip():
-                return _Answer(204, facts=facts)
-            with self._scoring, self._models.use(model) as scorer:
-                rows = media.read(content_type, body, scorer.family)
-                facts["rows"] = len(rows)
-                if rows.faults:
-                    facts |= {"malformed_rows": len(rows.faults), "error": str(rows.error)}
-                    if self._settings.malformed_rows == "fail":
-                        return _refusal(rows.error, facts)
-                text = writer.write(scorer, rows)
-            # Batch Transform puts answers behind one another as they are.
-            ended = self._settings.batch and writer.by_lines and text
-            return _Answer(200, text + b"\n" if ended else text, writer.content_type, facts)
+            with self._scoring:
+                return self._models.ask(model, lambda scorer: self._score(scorer, content_type, body, writer, facts))
         except UserError as error:
             return _refusal(error, facts)
         except Exception:
@@ -245,29 +263,43 @@ class _Front:
             message = f"Internal error; the log has the details under request {request_id}"
             return _Answer(500, f"{message}\n".encode(), facts=facts)
 
-    def _body(self, environ: "WSGIEnvironment") -> bytes:
-        """The body, which may come in chunks of no length known beforehand. Raises UserError."""
-        limit, seconds = self._settings.max_content_length, self._settings.timeout
-        length = int(environ.get("CONTENT_LENGTH") or 0)
-        if length > limit:
-            raise TooLarge(f"The body is larger than {limit} bytes")
-        if "gunicorn.socket" in environ:
-            environ["gunicorn.socket"].settimeout(seconds)
-        stream, pieces, size = environ["wsgi.input"], [], 0
-        try:
-            if length:
-                body = bytes(stream.read(length))
-                if len(body) < length:
-                    raise UserError(f"the body ended after {len(body)} of {length} bytes")
-                return body
-            while environ.get("wsgi.input_terminated") and (piece := stream.read(_PIECE)):
-                pieces.append(piece)
-                size += len(piece)
-                if size > limit:
-                    raise TooLarge(f"The body is larger than {limit} bytes")
-        except TimeoutError:
-            raise Stalled(f"Nothing of the body came for {seconds} seconds") from None
-        return b"".join(pieces)
+
+def _body(environ: "WSGIEnvironment", settings: ServerSettings) -> bytes:
+    """The body, which may come in chunks of no length known beforehand. Raises UserError."""
+    limit, seconds = settings.max_content_length, settings.timeout
+    too_large = TooLarge(f"The body is larger than {limit} bytes")
+    length = int(environ.get("CONTENT_LENGTH") or 0)
+    if length > limit:
+        raise too_large
+    if "gunicorn.socket" in environ:
+        environ["gunicorn.socket"].settimeout(seconds)
+    stream, pieces, size = environ["wsgi.input"], [], 0
+    try:
+        if length:
+            body = bytes(stream.read(length))
+            if len(body) < length:
+                raise UserError(f"the body ended after {len(body)} of {length} bytes")
+            return body
+        while environ.get("wsgi.input_terminated") and (piece := stream.read(_PIECE)):
+            pieces.append(piece)
+            size += len(piece)
+            if size > limit:
+                raise too_large
+    except TimeoutError:
+        raise Stalled(f"Nothing of the body came for {seconds} seconds") from None
+    except (OSError, ParseException) as error:  # cut off, or in chunks that are none
+        raise UserError(f"the body cannot be received ({error!r})") from error
+    return b"".join(pieces)
+
+
+def _in_pieces(body: bytes) -> Iterable[bytes]:
+    """So that each has its own time to be taken."""
+    return [body] if len(body) <= _PIECE else (body[i : i + _PIECE] for i in range(0, len(body), _PIECE))
+
+
+def _not_allowed(environ: "WSGIEnvironment", methods: str, facts: Mapping[str, object]) -> _Answer:
+    body = f"{environ['PATH_INFO']} takes {methods}\n".encode()
+    return _Answer(405, b"" if environ["REQUEST_METHOD"] == "HEAD" else body, facts=facts, headers=[("Allow", methods)])
 
 
 def _refusal(error: UserError, facts: Mapping[str, object]) -> _Answer:

@@ -8,11 +8,12 @@ A row that cannot be read may keep its place in the answer: as ``{"dot_product":
 CSV, which stays a column of numbers.
 """
 
+import contextlib
 import functools
-import json
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import orjson
 from werkzeug.http import parse_options_header
@@ -21,7 +22,7 @@ from ipinsights import records
 from ipinsights.addresses import IPV4, Family
 from ipinsights.errors import UserError
 from ipinsights.kernel import reader
-from ipinsights.records import Fault, MalformedRecords, Pairs, Salvaged
+from ipinsights.records import Fault, MalformedRecords, Pairs
 from ipinsights.scoring import Scorer
 
 JSON = "application/json"
@@ -29,8 +30,12 @@ JSON = "application/json"
 JSON_LINES = "application/jsonlines"
 CSV = "text/csv"
 
-_VERBOSE_AT_ONCE = 512
-"""Predictions with embeddings that are written at a time, so that other threads have their turn in between."""
+_AT_ONCE, _VERBOSE_AT_ONCE = 65536, 512
+"""Predictions that are written at a time, without embeddings and with, so that other threads, which answer pings, have
+their turn in between."""
+_INSTANCES_AT_ONCE = 4096
+_TAIL = 8
+"""Characters that may stand behind an instance."""
 
 
 class UnsupportedContentType(UserError):
@@ -51,19 +56,16 @@ class Rows:
     """What is wrong with the others, by their index."""
     unit: Literal["line", "instance"]
     """What a fault's position counts."""
+    cut: bool = False
+    """Whether reading ended before the end, because of so many faults."""
 
     def __len__(self) -> int:
         return len(self.pairs.digests) + len(self.faults)
 
-    @classmethod
-    def of(cls, salvaged: Salvaged, unit: Literal["line", "instance"]) -> "Rows":
-        """The same, with faults by index."""
-        return cls(salvaged.records.hashed(), salvaged.faults_by_row(), unit)
-
     @property
     def error(self) -> MalformedRecords:
         """All that is wrong with them."""
-        return MalformedRecords(list(self.faults.values()), self.unit)
+        return MalformedRecords(list(self.faults.values()), self.unit, self.cut)
 
 
 @dataclass(frozen=True)
@@ -85,16 +87,16 @@ class Writer:
         begin, between, end, nothing = _WRITERS[self.content_type]
         if not len(rows):
             return nothing
-        if not self.verbose:
-            return begin + _numbers(scorer.score_hashed(*rows.pairs).astype("f8")).replace(b",", between) + end
-        return self._joined(self._embedded(scorer, rows.pairs))
+        if self.verbose:
+            return self._joined(self._embedded(scorer, rows.pairs))
+        return begin + between.join(part.replace(b",", between) for part in _scores(scorer, rows.pairs)) + end
 
     def _marked(self, scorer: Scorer, rows: Rows) -> bytes:
         if self.verbose:
             readable = iter(self._embedded(scorer, rows.pairs))
         else:
-            numbers = _numbers(scorer.score_hashed(*rows.pairs).astype("f8"))
-            readable = map(self._alone, numbers.split(b","))
+            parts = _scores(scorer, rows.pairs)
+            readable = (self._alone(number) for part in parts for number in part.split(b","))
         return self._joined(
             [
                 self._mark(rows.faults[i], scorer.vector_dim) if i in rows.faults else next(readable)
@@ -135,16 +137,19 @@ class Writer:
         return b"\n".join(predictions) if self.by_lines else b'{"predictions":[' + b",".join(predictions) + b"]}"
 
 
-def read(content_type: str, body: bytes, family: Family) -> Rows:
-    """Read a request's body, with addresses of a family.
+def read(content_type: str, body: bytes, family: Family, most: int | None = None) -> Rows:
+    """Read a request's body, with addresses of a family; not to the end if there are more than ``most`` faults.
 
     Raises UnsupportedContentType, or UserError where the body as a whole cannot be read.
     """
-    return _reader(content_type)(body, family)
+    return _reader(content_type)(body, family, most)
+
+
+_Reader: TypeAlias = Callable[[bytes, Family, int | None], Rows]
 
 
 @functools.lru_cache(1024)
-def _reader(content_type: str) -> Callable[[bytes, Family], Rows]:
+def _reader(content_type: str) -> _Reader:
     name, _ = parse_options_header(content_type)
     found = _READERS.get(name.lower())
     if found is None:
@@ -161,10 +166,12 @@ def writer(accept: str, default: str = JSON) -> Writer:
     ``default`` is what answers a header that leaves the choice, or none.
     """
     for name, options in _by_preference(accept or "*/*"):
+        verbose = options.get("verbose", "").lower() == "true"
         if name in ("*/*", "application/*"):
-            name, options = parse_options_header(default)
+            chosen = writer(default) if default != JSON else Writer(JSON, verbose=False)
+            return Writer(chosen.content_type, chosen.verbose or verbose)
         if name in _WRITERS:
-            return Writer(name, verbose=options.get("verbose", "").lower() == "true")
+            return Writer(name, verbose)
     raise NotAcceptable(
         f"Accept {accept!r} is not supported; use one of: {', '.join(_WRITERS)}, each with ;verbose=True"
     )
@@ -188,17 +195,28 @@ def _quality(text: str) -> float:
         return 0.0
 
 
+def _scores(scorer: Scorer, pairs: Pairs) -> Iterator[bytes]:
+    """The scores as `_numbers` writes them, in parts."""
+    for start in range(0, len(pairs.digests), _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        yield _numbers(scorer.score_hashed(pairs.digests[part], pairs.addresses[part]).astype("f8"))
+
+
 def _numbers(values: Any) -> bytes:
     """Numbers with commas between. They are written as what a float32 is as a double, as the built-in does."""
     return orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
 
 
-def _read_csv(body: bytes, family: Family) -> Rows:
+def _read_csv(body: bytes, family: Family, most: int | None) -> Rows:
     pairs = records.clean_pairs(body, family)
-    return Rows(pairs, {}, "line") if pairs else Rows.of(records.salvage_csv(body, family), "line")
+    if pairs:
+        return Rows(pairs, {}, "line")
+    salvaged = records.salvage_csv(body, family, most=most)
+    faults = salvaged.faults_by_row()
+    return Rows(salvaged.records.hashed(), faults, "line", cut=most is not None and len(faults) > most)
 
 
-def _read_json(body: bytes, family: Family) -> Rows:
+def _read_json(body: bytes, family: Family, most: int | None) -> Rows:
     """``{"instances": [...]}``."""
     pairs = reader.read_instances(body, lines=False) if family is IPV4 else None
     if pairs:
@@ -210,33 +228,33 @@ def _read_json(body: bytes, family: Family) -> Rows:
     instances = document.get("instances") if isinstance(document, dict) else None
     if not isinstance(instances, list):
         raise UserError('the body must be a JSON object with a list of "instances"')
-    return _from_instances(instances, family)
+    return _from_instances(iter(instances), family, most)
 
 
-def _read_jsonlines(body: bytes, family: Family) -> Rows:
+def _read_jsonlines(body: bytes, family: Family, most: int | None) -> Rows:
     """One instance a line."""
     pairs = reader.read_instances(body, lines=True) if family is IPV4 else None
     if pairs:
         return Rows(Pairs(*pairs), {}, "instance")
-    return _from_instances([_line(line) for line in body.splitlines() if line.strip()], family)
+    return _from_instances((_line(line) for line in body.split(b"\n") if line.strip()), family, most)
 
 
-def _from_instances(instances: Sequence[Any], family: Family) -> Rows:
-    pairs: list[tuple[object, object]] = []
-    misshapen = {}
-    for i, instance in enumerate(instances):
-        features = _features(instance)
-        if isinstance(features, list) and len(features) == 2:
-            pairs.append((features[0], features[1]))
-            continue
-        pairs.append((None, None))
-        if isinstance(instance, _NotJson):
-            misshapen[i] = Fault(i, records.shown(instance.line), f"not JSON: {instance.reason}")
-        else:
-            shapes = '{"features": [entity, address]} or {"data": {"features": {"values": [entity, address]}}}'
-            misshapen[i] = Fault(i, records.shown(instance), f"expected {shapes}")
-    rows = Rows.of(records.salvage_pairs(pairs, family), "instance")
-    return Rows(rows.pairs, rows.faults | misshapen, rows.unit)
+def _from_instances(instances: Iterator[Any], family: Family, most: int | None) -> Rows:
+    parts: list[records.Records] = []
+    faults: dict[int, Fault] = {}
+    count, ended, cut = 0, False, False
+    while not (ended or cut):
+        some = list(itertools.islice(instances, _INSTANCES_AT_ONCE))
+        found = [_features(instance) for instance in some]
+        pairs = [(f[0], f[1]) if isinstance(f, list) and len(f) == 2 else None for f in found]
+        salvaged = records.salvage_pairs([pair or (None, None) for pair in pairs], family, first=count)
+        for i, fault in salvaged.faults_by_row().items():
+            faults[count + i] = fault if pairs[i] else _misshapen(count + i, some[i])
+        parts.append(salvaged.records)
+        count += len(some)
+        ended = len(some) < _INSTANCES_AT_ONCE
+        cut = most is not None and len(faults) > most
+    return Rows(records.Records.concat(parts).hashed(), faults, "instance", cut and not ended)
 
 
 def _features(instance: Any) -> Any:
@@ -255,21 +273,30 @@ class _NotJson:
     reason: str
 
 
+def _misshapen(position: int, instance: Any) -> Fault:
+    """What is wrong with an instance that has no two features."""
+    if isinstance(instance, _NotJson):
+        return Fault(position, records.shown(instance.line), f"not JSON: {instance.reason}")
+    shapes = '{"features": [entity, address]} or {"data": {"features": {"values": [entity, address]}}}'
+    return Fault(position, records.shown(instance), f"expected {shapes}")
+
+
 def _line(text: bytes) -> Any:
     """An instance, also with the comma, or the brackets of a list, behind it that AWS's documentation shows."""
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:
-        try:
-            found, end = json.JSONDecoder().raw_decode(text.decode().strip())
-        except (ValueError, RecursionError):
-            found, end = None, 0
-        if not end or text.decode().strip()[end:].strip(", \t]}"):
-            return _NotJson(text.decode(errors="replace"), str(error))
-        return found
+        shorter = text.strip()
+        for _ in range(_TAIL):
+            if not shorter.endswith((b",", b"]", b"}")):
+                break
+            shorter = shorter[:-1].rstrip()
+            with contextlib.suppress(orjson.JSONDecodeError):
+                return orjson.loads(shorter)
+        return _NotJson(text.decode(errors="replace"), str(error))
 
 
-_READERS: dict[str, Callable[[bytes, Family], Rows]] = {
+_READERS: dict[str, _Reader] = {
     CSV: _read_csv,
     JSON: _read_json,
     JSON_LINES: _read_jsonlines,

@@ -7,13 +7,18 @@ loaded stays true, and it need not load anew.
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from ipinsights import artifact
 from ipinsights.errors import UserError
 from ipinsights.scoring import Scorer
+
+Answer = TypeVar("Answer")
+
+_PATIENCE = 1
+"""Seconds that a model to be opened waits for requests to others, rather than that these go beyond the limit."""
 
 ONLY = ""
 """The name of a model that has no other beside it."""
@@ -46,6 +51,8 @@ class ModelStore:
     def __init__(self, limit: int | None = None) -> None:
         """With a ``limit`` in bytes of what they take together."""
         self._limit = limit
+        self._taken = 0
+        """Bytes of all that are open, or about to be."""
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         """Longest not asked first."""
         self._loading: set[str] = set()
@@ -76,25 +83,25 @@ class ModelStore:
             entry = self._entry(name)
             del self._entries[name]
             self._lock.wait_for(lambda: entry.users == 0)
-            entry.scorer = None
+            self._put_aside(entry)
 
     def folders(self) -> dict[str, Path]:
         """The folder of each model."""
         with self._lock:
             return {name: entry.folder for name, entry in self._entries.items()}
 
-    @contextmanager
-    def use(self, name: str = ONLY) -> Iterator[Scorer]:
-        """The scorer of a model, which stays open meanwhile. Raises NotLoaded; OutOfMemory where it was put aside."""
+    def ask(self, name: str, question: Callable[[Scorer], Answer]) -> Answer:
+        """What a function gives for the scorer of a model, which stays open meanwhile.
+
+        It is a function so that nobody holds the scorer afterwards. Raises NotLoaded; OutOfMemory where it was put
+        aside and does not fit any more.
+        """
         with self._lock:
             entry = self._entry(name)
             self._entries.move_to_end(name)
             entry.users += 1
         try:
-            scorer = entry.scorer
-            if scorer is None:
-                scorer = self._open_again(name, entry)
-            yield scorer
+            return question(entry.scorer or self._open_again(name, entry))
         finally:
             with self._lock:
                 entry.users -= 1
@@ -117,25 +124,37 @@ class ModelStore:
     def _open(self, entry: _Entry) -> Scorer:
         if entry.scorer is None:
             model, _ = artifact.load(entry.folder)
-            size = Scorer.memory(model)
-            self._make_room(entry.folder, size)
+            entry.size = self._make_room(entry.folder, Scorer.memory(model))
             try:
-                entry.scorer, entry.size = Scorer(model), size
-            except MemoryError:
-                raise OutOfMemory(f"there is no memory for the model in {entry.folder}") from None
+                entry.scorer = Scorer(model)
+            except BaseException as error:
+                with self._lock:
+                    self._put_aside(entry)
+                if isinstance(error, MemoryError):
+                    raise OutOfMemory(f"there is no memory for the model in {entry.folder}") from None
+                raise
         return entry.scorer
 
-    def _make_room(self, folder: Path, size: int) -> None:
-        """Put aside what was longest not asked, until there is room for a model."""
-        if self._limit is None:
-            return
-        if size > self._limit:
-            raise OutOfMemory(f"the model in {folder} takes {size:,} bytes; all together may take {self._limit:,}")
+    def _make_room(self, folder: Path, size: int) -> int:
+        """Put aside what was longest not asked, until there is room for a model; its size."""
+        limit = self._limit
+        if limit is not None and size > limit:
+            raise OutOfMemory(f"the model in {folder} takes {size:,} bytes; all together may take {limit:,}")
         with self._lock:
-            open_ = [entry for entry in self._entries.values() if entry.scorer is not None]
-            taken = sum(entry.size for entry in open_)
-            for entry in open_:
-                if taken + size <= self._limit:
-                    break
-                taken -= entry.size
-                entry.scorer, entry.size = None, 0  # who uses it now has it until the answer is written
+            if limit is not None and not self._lock.wait_for(lambda: self._fits(size, limit), timeout=_PATIENCE):
+                self._fits(size, limit, even_used=True)  # who uses one has it until the answer is written
+            self._taken += size
+        return size
+
+    def _fits(self, size: int, limit: int, even_used: bool = False) -> bool:
+        """Whether there is room, once what nobody uses is put aside as far as necessary."""
+        for entry in self._entries.values():
+            if self._taken + size <= limit:
+                break
+            if entry.users == 0 or even_used:
+                self._put_aside(entry)
+        return self._taken + size <= limit
+
+    def _put_aside(self, entry: _Entry) -> None:
+        self._taken -= entry.size
+        entry.scorer, entry.size = None, 0

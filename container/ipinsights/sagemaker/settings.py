@@ -82,16 +82,16 @@ class ServerSettings:
     threads: int = _declared(
         128,
         "SAGEMAKER_MODEL_SERVER_THREADS",
-        "requests that a worker holds at a time; it scores two of them, the others wait. `/ping` waits only where "
-        "there are more",
+        "requests that a worker holds at a time, of which it scores two. `/ping` is one of them, so it waits where all "
+        "are taken",
         _whole(2, 900),
     )
     timeout: int = _declared(
         60,
         "SAGEMAKER_MODEL_SERVER_TIMEOUT",
-        "seconds for which a client may leave a request's body, or an answer, unfinished without sending or taking any "
-        "of it; and after which a worker that shows no sign of life is replaced. Scoring itself has no limit, so "
-        "asynchronous inference may take its hour",
+        "seconds for which a client may send nothing of a body that has not ended, or take nothing of an answer; and "
+        "after which a worker that shows no sign of life is replaced. Scoring itself has no limit, so asynchronous "
+        "inference may take its hour",
         _whole(1, 3600),
     )
     max_content_length: int = _declared(
