@@ -14,6 +14,7 @@ import sys
 import tempfile
 from typing import Any
 
+import pandas  # noqa: F401  # pyarrow wants it for some requests: once, before the fork
 from flask import Flask
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
