@@ -67,15 +67,19 @@ def test_simulate_draws_from_a_given_table(tmp_path: Path) -> None:
     assert set((train.addresses >> 24).tolist()) == {1, 3}
 
 
-def test_score_appends_the_score_to_every_line_as_it_stands(trained: tuple[Tree, object], tmp_path: Path) -> None:
-    text = 'user_1, 1.2.3.4\r\n\n"user,2",5.6.7.8\nNA,9.9.9.9'
+@pytest.mark.parametrize("start", ["", "\ufeff"])
+@pytest.mark.parametrize("second", ['"user,2",5.6.7.8', "user 2,5.6.7.8 \t"])
+def test_score_appends_the_score_to_every_line_as_it_stands(
+    start: str, second: str, trained: tuple[Tree, object], tmp_path: Path
+) -> None:
+    text = f"{start}user_1, 1.2.3.4\r\n\n{second}\nNA,9.9.9.9"
     (tmp_path / "log.csv").write_text(text)
     by_file = run("score", "--model", str(trained[0].model), str(tmp_path / "log.csv"))
     by_pipe = run("score", "--model", str(trained[0].model), text=text)
     assert by_file.returncode == by_pipe.returncode == 0, by_file.stderr
     assert by_file.stdout == by_pipe.stdout
     lines = by_file.stdout.splitlines()
-    assert [line.rpartition(",")[0] for line in lines] == ["user_1, 1.2.3.4", '"user,2",5.6.7.8', "NA,9.9.9.9"]
+    assert [line.rpartition(",")[0] for line in lines] == ["user_1, 1.2.3.4", second, "NA,9.9.9.9"]
     expected = Scorer(artifact.load(trained[0].model)[0]).score(parse_csv(text.encode()))
     np.testing.assert_allclose([float(line.rpartition(",")[2]) for line in lines], expected, atol=1e-5)
 

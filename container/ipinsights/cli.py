@@ -16,7 +16,7 @@ import ipinsights
 from ipinsights import addresses, evaluation, simulation
 from ipinsights.errors import UserError
 from ipinsights.events import find_files
-from ipinsights.records import Records, parse_stream, record_lines
+from ipinsights.records import Records, append_scores, hash_stream, parse_stream
 from ipinsights.scoring import Scorer
 from ipinsights.sources import Stream, stream
 
@@ -145,10 +145,8 @@ def _score(options: argparse.Namespace) -> None:
     scorer = Scorer.open(options.model)
     standard_input = options.file == "-"
     with Stream(FileIO(0, closefd=False), "standard input") if standard_input else stream(Path(options.file)) as text:
-        for block, pairs in parse_stream(text, text.name, scorer.family):
-            lines = (line for _, line in record_lines(block))
-            scores = scorer.score(pairs).tolist()
-            sys.stdout.buffer.write(b"".join(b"%s,%.9g\n" % pair for pair in zip(lines, scores, strict=True)))
+        for block, pairs in hash_stream(text, text.name, scorer.family):
+            sys.stdout.buffer.write(append_scores(block, scorer.score_hashed(*pairs)))
     sys.stdout.buffer.flush()
 
 

@@ -9,15 +9,18 @@ import gzip
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import pyarrow as pa
 
 from ipinsights import addresses
 from ipinsights.addresses import Family
 from ipinsights.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LABELS = ("provider", "country")
 """What a range is labelled with, finer first."""
@@ -92,6 +95,8 @@ _Columns = tuple[npt.NDArray[np.unsignedinteger], npt.NDArray[np.unsignedinteger
 
 
 def _read(path: Path, family: Family) -> _Columns:
+    import pandas as pd  # is slow to import, and who scores reads no table
+
     opened = gzip.open if path.suffix == ".gz" else open
     try:
         with opened(path, "rb") as file:
@@ -126,6 +131,8 @@ def _addresses(
     path: Path, texts: "pd.Series[str]", family: Family
 ) -> tuple[npt.NDArray[np.unsignedinteger], npt.NDArray[np.bool_]]:
     """Addresses, as integers or text, and which are of the family."""
+    import pandas as pd
+
     if texts.str.isdecimal().all():
         numbers = pd.to_numeric(texts)
         if (numbers >= 1 << 32).any():

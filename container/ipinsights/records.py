@@ -178,10 +178,16 @@ def parse_stream(
     Raises UserError that begins with the stream's ``name``, at the first block that holds a row that cannot be read.
     """
     for block in line_blocks(stream, name, block_size):
-        try:
-            yield block.text, parse_csv(block.text, family, block.first_line)
-        except MalformedRecords as error:
-            raise UserError(f"{name}, {error}. {demand(family)}") from error
+        yield block.text, block.parse(family)
+
+
+def hash_stream(
+    stream: Text, name: str, family: Family = IPV4, block_size: int = BLOCK_SIZE
+) -> Iterator[tuple[bytes, Pairs]]:
+    """`parse_stream` with the pairs as a model knows them, which the native kernel reads where it can."""
+    for block in line_blocks(stream, name, block_size):
+        pairs = clean_pairs(block.text, family)
+        yield block.text, block.parse(family).hashed() if pairs is None else pairs
 
 
 def demand(family: Family) -> str:
@@ -198,6 +204,13 @@ class Block:
     first_line: int
     """The number of the first line, from 1."""
     text: bytes
+
+    def parse(self, family: Family) -> Records:
+        """Its records. Raises UserError that begins with the stream's name where a row cannot be read."""
+        try:
+            return parse_csv(self.text, family, self.first_line)
+        except MalformedRecords as error:
+            raise UserError(f"{self.name}, {error}. {demand(family)}") from error
 
     def parse_hashed(self, family: Family) -> tuple[Digests, Addresses, list[Fault]]:
         """The n records that can be read, entities as `hash_names` has them: uint64 [n], and the addresses [n].
@@ -265,6 +278,15 @@ def record_lines(data: bytes, first_line: int = 1) -> Iterator[tuple[int, bytes]
         for line in text.splitlines():
             if line.strip():
                 yield number, line
+
+
+def append_scores(data: bytes, scores: npt.NDArray[np.float32]) -> bytes | memoryview:
+    """The lines that hold a record, each with a comma and its score behind it: of n lines n scores."""
+    scored = reader.append_scores(data, scores)
+    if scored is not None:
+        return scored
+    lines = (line for _, line in record_lines(data))
+    return b"".join(b"%s,%.9g\n" % pair for pair in zip(lines, scores.tolist(), strict=True))
 
 
 def shown(value: object) -> str:

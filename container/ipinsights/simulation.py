@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from ipinsights.errors import UserError
 
@@ -38,6 +37,8 @@ class Ranges:
     @classmethod
     def read(cls, path: Path) -> "Ranges":
         """Read a table in iptoasn's format: first TAB last TAB ..., as integers; gzip if named ``.gz``."""
+        import pandas as pd  # is slow to import, and no other command needs it
+
         opened = gzip.open if path.suffix == ".gz" else open
         try:
             with opened(path, "rb") as file:

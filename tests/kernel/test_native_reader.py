@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import numpy as np
 import numpy.typing as npt
@@ -11,12 +12,12 @@ import xxhash
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ipinsights import kernel
+from ipinsights import kernel, records
 from ipinsights.addresses import IPV4
 from ipinsights.entities import EntityIndex
 from ipinsights.errors import UserError
 from ipinsights.kernel import reader
-from ipinsights.records import Block, Fault, line_blocks, parse_csv
+from ipinsights.records import Block, Fault, hash_stream, line_blocks, parse_csv, parse_stream, record_lines
 from ipinsights.sagemaker import media
 from ipinsights.vocabulary import Vocabulary
 
@@ -141,6 +142,56 @@ def test_the_readers_agree_whatever_the_block_size(text: bytes, size: int) -> No
     blocks = list(line_blocks(io.BytesIO(text), "x.csv", size))
     assert b"".join(block.text for block in blocks) == text
     assert [outcome(block) for block in blocks] == [without_kernel(block) for block in blocks]
+
+
+@given(mixture, st.integers(1, 40))
+def test_a_stream_is_hashed_as_it_is_parsed(text: bytes, size: int) -> None:
+    try:
+        parsed = [(block, found.hashed()) for block, found in parse_stream(io.BytesIO(text), "x.csv", IPV4, size)]
+    except UserError as error:
+        with pytest.raises(UserError, match=re.escape(str(error))):
+            list(hash_stream(io.BytesIO(text), "x.csv", IPV4, size))
+        return
+    hashed = list(hash_stream(io.BytesIO(text), "x.csv", IPV4, size))
+    assert [block for block, _ in hashed] == [block for block, _ in parsed]
+    assert [[*map(list, pairs)] for _, pairs in hashed] == [[*map(list, pairs)] for _, pairs in parsed]
+
+
+pieces = [b"\n", b"\r", b" ", b"\t", b"\v", b"\f", b"\x1c", b"\xc2\x85", b"\xef\xbb\xbf", b"a", b","]
+any_text = mixture | almost_clean() | st.lists(st.sampled_from(pieces)).map(b"".join) | st.binary()
+
+
+@settings(max_examples=1000)
+@given(any_text, st.data())
+def test_scores_are_put_behind_lines_as_without_the_kernel(text: bytes, data: st.DataObject) -> None:
+    count = sum(1 for _ in record_lines(text))
+    drawn = data.draw(st.lists(st.floats(width=32), min_size=count, max_size=count))
+    scores = np.array(drawn, dtype=np.float32)
+    native = reader.append_scores(text, scores)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernel, "library", lambda: None)
+        assert native == records.append_scores(text, scores)
+
+
+def test_a_score_is_written_as_python_writes_it() -> None:
+    exponents = np.arange(-46, 39)
+    powers = np.concatenate([[0.0], 10.0**exponents]).astype("f4")
+    special = np.concatenate([powers, np.nextafter(powers, np.float32(-1)), [999999999.5, np.inf, np.nan]]).astype("f4")
+    drawn = np.random.default_rng(0).integers(1 << 32, size=100_000, dtype=np.uint32).view("f4")
+    scores = np.concatenate([special, -special, drawn])
+    written = reader.append_scores(b"a\n" * len(scores), scores)
+    assert written is not None
+    assert bytes(written).splitlines() == [b"a,%.9g" % score for score in scores.tolist()]
+
+
+@pytest.mark.parametrize("text", [b"", b"a\n", b"a\n\nb", b"\n" * 9])
+def test_as_many_scores_as_lines_are_wanted(text: bytes) -> None:
+    count = len(text.split())
+    for scores in (np.zeros(count + 1, np.float32), np.zeros(max(0, count - 1), np.float32)):
+        if len(scores) != count:
+            assert reader.append_scores(text, scores) is None
+            with pytest.raises(ValueError, match="zip"):
+                records.append_scores(text, scores)
 
 
 def test_an_address_at_the_very_end_of_the_text_is_read_and_nothing_behind_it() -> None:

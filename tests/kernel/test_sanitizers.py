@@ -44,6 +44,13 @@ text = "\\r\\n".join([*lines, *reversed(lines)]).encode()
 for first in range(len(text)):
     for last in range(first, len(text) + 1):
         reader.read_lines(text[first:last])
+longest = np.full(len(text) + 1, -1.23456789e-38, np.float32)
+for data in (text, b"\\xef\\xbb\\xbf" + text, b"a\\n" * len(text), b"\\r" * len(text)):
+    for last in range(len(data) + 1):
+        count = sum(1 for line in data[:last].removeprefix(b"\\xef\\xbb\\xbf").splitlines() if line.strip())
+        for size in {{max(0, count - 1), count, count + 1}}:
+            scored = reader.append_scores(data[:last], longest[:size])
+            assert (scored is None) == (size != count)
 names = ["a", "é€😀", "n" * 40, "", "a\\\\n"]
 shapes = ['{{{{"features": [{{0}}]}}}}', '{{{{"data":{{{{"features":{{{{"values":[{{0}}]}}}}}}}}}}}}', "[{{0}}]"]
 instances = [shape.format('"' + name + '", " 10.2.3.4"') for shape in shapes for name in names]

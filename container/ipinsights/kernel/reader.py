@@ -15,11 +15,13 @@ from ipinsights import kernel
 Digests = npt.NDArray[np.uint64]
 """xxHash64 of entities."""
 
-_NOT_CLEAN = -1
+_NOT_CLEAN = _UNEQUAL = -1
 _SHORTEST_LINE = 10
 """Bytes of a record with its line end, which the last line may lack."""
 _SHORTEST_INSTANCE = 16
 """Bytes of an instance, ["a","1.1.1.1"], and of a separator, which the last lacks."""
+_LONGEST_ENDING = 17
+"""Bytes that a line grows by: a comma, a score such as -1.23456789e-38, and a line end, which the last may lack."""
 
 
 def read_lines(text: bytes) -> tuple[Digests, npt.NDArray[np.uint32]] | None:
@@ -109,6 +111,19 @@ def score_pairs(
     return scores
 
 
+def append_scores(text: bytes, scores: npt.NDArray[np.float32]) -> memoryview | None:
+    """The lines of text that are not blank, with a comma, a score each (of n) as %.9g and a line feed behind them.
+
+    Also None where there are not n such lines.
+    """
+    native = _library()
+    if native is None:
+        return None
+    out = np.empty(len(text) + _LONGEST_ENDING * len(scores), dtype=np.uint8)
+    size = native.ipinsights_append_scores(text, len(text), scores, len(scores), out)
+    return None if size == _UNEQUAL else out[:size].data
+
+
 def text_buffers(texts: pa.StringArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
     """The offsets (int32 [n + 1]) and the bytes behind an Arrow string column, without a copy."""
     _, offset_buffer, data_buffer = texts.buffers()
@@ -137,6 +152,8 @@ def _declared(native: ctypes.CDLL) -> ctypes.CDLL:
     native.ipinsights_read_instances.argtypes = [ctypes.c_char_p, number, ctypes.c_bool, u64, u32]
     native.ipinsights_read_instances.restype = number
     native.ipinsights_score.argtypes = [f32, i32, f32, i32, number, number, f32]
+    native.ipinsights_append_scores.argtypes = [ctypes.c_char_p, number, f32, number, u8]
+    native.ipinsights_append_scores.restype = number
     native.ipinsights_parse_quads.argtypes = [u8, i32, number, u32, flag]
     native.ipinsights_hash.argtypes = [u8, i32, number, u64]
     native.ipinsights_find_rows.argtypes = [u32, number, number, u64, number, i32]

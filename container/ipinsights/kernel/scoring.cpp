@@ -1,17 +1,24 @@
-// Scores: the inner product of an entity's row and an address's, for many pairs.
+// Scores: the inner product of an entity's row and an address's, for many pairs; and lines of text with their scores.
 //
 // The rows lie at random places of tables that no cache holds, so what a pair costs is waiting for memory. Its rows are
 // asked for a few pairs ahead. A product has sixteen running sums, whatever n, so a pair's score never depends on what
 // other pairs there are.
+//
+// Lines are those of `records.record_lines`, whatever else they hold: what their scores are of is read elsewhere.
 
 #include <algorithm>
+#include <charconv>
+#include <cmath>
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 
 namespace {
 
 constexpr int64_t LANES = 8, AHEAD = 6;
 constexpr int64_t LINE = 16;  // floats in a cache line
+constexpr int64_t UNEQUAL = -1;
+constexpr int64_t LONGEST_SCORE = 15;  // -1.23456789e-38
 
 typedef float Vector __attribute__((vector_size(LANES * sizeof(float))));
 
@@ -39,6 +46,21 @@ void fetch(const float* row, int64_t dim) {
     for (int64_t i = 0; i < dim; i += LINE) __builtin_prefetch(row + i);
 }
 
+bool ends_line(char c) { return c == '\n' || c == '\r'; }
+
+bool is_blank(char c) { return c == ' ' || ('\t' <= c && c <= '\r'); }
+
+// Writes a score as Python's %.9g, which gives NaN no sign. Returns the end of what is written, LONGEST_SCORE bytes at
+// most; one more may be overwritten.
+char* write_score(float score, char* out) {
+    if (std::isnan(score)) score = std::fabs(score);
+#ifdef __cpp_lib_to_chars
+    return std::to_chars(out, out + LONGEST_SCORE, score, std::chars_format::general, 9).ptr;
+#else  // older standard libraries have it for integers alone; this takes three times as long
+    return out + std::snprintf(out, LONGEST_SCORE + 1, "%.9g", static_cast<double>(score));
+#endif
+}
+
 }  // namespace
 
 extern "C" {
@@ -53,5 +75,26 @@ void ipinsights_score(const float* entity, const int32_t* rows, const float* ip,
         }
         scores[i] = product(entity + rows[i] * dim, ip + leaves[i] * dim, dim);
     }
+}
+
+// Writes each line of `size` bytes of text that is not blank, with a comma, its score and LF behind it. Returns the
+// number of bytes written, or UNEQUAL where there are not n such lines. A line grows by LONGEST_SCORE + 2 at most.
+int64_t ipinsights_append_scores(const char* p, int64_t size, const float* scores, int64_t n, char* const out) {
+    const char* const end = p + size;
+    if (size >= 3 && std::memcmp(p, "\xEF\xBB\xBF", 3) == 0) p += 3;
+    char* to = out;
+    int64_t i = 0;
+    while (p < end) {
+        const char* const last = std::find_if(p, end, ends_line);
+        if (!std::all_of(p, last, is_blank)) {
+            if (i == n) return UNEQUAL;
+            to = std::copy(p, last, to);
+            *to++ = ',';
+            to = write_score(scores[i++], to);
+            *to++ = '\n';
+        }
+        p = last == end ? end : last + 1;
+    }
+    return i == n ? to - out : UNEQUAL;
 }
 }

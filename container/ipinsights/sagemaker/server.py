@@ -18,6 +18,7 @@ from concurrent.futures import Executor
 from functools import partial
 from typing import Any
 
+import pandas  # noqa: F401  # pyarrow wants it for some requests: once, before the fork
 from flask import Flask
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
