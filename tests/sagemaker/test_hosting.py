@@ -1,9 +1,12 @@
 """The server as a platform treats it: pinged under load, sent large and stalled bodies, stopped, asked for logs."""
 
 import concurrent.futures
+import contextlib
 import http.client
 import json
 import os
+import re
+import select
 import socket
 import threading
 import time
@@ -111,6 +114,96 @@ def test_a_body_that_stops_coming_is_given_up(trained: tuple[Tree, object]) -> N
         assert server.post("a,1.2.3.4").status_code == 200
 
 
+def slow_ping(server: Server) -> float:
+    """Seconds that the slowest of some pings takes, each on a connection of its own."""
+    found = []
+    for _ in range(5):
+        began = time.monotonic()
+        assert requests.get(f"{server.url}/ping", timeout=10).status_code == 200
+        found.append(time.monotonic() - began)
+    return max(found)
+
+
+def test_clients_that_do_nothing_keep_no_ping_waiting(server: Server) -> None:
+    """They hold more connections than there are threads: without a word, or with an answer and no mind to leave."""
+    host, _, port = server.url.removeprefix("http://").partition(":")
+    with contextlib.ExitStack() as held:
+        for _ in range(150):
+            held.enter_context(socket.create_connection((host, int(port))))
+        for _ in range(5):
+            satisfied = held.enter_context(socket.create_connection((host, int(port))))
+            satisfied.sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            assert b" 200 " in satisfied.recv(1000)
+        assert slow_ping(server) < 2
+        assert server.post("a,1.2.3.4").status_code == 200
+
+
+def test_headers_that_stop_coming_are_given_up_without_a_fuss(trained: tuple[Tree, object]) -> None:
+    with Server(trained[0]) as server:
+        host, _, port = server.url.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port)), timeout=30) as stalled:
+            stalled.sendall(b"GET /pi")
+            assert stalled.recv(100) == b""
+        log = server.stop()
+    assert "A client stalled; its connection is closed" in log
+    assert "Traceback" not in log
+
+
+def test_who_takes_a_large_answer_slowly_gets_all_of_it(trained: tuple[Tree, object]) -> None:
+    """Longer than the time for which it may take nothing."""
+    body = b"user_1,1.2.3.4\n" * 1_000_000
+    with Server(trained[0], SAGEMAKER_MODEL_SERVER_TIMEOUT="1") as server:
+        whole = server.post(body)
+        host, _, port = server.url.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port)), timeout=30) as slow:
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+            head = f"POST /invocations HTTP/1.0\r\nContent-Type: text/csv\r\nContent-Length: {len(body)}\r\n\r\n"
+            slow.sendall(head.encode() + body)
+            pieces = []
+            while piece := slow.recv(1 << 20):
+                pieces.append(piece)
+                if len(pieces) % 20 == 0:
+                    time.sleep(0.01)
+        assert b"".join(pieces).partition(b"\r\n\r\n")[2] == whole.content
+
+
+@pytest.mark.parametrize(
+    ("sent", "said"),
+    [
+        (b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n", "cannot be received"),
+        (b"Transfer-Encoding: chunked\r\n\r\n5\r\na,1.2", "cannot be received"),
+        (b"Content-Length: 20\r\n\r\na,1.2.3.4", "the body ended after 9 of 20 bytes"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/invocations", "/models"])
+def test_a_body_that_is_cut_off_is_no_fault_of_ours(
+    trained: tuple[Tree, object], sent: bytes, said: str, path: str
+) -> None:
+    with Server(trained[0], SAGEMAKER_MULTI_MODEL=str(path == "/models")) as server:
+        host, _, port = server.url.removeprefix("http://").partition(":")
+        with socket.create_connection((host, int(port)), timeout=30) as cut:
+            cut.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: text/csv\r\n".encode() + sent)
+            cut.shutdown(socket.SHUT_WR)
+            answer = b"".join(iter(lambda: cut.recv(10_000), b"")).decode()
+        assert answer.startswith("HTTP/1.1 400 "), answer
+        assert said in answer
+        assert "Traceback" not in server.stop()
+
+
+def test_many_malformed_rows_are_not_all_looked_for(server: Server) -> None:
+    rows = 300_000
+    for body, kind in (
+        ("x\n" * rows, "text/csv"),
+        ("7\n" * rows, "application/jsonlines"),
+        ('{"instances": [' + "7," * rows + "7]}", "application/json"),
+    ):
+        answer = server.post(body, kind)
+        assert answer.status_code == 400
+        told = re.search(r"; and at least ([\d,]+) more\n$", answer.text)
+        assert told, answer.text[-100:]
+        assert 1000 <= int(told[1].replace(",", "")) < rows / 3
+
+
 def test_the_largest_bodies_are_scored_row_for_row(server: Server) -> None:
     """6 MB are the most of an endpoint, 100 MB of Batch Transform."""
     row = "user_{:07},192.168.1.2\n"
@@ -164,6 +257,23 @@ def test_a_log_that_nobody_reads_stops_no_request(trained: tuple[Tree, object]) 
         for _ in range(1000):
             assert server.post("a,1.2.3.4", X_Request_Id="x" * 300).status_code == 200
         os.close(reader)  # or it could not say that it stops
+
+
+def test_a_line_goes_out_whole_whoever_else_writes() -> None:
+    """At most as much at a time as a pipe takes in one piece. This socket keeps what is written at a time apart."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        log = AccessLog(ours.fileno())
+        for i in range(100):
+            log.add({"i": i, "path": "/" + "x" * i * i, "rows": i})
+        log.close()
+        ours.shutdown(socket.SHUT_WR)
+        packets = list(iter(lambda: theirs.recv(1 << 20), b""))
+    assert all(len(packet) <= select.PIPE_BUF and packet.endswith(b"\n") for packet in packets)
+    entries = [json.loads(line) for packet in packets for line in packet.splitlines()]
+    assert [entry["i"] for entry in entries] == list(range(100))
+    assert max(len(entry["path"]) for entry in entries) == 500
+    assert len(packets) < 50
 
 
 def test_lines_beyond_what_memory_is_for_are_dropped_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,6 +71,7 @@ def test_the_five_calls(server: Server, tmp_path: Path) -> None:
         (404, requests.get(f"{url}/one", timeout=2)),
         (404, requests.delete(f"{url}/one", timeout=2)),
         (404, server.post(CSV, path="/models/one/invoke")),
+        (404, server.post("", path="/models/one/invoke")),
         (404, server.post(CSV)),
         (405, requests.get(f"{url}/two/invoke", timeout=2)),
         (415, server.post(CSV, "image/png", path="/models/two/ü x/invoke")),
@@ -91,6 +92,8 @@ def test_what_cannot_be_loaded_is_told(server: Server, tmp_path: Path) -> None:
         (b"", "the body must be"),
         (b"{}", "the body must be"),
         (b'{"model_name": "a", "url": 7}', "the body must be"),
+        (b'{"model_name": "a\\nb", "url": "/nowhere"}', "by the name 'a\\nb'"),
+        (b'{"model_name": "a/invoke", "url": "/nowhere"}', "by the name 'a/invoke'"),
         (b'{"model_name": "a", "url": "/nowhere"}', "there is no model in /nowhere"),
         (f'{{"model_name": "a", "url": "{damaged}"}}'.encode(), "is damaged"),
     ):
@@ -143,7 +146,8 @@ def test_beyond_the_limit_those_longest_not_asked_are_put_aside(tmp_path: Path) 
         assert mapped() == set("023")
         assert scores(server.post(CSV, path="/models/1/invoke")) == [1, 1]
         assert mapped() == set("013")
-        assert [model["modelName"] for model in requests.get(f"{server.url}/models", timeout=2).json()["models"]]
+        listed = requests.get(f"{server.url}/models", timeout=2).json()["models"]
+        assert {model["modelName"] for model in listed} == set("0123")
         for name in "45":
             assert load(server, name, folders[name]).status_code == 200
         order = np.random.default_rng(0).integers(6, size=300)

@@ -158,6 +158,21 @@ def test_a_refusal_is_brief_however_long_the_row(server: Server) -> None:
         assert len(answer.text) < 1000
 
 
+@pytest.mark.parametrize(
+    "line",
+    ['{"features":["\\ud800","1.2.3.4"]}', '{"features":["a","\\ud800"]}', '{"features":["a",NaN]}', "NaN", "{}{}"],
+)
+def test_what_no_text_can_be_is_malformed(server: Server, line: str) -> None:
+    for tail in ("", ",", "]}"):
+        assert server.post(line + tail, "application/jsonlines").status_code == 400
+    assert server.post(f'{{"instances":[{line}]}}', "application/json").status_code == 400
+
+
+def test_a_carriage_return_within_an_instance_ends_no_line(server: Server) -> None:
+    body = '{"features":\r["a","1.2.3.4"]}\r\n{"features":["b",\t"1.2.3.4"], "x": "\\n"}\r\n'
+    assert len(server.post(body, "application/jsonlines").json()["predictions"]) == 2
+
+
 def test_extra_keys_are_ignored(server: Server, expected: list[float]) -> None:
     body = json.dumps({"features": ["user_1", "192.168.1.2"], "data": "2020-01-01", "id": 7})
     (prediction,) = server.post(body, "application/jsonlines").json()["predictions"]
@@ -209,11 +224,26 @@ def test_a_body_beyond_the_limit_is_refused(trained: tuple[Tree, object]) -> Non
         ("application/json, application/jsonlines;verbose=True", "application/json False"),
         ("application/json;q=0.1, application/jsonlines;verbose=TRUE;q=0.5", "application/jsonlines True"),
         ("application/jsonlines;q=0, */*;q=0.1", "application/json False"),
+        ("*/*;verbose=True", "application/json True"),
     ],
 )
 def test_accept_is_by_q_then_in_order(accept: str, expected: str) -> None:
     writer = media.writer(accept)
     assert f"{writer.content_type} {writer.verbose}" == expected
+
+
+@pytest.mark.parametrize(
+    ("default", "expected"),
+    [
+        ("*/*", "application/json False"),
+        ("Application/JSONLines;verbose=true", "application/jsonlines True"),
+        ("image/png, text/csv", "text/csv False"),
+    ],
+)
+def test_a_default_is_read_as_an_accept_is(default: str, expected: str) -> None:
+    for accept in ("", "*/*", "image/png, application/*;q=0.5"):
+        writer = media.writer(accept, default)
+        assert f"{writer.content_type} {writer.verbose}" == expected
 
 
 def test_what_is_refused_altogether_is_not_acceptable() -> None:
