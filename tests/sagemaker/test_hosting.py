@@ -7,6 +7,7 @@ import json
 import os
 import re
 import select
+import signal
 import socket
 import threading
 import time
@@ -84,18 +85,33 @@ def test_told_to_stop_under_load_it_loses_no_request_and_takes_no_more(trained: 
     assert len([line for line in log.splitlines() if '"status":200' in line]) == outcomes["answered"]
 
 
+def test_told_to_stop_it_answers_whoever_waits_at_the_door(trained: tuple[Tree, object]) -> None:
+    """Whose connections the system has taken, but no worker yet, since it was busy."""
+    with Server(trained[0]) as server, contextlib.ExitStack() as opened:
+        (worker,) = server.workers()
+        host, _, port = server.url.removeprefix("http://").partition(":")
+        os.kill(worker, signal.SIGSTOP)
+        waiting = [opened.enter_context(socket.create_connection((host, int(port)), timeout=30)) for _ in range(30)]
+        for connection in waiting:
+            connection.sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\n\r\n")
+        server.process.terminate()
+        time.sleep(0.5)
+        os.kill(worker, signal.SIGCONT)
+        assert all(b" 200 " in connection.recv(1000) for connection in waiting)
+
+
 def test_one_worker_that_ends_takes_nothing_with_it(trained: tuple[Tree, object]) -> None:
     with Server(trained[0], SAGEMAKER_MODEL_SERVER_WORKERS="2") as server:
         while len(server.workers()) < 2:
             time.sleep(0.05)
         first, second = server.workers()
-        os.kill(first, 15)
+        os.kill(first, signal.SIGTERM)
         while first in server.workers():
             time.sleep(0.05)
         assert server.post("a,1.2.3.4").status_code == 200
         while len(server.workers()) < 2:
             time.sleep(0.05)
-        os.kill(second, 9)
+        os.kill(second, signal.SIGKILL)
         assert server.post("a,1.2.3.4").status_code == 200
 
 
@@ -162,8 +178,7 @@ def test_who_takes_a_large_answer_slowly_gets_all_of_it(trained: tuple[Tree, obj
             pieces = []
             while piece := slow.recv(1 << 20):
                 pieces.append(piece)
-                if len(pieces) % 20 == 0:
-                    time.sleep(0.01)
+                time.sleep(len(piece) / 10e6)
         assert b"".join(pieces).partition(b"\r\n\r\n")[2] == whole.content
 
 

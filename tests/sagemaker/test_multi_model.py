@@ -193,6 +193,31 @@ def test_unloading_waits_for_the_requests_to_that_model(tmp_path: Path) -> None:
         models.ask("m", slowly)
 
 
+def test_what_is_in_use_is_put_aside_last(tmp_path: Path) -> None:
+    """If it is all that there is, a model waits a moment for it to be free, and then goes beyond the limit."""
+    folders = {name: make_model(tmp_path / name, 1) for name in "abc"}
+    size = Scorer.memory(artifact.load(folders["a"])[0])
+    models = ModelStore(limit=2 * size)
+
+    def open_ones() -> set[str]:
+        maps = Path("/proc/self/maps").read_text()
+        return {name for name, folder in folders.items() if f"{folder}/" in maps}
+
+    def load_c_and_see(_: Scorer) -> set[str]:
+        models.load("c", folders["c"])
+        return open_ones()
+
+    models.load("a", folders["a"])
+    models.load("b", folders["b"])
+    assert models.ask("a", lambda _: models.ask("b", lambda _: open_ones())) == {"a", "b"}
+    assert models.ask("a", lambda _: (models.ask("b", lambda _: None), load_c_and_see(_))[1]) == {"a", "c"}
+    models.unload("c")
+    began = time.monotonic()
+    assert models.ask("a", lambda a: models.ask("b", lambda _: load_c_and_see(a))) == {"a", "b", "c"}
+    assert time.monotonic() - began > 0.9
+    assert open_ones() == {"b", "c"}
+
+
 def test_a_model_is_loaded_once_however_many_ask(tmp_path: Path) -> None:
     models = ModelStore()
     folder = make_model(tmp_path / "m", 1)
