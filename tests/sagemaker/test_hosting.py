@@ -154,6 +154,30 @@ def test_clients_that_do_nothing_keep_no_ping_waiting(server: Server) -> None:
         assert server.post("a,1.2.3.4").status_code == 200
 
 
+def test_workers_share_the_connections(trained: tuple[Tree, object]) -> None:
+    """Evenly, also when one of them has ended and another has taken its place."""
+    with Server(trained[0], SAGEMAKER_MODEL_SERVER_WORKERS="2") as server:
+        while len(server.workers()) < 2:
+            time.sleep(0.05)
+        for _ in range(2):
+            before = Counter({pid: _sockets(pid) for pid in server.workers()})
+            with contextlib.ExitStack() as opened:
+                for _ in range(20):
+                    session = opened.enter_context(requests.Session())
+                    assert session.get(f"{server.url}/ping", timeout=2).status_code == 200
+                more = {pid: _sockets(pid) - before[pid] for pid in server.workers()}
+                assert min(more.values()) >= 9, more
+            killed = server.workers()[0]
+            os.kill(killed, signal.SIGKILL)
+            while killed in server.workers() or len(server.workers()) < 2:
+                time.sleep(0.05)
+            time.sleep(1)  # until the new one takes connections
+
+
+def _sockets(pid: int) -> int:
+    return sum(str(link.readlink()).startswith("socket:") for link in Path(f"/proc/{pid}/fd").iterdir())
+
+
 def test_headers_that_stop_coming_are_given_up_without_a_fuss(trained: tuple[Tree, object]) -> None:
     with Server(trained[0]) as server:
         host, _, port = server.url.removeprefix("http://").partition(":")

@@ -5,6 +5,7 @@ The caller then has another way.
 
 import ctypes
 import functools
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -143,10 +144,7 @@ def _library() -> ctypes.CDLL | None:
 def _declared(native: ctypes.CDLL) -> ctypes.CDLL:
     """Tell ctypes the parameters, so that an array of another type, or with gaps, is an error."""
     number = ctypes.c_int64
-    flag, u8, i32, u32, u64, f32 = (
-        np.ctypeslib.ndpointer(dtype, flags="C_CONTIGUOUS")
-        for dtype in (np.bool_, np.uint8, np.int32, np.uint32, np.uint64, np.float32)
-    )
+    flag, u8, i32, u32, u64, f32 = map(_array_of, (np.bool_, np.uint8, np.int32, np.uint32, np.uint64, np.float32))
     native.ipinsights_read_lines.argtypes = [ctypes.c_char_p, number, u64, u32]
     native.ipinsights_read_lines.restype = number
     native.ipinsights_read_instances.argtypes = [ctypes.c_char_p, number, ctypes.c_bool, u64, u32]
@@ -162,3 +160,20 @@ def _declared(native: ctypes.CDLL) -> ctypes.CDLL:
     for name in ("score", "parse_quads", "hash", "find_rows", "find_intervals_32", "find_intervals_64"):
         getattr(native, f"ipinsights_{name}").restype = None
     return native
+
+
+def _array_of(kind: type[np.generic]) -> type[ctypes.c_void_p]:
+    """A parameter that is the address of an array of a type, without gaps.
+
+    As numpy's ndpointer, in less than half its time; a request of one row has a dozen of them.
+    """
+    dtype = np.dtype(kind)
+
+    class Array(ctypes.c_void_p):
+        @classmethod
+        def from_param(cls, array: Any) -> Any:
+            if array.dtype != dtype or not array.flags.c_contiguous:
+                raise TypeError(f"an array of {dtype} without gaps is needed, not of {array.dtype}")
+            return ctypes.c_void_p(array.ctypes.data)
+
+    return Array
