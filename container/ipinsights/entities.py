@@ -19,7 +19,7 @@ from ipinsights.kernel.reader import Digests
 HASH = "xxh64"
 HASH_SEED = 0
 
-_PROBES = 256
+PROBES = 256
 """Rows tried for an entity before it shares its home."""
 _FREE, _TAKEN = -1, -2
 """Of an entity without a row: a free one ended the search, or all those it may have are others'."""
@@ -81,7 +81,7 @@ class EntityIndex:
 
     def _search(self, digests: Digests) -> npt.NDArray[np.int32]:
         """The row of each entity; _FREE if it has none but may have one, _TAKEN if all it may have are others'."""
-        rows = reader.find_rows(self.tags, _PROBES, digests)
+        rows = reader.find_rows(self.tags, PROBES, digests)
         if rows is None:
             distinct, place = np.unique(digests, return_inverse=True)
             rows = self._probe(distinct, claim=False)[place]
@@ -104,11 +104,11 @@ class EntityIndex:
         tags = np.maximum(digests >> np.uint64(32), 1).astype(np.uint32)
         # Who meets at one row parts at the next, and growing steps keep nobody in a circle of few rows. In a small
         # table, which every entity can try all of, one step after another does that.
-        small = self.num_rows <= _PROBES
+        small = self.num_rows <= PROBES
         stride = np.ones_like(home) if small else tags.astype(np.int64)
         rows = np.full(len(digests), _TAKEN, dtype=np.int32)
         open_ = np.arange(len(digests))
-        for probe in range(min(_PROBES, self.num_rows)):
+        for probe in range(min(PROBES, self.num_rows)):
             grown = 0 if small else probe * (probe - 1) // 2
             at = (home[open_] + probe * stride[open_] + grown) % self.num_rows
             if claim:

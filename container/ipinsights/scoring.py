@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ipinsights import artifact
+from ipinsights import artifact, kernel
 from ipinsights.addresses import Addresses, Family
+from ipinsights.entities import PROBES
 from ipinsights.kernel import reader
-from ipinsights.kernel.reader import Digests
+from ipinsights.kernel.reader import Digests, PairScorer
 from ipinsights.model import Model
 from ipinsights.records import Column, Records, salvage_columns
 
@@ -44,6 +45,11 @@ class Scorer:
         self._model = model
         leaves = np.arange(len(model.vocabulary.chains), dtype=np.int32)
         self._encoded = self._encode(leaves) if _table_bytes(model) else None
+        self._native: PairScorer | None = None
+        if self._encoded is not None and kernel.library() is not None:
+            index, intervals = model.index, model.vocabulary.intervals
+            sharing = index.sharing > 0
+            self._native = PairScorer(index.tags, PROBES, sharing, intervals, model.entity, self._encoded)
 
     @classmethod
     def open(cls, folder: str | Path) -> "Scorer":
@@ -74,6 +80,8 @@ class Scorer:
 
     def score_hashed(self, digests: Digests, addresses: Addresses) -> npt.NDArray[np.float32]:
         """The same of entities as `entities.hash_names` has them."""
+        if self._native is not None:
+            return self._native(digests, addresses)
         encoded, leaves = self._leaves(addresses)
         return _products(self._model.entity, self._model.index.find_hashed(digests), encoded, leaves)
 

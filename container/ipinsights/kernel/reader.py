@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ipinsights import kernel
+from ipinsights.errors import AlgorithmError
 
 Digests = npt.NDArray[np.uint64]
 """xxHash64 of entities."""
@@ -112,6 +113,59 @@ def score_pairs(
     return scores
 
 
+class _Tables(ctypes.Structure):
+    """``Tables`` of ``scoring.cpp``."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("tags", "starts", "values", "entity", "ip")),
+        *((name, ctypes.c_int64) for name in ("num_rows", "probes", "sharing", "wide", "intervals", "dim")),
+    )
+
+
+class PairScorer:
+    """`find_rows`, `find_intervals` and `score_pairs` in one call, which is most of a small request's time."""
+
+    def __init__(
+        self,
+        tags: npt.NDArray[np.uint32],
+        probes: int,
+        sharing: bool,
+        intervals: tuple[npt.NDArray[np.unsignedinteger], npt.NDArray[np.int32]],
+        entity: npt.NDArray[np.float32],
+        ip: npt.NDArray[np.float32],
+    ) -> None:
+        """With an index of E rows, ``tags`` [E] and ``entity`` [E + 1, D]; the intervals' values are rows of ``ip``.
+
+        An entity without a row has one that it shares, if ``sharing``, or the last. There must be a kernel.
+        """
+        starts, values = intervals
+        wide = starts.dtype == np.uint64
+        self._address = _array_of(np.uint64 if wide else np.uint32)
+        self._arrays = {"tags": tags, "starts": starts, "values": values, "entity": entity, "ip": ip}
+        u32, i32, f32 = map(_array_of, (np.uint32, np.int32, np.float32))
+        kinds = {"tags": u32, "starts": self._address, "values": i32, "entity": f32, "ip": f32}
+        self._tables = _Tables(
+            **{name: kinds[name].from_param(array) for name, array in self._arrays.items()},
+            num_rows=len(tags),
+            probes=probes,
+            sharing=sharing,
+            wide=wide,
+            intervals=len(starts),
+            dim=entity.shape[1],
+        )
+        native = _library()
+        if native is None:
+            raise AlgorithmError("there is no kernel to score with")
+        self._native = native
+
+    def __call__(self, digests: Digests, addresses: npt.NDArray[np.unsignedinteger]) -> npt.NDArray[np.float32]:
+        """The score of each of n pairs, entities as `hash_texts` has them: float32 [n]."""
+        scores = np.empty(len(digests), dtype=np.float32)
+        where = self._address.from_param(addresses)
+        self._native.ipinsights_score_hashed(self._tables, digests, where, len(digests), scores)
+        return scores
+
+
 def append_scores(text: bytes, scores: npt.NDArray[np.float32]) -> memoryview | None:
     """The lines of text that are not blank, with a comma, a score each (of n) as %.9g and a line feed behind them.
 
@@ -150,6 +204,7 @@ def _declared(native: ctypes.CDLL) -> ctypes.CDLL:
     native.ipinsights_read_instances.argtypes = [ctypes.c_char_p, number, ctypes.c_bool, u64, u32]
     native.ipinsights_read_instances.restype = number
     native.ipinsights_score.argtypes = [f32, i32, f32, i32, number, number, f32]
+    native.ipinsights_score_hashed.argtypes = [ctypes.POINTER(_Tables), u64, ctypes.c_void_p, number, f32]
     native.ipinsights_append_scores.argtypes = [ctypes.c_char_p, number, f32, number, u8]
     native.ipinsights_append_scores.restype = number
     native.ipinsights_parse_quads.argtypes = [u8, i32, number, u32, flag]
@@ -157,7 +212,7 @@ def _declared(native: ctypes.CDLL) -> ctypes.CDLL:
     native.ipinsights_find_rows.argtypes = [u32, number, number, u64, number, i32]
     native.ipinsights_find_intervals_32.argtypes = [u32, number, i32, u32, number, i32]
     native.ipinsights_find_intervals_64.argtypes = [u64, number, i32, u64, number, i32]
-    for name in ("score", "parse_quads", "hash", "find_rows", "find_intervals_32", "find_intervals_64"):
+    for name in ("score", "score_hashed", "parse_quads", "hash", "find_rows", "find_intervals_32", "find_intervals_64"):
         getattr(native, f"ipinsights_{name}").restype = None
     return native
 

@@ -17,6 +17,7 @@ namespace {
 
 constexpr int64_t LANES = 8, AHEAD = 6;
 constexpr int64_t LINE = 16;  // floats in a cache line
+constexpr int64_t AT_ONCE = 1024;  // pairs whose rows are found before any is scored
 constexpr int64_t UNEQUAL = -1;
 constexpr int64_t LONGEST_SCORE = 15;  // -1.23456789e-38
 
@@ -65,6 +66,11 @@ char* write_score(float score, char* out) {
 
 extern "C" {
 
+// reader.cpp
+void ipinsights_find_rows(const uint32_t*, uint64_t, int64_t, const uint64_t*, int64_t, int32_t*);
+void ipinsights_find_intervals_32(const uint32_t*, int64_t, const int32_t*, const uint32_t*, int64_t, int32_t*);
+void ipinsights_find_intervals_64(const uint64_t*, int64_t, const int32_t*, const uint64_t*, int64_t, int32_t*);
+
 // scores[i] is the product of row rows[i] of `entity` and row leaves[i] of `ip`, both of `dim` columns.
 void ipinsights_score(const float* entity, const int32_t* rows, const float* ip, const int32_t* leaves, int64_t dim,
                       int64_t n, float* scores) {
@@ -74,6 +80,36 @@ void ipinsights_score(const float* entity, const int32_t* rows, const float* ip,
             fetch(ip + leaves[i + AHEAD] * dim, dim);
         }
         scores[i] = product(entity + rows[i] * dim, ip + leaves[i] * dim, dim);
+    }
+}
+
+// All that it takes to score: the entities' rows by `tags`, the addresses' by intervals from `starts` on, which are of
+// 64 bits if `wide`, and both tables. An entity without a row has one that it shares, if `sharing`, or the last.
+struct Tables {
+    const uint32_t* tags;
+    const void* starts;
+    const int32_t* values;
+    const float *entity, *ip;
+    int64_t num_rows, probes, sharing, wide, intervals, dim;
+};
+
+void ipinsights_score_hashed(const Tables* t, const uint64_t* digests, const void* addresses, int64_t n,
+                             float* scores) {
+    int32_t rows[AT_ONCE], leaves[AT_ONCE];
+    for (int64_t start = 0; start < n; start += AT_ONCE) {
+        const int64_t count = std::min(AT_ONCE, n - start);
+        ipinsights_find_rows(t->tags, t->num_rows, t->probes, digests + start, count, rows);
+        for (int64_t i = 0; i < count; ++i) {
+            if (rows[i] < 0) rows[i] = t->sharing ? digests[start + i] % t->num_rows : t->num_rows;
+        }
+        if (t->wide) {
+            ipinsights_find_intervals_64(static_cast<const uint64_t*>(t->starts), t->intervals, t->values,
+                                         static_cast<const uint64_t*>(addresses) + start, count, leaves);
+        } else {
+            ipinsights_find_intervals_32(static_cast<const uint32_t*>(t->starts), t->intervals, t->values,
+                                         static_cast<const uint32_t*>(addresses) + start, count, leaves);
+        }
+        ipinsights_score(t->entity, rows, t->ip, leaves, t->dim, count, scores + start);
     }
 }
 
