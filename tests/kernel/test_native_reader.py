@@ -1,5 +1,6 @@
 """The kernel's reader against the exact one, xxhash and numpy: the same for every input."""
 
+import ctypes
 import io
 import json
 import re
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from ipinsights import kernel, records
 from ipinsights.addresses import IPV4
-from ipinsights.entities import EntityIndex
+from ipinsights.entities import PROBES, EntityIndex, hash_names
 from ipinsights.errors import UserError
 from ipinsights.kernel import reader
 from ipinsights.records import Block, Fault, hash_stream, line_blocks, parse_csv, parse_stream, record_lines
@@ -358,3 +359,36 @@ def test_scores_are_inner_products_whatever_their_company(dim: int) -> None:
     np.testing.assert_allclose(scores, exact, atol=1e-5 * dim**0.5)
     one_by_one = [reader.score_pairs(entity, rows[i : i + 1], ip, leaves[i : i + 1])[0] for i in range(100)]
     assert one_by_one == scores[:100].tolist()
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 60), st.integers(0, 2**32 - 1)), max_size=80),
+    st.integers(1, 40),
+    st.integers(0, 60),
+    st.sampled_from([np.uint32, np.uint64]),
+    st.integers(1, 40),
+)
+def test_in_one_call_a_score_is_what_it_is_in_three(
+    pairs: list[tuple[int, int]], num_rows: int, known: int, kind: type[np.unsignedinteger], dim: int
+) -> None:
+    """Of entities with a row, without one, and with one that they share; in more pairs than are scored at once, too."""
+    rng = np.random.default_rng(0)
+    index = EntityIndex(num_rows)
+    index.claim(pa.array([str(i) for i in range(known)], pa.string()))
+    entity, ip = (rng.standard_normal((n, dim)).astype("f4") for n in (num_rows + 1, 9))
+    starts = np.concatenate([[0], np.sort(rng.integers(1, 2**32, size=8))]).astype(kind)
+    values = rng.permutation(9).astype("i4")
+    score = reader.PairScorer(index.tags, PROBES, index.sharing > 0, (starts, values), entity, ip)
+    for times in (1, 40):
+        digests = hash_names(pa.array([str(name) for name, _ in pairs * times], pa.string()))
+        addresses = np.array([address for _, address in pairs * times], dtype=kind)
+        leaves = reader.find_intervals(starts, values, addresses)
+        assert leaves is not None
+        expected = reader.score_pairs(entity, index.find_hashed(digests), ip, leaves)
+        assert (score(digests, addresses) == expected).all()
+
+
+def test_an_array_of_another_type_or_with_gaps_is_refused() -> None:
+    for wrong in (np.zeros(4, np.int64), np.zeros((4, 4), np.uint32).T[1:], np.zeros(8, np.uint32)[::2]):
+        with pytest.raises(ctypes.ArgumentError, match="without gaps"):
+            reader.find_rows(wrong, 8, np.zeros(1, np.uint64))

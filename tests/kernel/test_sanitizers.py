@@ -66,6 +66,14 @@ for dim in (1, 4, 8, 15, 16, 17, 128):
     for size in (0, 1, 9):
         rows = np.arange(size, dtype=np.int32) % 7
         reader.score_pairs(table, rows, table, rows[::-1].copy())
+for size in (0, 1, 1023, 1024, 1025, 2048):
+    for dtype in (np.uint32, np.uint64):
+        for sharing in (False, True):
+            table, starts = np.ones((6, 5), np.float32), np.arange(3, dtype=dtype) * 1000
+            index = np.array([1, 0, 2, 3, 4], np.uint32)
+            scorer = reader.PairScorer(index, 256, sharing, (starts, np.arange(3, dtype=np.int32)), table, table[:3])
+            digests = np.arange(size, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+            assert (scorer(digests, np.arange(size, dtype=dtype)) == 5).all()
 for text in lines:
     column = pa.array([text[:size] for size in range(len(text) + 1)])
     reader.hash_texts(column)
