@@ -43,7 +43,7 @@ setup(
     install_requires=[
         "boto3>=1.35,<2",
         "flask>=3.1,<4",
-        "gunicorn>=23",
+        "gunicorn>=27,<28",  # sagemaker/worker.py mends what is not its interface
         "numpy>=2,<3",
         "orjson>=3.10,<4",
         "pandas>=2.2,<4",

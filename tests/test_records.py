@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ipinsights import addresses, records
+from ipinsights import addresses, columns, records
 from ipinsights.addresses import IPV4, IPV6, Family
 from ipinsights.errors import UserError
 from ipinsights.records import MalformedRecords, parse_csv
@@ -164,14 +164,14 @@ def test_a_stream_names_itself_and_the_line_in_the_whole() -> None:
 
 def test_pairs_of_a_request_are_checked() -> None:
     pairs = [("a", " 1.2.3.4"), ("a", 7), ("b", "5.6.7.8"), ("", "1.2.3.4"), (None, "1.2.3.4"), ("c", "::1")]
-    found, readable, faults = records.salvage_pairs(pairs)
+    found, readable, faults = columns.salvage_pairs(pairs)
     assert found.entities == pa.array(["a", "b"])
     assert addresses.render(found.addresses) == ["1.2.3.4", "5.6.7.8"]
     assert readable.tolist() == [True, False, True, False, False, False]
     assert [fault.position for fault in faults] == [1, 3, 4, 5]
     assert "strings" in faults[0].reason
     assert "IPv6" in faults[3].reason
-    assert len(records.salvage_pairs([]).records) == 0
+    assert len(columns.salvage_pairs([]).records) == 0
 
 
 NAMES = ["a", None, "", "NA", "d", "e", "f", " "]
@@ -192,8 +192,8 @@ TEXTS = ["1.2.3.4", "1.2.3.4", "1.2.3.4", " 5.6.7.8\t", None, "1.2.3", "::1", "9
         lambda values: pa.array(["skipped", *values])[1:],
     ],
 )
-def test_of_columns_the_rows_that_can_be_read_are(column: Callable[[list[str | None]], records.Column]) -> None:
-    found, readable = records.salvage_columns(column(NAMES), column(TEXTS))
+def test_of_columns_the_rows_that_can_be_read_are(column: Callable[[list[str | None]], columns.Column]) -> None:
+    found, readable = columns.salvage_columns(column(NAMES), column(TEXTS))
     assert readable.tolist() == [True, False, False, True, False, False, False, True]
     assert found.entities.to_pylist() == ["a", "NA", " "]
     assert addresses.render(found.addresses) == ["1.2.3.4", "5.6.7.8", "9.9.9.9"]
@@ -201,31 +201,31 @@ def test_of_columns_the_rows_that_can_be_read_are(column: Callable[[list[str | N
 
 def test_columns_may_be_empty_or_missing_or_of_ipv6() -> None:
     for missing in (pd.Series([], dtype=object), pd.Series([None, None])):
-        found, readable = records.salvage_columns(missing, missing)
+        found, readable = columns.salvage_columns(missing, missing)
         assert (len(found), readable.tolist()) == (0, [False] * len(missing))
-    found, readable = records.salvage_columns(pd.Series(["a", "b"]), pd.Series(["2001:db8::1", "1::2::3"]), IPV6)
+    found, readable = columns.salvage_columns(pd.Series(["a", "b"]), pd.Series(["2001:db8::1", "1::2::3"]), IPV6)
     assert (addresses.render(found.addresses, IPV6), readable.tolist()) == (["2001:db8::"], [True, False])
 
 
 def test_of_columns_what_is_not_utf8_cannot_be_read() -> None:
     names, texts = [b"a", b"b\xff", b"c", "é".encode()], [b"1.2.3.4", b"1.2.3.4", b"1.2.3.\xff", b"5.6.7.8"]
-    columns = [pa.array(values).view(pa.string()) for values in (names, texts)]
+    both = [pa.array(values).view(pa.string()) for values in (names, texts)]
     for family in (IPV4, IPV6):
-        found, readable = records.salvage_columns(*columns, family)
+        found, readable = columns.salvage_columns(*both, family)
         assert readable.tolist() == [True, False, False, True]
         assert found.entities.to_pylist() == ["a", "é"]
 
 
 @pytest.mark.parametrize("column", [pd.Series([7, None]), pd.Series([7, 8]), ["a", 7]])
-def test_a_column_of_numbers_is_refused(column: records.Column) -> None:
+def test_a_column_of_numbers_is_refused(column: columns.Column) -> None:
     with pytest.raises(TypeError, match="Expected"):
-        records.salvage_columns(column, ["1.2.3.4", "1.2.3.4"])
+        columns.salvage_columns(column, ["1.2.3.4", "1.2.3.4"])
 
 
 @pytest.mark.parametrize("entities", [["a"], ["a", "b", "c"]])
 def test_columns_of_two_lengths_are_refused(entities: list[str]) -> None:
     with pytest.raises((ValueError, IndexError)):
-        records.salvage_columns(entities, ["1.2.3.4", "1.2.3.4"])
+        columns.salvage_columns(entities, ["1.2.3.4", "1.2.3.4"])
 
 
 @pytest.mark.parametrize(
@@ -289,8 +289,8 @@ def test_a_stream_says_what_each_line_must_be(family: Family, address: str, want
 
 
 def test_pairs_of_a_request_may_be_of_ipv6() -> None:
-    good = records.salvage_pairs([("a", " 2001:db8::1"), ("b", "1.2.3.4")], IPV6).records
+    good = columns.salvage_pairs([("a", " 2001:db8::1"), ("b", "1.2.3.4")], IPV6).records
     assert addresses.render(good.addresses, IPV6) == ["2001:db8::", "2002:102:304::"]
-    (fault,) = records.salvage_pairs([("a", "::1"), ("b", "1::2::3")], IPV6).faults
+    (fault,) = columns.salvage_pairs([("a", "::1"), ("b", "1::2::3")], IPV6).faults
     assert fault.position == 1
     assert fault.reason.startswith("not an IP address: At most one '::'")

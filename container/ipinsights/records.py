@@ -13,7 +13,7 @@ import io
 import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, TypeAlias
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -42,9 +42,6 @@ _SHOWN = 120
 """Characters of a faulty line that an error quotes."""
 _LISTED = 3
 """Faulty lines that an error lists."""
-
-Column: TypeAlias = Any
-"""Strings: a pandas Series, an Arrow array or a list. None and NaN are missing ones."""
 
 _brief = reprlib.Repr()
 _brief.maxlevel, _brief.maxstring, _brief.maxother = 4, _SHOWN, _SHOWN
@@ -240,35 +237,6 @@ def line_blocks(stream: Text, name: str, size: int = BLOCK_SIZE, first_line: int
         yield Block(name, number, rest)
 
 
-def salvage_pairs(pairs: Sequence[tuple[object, object]], family: Family = IPV4, first: int = 0) -> Salvaged:
-    """What can be read of n (entity, text of an address), which should be strings. The ``first`` has that number."""
-    strings = np.array([isinstance(e, str) and isinstance(a, str) and e != "" for e, a in pairs], dtype=np.bool_)
-    texts = pa.array([a if ok else "" for (_, a), ok in zip(pairs, strings, strict=True)], pa.string())
-    values, valid = addresses.parse(pc.utf8_trim(texts, " \t"), family)
-    faults = []
-    for explained, i in enumerate(np.flatnonzero(~valid).tolist()):
-        if not strings[i]:
-            reason = "the entity and the address must be two non-empty strings"
-        elif explained < _EXPLAINED:
-            reason = _explain(texts[i].as_py().strip(" \t"), family)
-        else:
-            reason = f"not an {family.noun}"
-        faults.append(Fault(first + i, shown(list(pairs[i])), reason))
-    entities = pa.array([e for (e, _), ok in zip(pairs, valid, strict=True) if ok], pa.string())
-    return Salvaged(Records(entities, values[valid]), valid, faults)
-
-
-def salvage_columns(entities: Column, texts: Column, family: Family = IPV4) -> tuple[Records, npt.NDArray[np.bool_]]:
-    """The records that can be read of two columns, in order, and which rows they are: bool [n].
-
-    Raises TypeError where a column is of anything but strings: account 7 beside a missing one is 7.0 to pandas.
-    """
-    names, texts = _strings(entities), _strings(texts)
-    values, valid = addresses.parse(pc.utf8_trim(texts, " \t"), family)
-    readable = valid & pc.not_equal(names, "").to_numpy(zero_copy_only=False)
-    return Records(names.filter(pa.array(readable)), values[readable]), readable
-
-
 def record_lines(data: bytes, first_line: int = 1) -> Iterator[tuple[int, bytes]]:
     """The lines that hold a record, with their numbers: blank ones and a byte order mark are left out.
 
@@ -287,6 +255,13 @@ def append_scores(data: bytes, scores: npt.NDArray[np.float32]) -> bytes | memor
         return scored
     lines = (line for _, line in record_lines(data))
     return b"".join(b"%s,%.9g\n" % pair for pair in zip(lines, scores.tolist(), strict=True))
+
+
+def explain(text: str, family: Family, before: int) -> str:
+    """What is wrong with an address; in general terms if more were explained ``before`` than are ever listed."""
+    if before >= _EXPLAINED:
+        return f"not an {family.noun}"
+    return addresses.explain(text[:_SHOWN], family)  # what is longer than an address stays so
 
 
 def shown(value: object) -> str:
@@ -309,7 +284,7 @@ def _parse_faultless(data: bytes, family: Family) -> Records | None:
         )
     except pa.ArrowInvalid:
         return None
-    entities, texts = (_single_chunk(table.column(name)) for name in ("entity", "ip"))
+    entities, texts = (single_chunk(table.column(name)) for name in ("entity", "ip"))
     if b" " in data or b"\t" in data:
         texts = pc.utf8_trim(texts, " \t")
     values, valid = addresses.parse(texts, family)
@@ -340,8 +315,8 @@ def _parse_lines(data: bytes, family: Family, first_line: int) -> Salvaged:
     for i in np.flatnonzero(~valid).tolist():
         number, line = lines[i]
         if i not in reasons:
+            reasons[i] = explain(texts[i], family, explained)
             explained += 1
-            reasons[i] = _explain(texts[i], family) if explained <= _EXPLAINED else f"not an {family.noun}"
         faults.append(Fault(number, line.decode(errors="replace")[:_SHOWN], reasons[i]))
     names = pa.array([entity for entity, ok in zip(entities, valid, strict=True) if ok], pa.string())
     return Salvaged(Records(names, values[valid]), valid, faults)
@@ -363,27 +338,6 @@ def _split_line(line: bytes, family: Family) -> tuple[str, str]:
     return fields[0], fields[1].strip(" \t")
 
 
-def _explain(text: str, family: Family) -> str:
-    return addresses.explain(text[:_SHOWN], family)  # what is longer than an address stays so
-
-
-def _strings(column: Column) -> pa.StringArray:
-    """A column in one piece; what is missing is empty, and so is what is not UTF-8, as Spark's strings need not be."""
-    array = pa.array(column, pa.string(), from_pandas=True)
-    array = pc.fill_null(_single_chunk(array) if isinstance(array, pa.ChunkedArray) else array, "")
-    try:
-        array.validate(full=True)
-    except pa.ArrowInvalid:
-        return pa.array([_decoded(text) for text in array.cast(pa.binary()).to_pylist()], pa.string())
-    return array
-
-
-def _decoded(text: bytes) -> str:
-    try:
-        return text.decode()
-    except UnicodeDecodeError:
-        return ""
-
-
-def _single_chunk(column: pa.ChunkedArray) -> pa.StringArray:
+def single_chunk(column: pa.ChunkedArray) -> pa.StringArray:
+    """A column in one piece."""
     return column.chunk(0) if column.num_chunks == 1 else pa.concat_arrays(column.chunks)

@@ -13,11 +13,12 @@ import numpy.typing as npt
 
 from ipinsights import artifact, kernel
 from ipinsights.addresses import Addresses, Family
+from ipinsights.columns import Column, salvage_columns
 from ipinsights.entities import PROBES
 from ipinsights.kernel import reader
 from ipinsights.kernel.reader import Digests, PairScorer
 from ipinsights.model import Model
-from ipinsights.records import Column, Records, salvage_columns
+from ipinsights.records import Records
 
 _CHUNK = 4096
 """Leaves encoded, or pairs scored without the kernel, at a time: what they need stays in the processor's cache."""

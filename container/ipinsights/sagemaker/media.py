@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeAlias
 import orjson
 from werkzeug.http import parse_options_header
 
-from ipinsights import records
+from ipinsights import columns, records
 from ipinsights.addresses import IPV4, Family
 from ipinsights.errors import UserError
 from ipinsights.kernel import reader
@@ -247,7 +247,7 @@ def _from_instances(instances: Iterator[Any], family: Family, most: int | None) 
         some = list(itertools.islice(instances, _INSTANCES_AT_ONCE))
         found = [_features(instance) for instance in some]
         pairs = [(f[0], f[1]) if isinstance(f, list) and len(f) == 2 else None for f in found]
-        salvaged = records.salvage_pairs([pair or (None, None) for pair in pairs], family, first=count)
+        salvaged = columns.salvage_pairs([pair or (None, None) for pair in pairs], family, first=count)
         for i, fault in salvaged.faults_by_row().items():
             faults[count + i] = fault if pairs[i] else _misshapen(count + i, some[i])
         parts.append(salvaged.records)

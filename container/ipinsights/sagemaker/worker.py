@@ -1,0 +1,180 @@
+"""Gunicorn's thread worker, mended where a client could keep others waiting or lose its request.
+
+| gunicorn | here |
+|---|---|
+| a new connection has a thread at once, for up to 5 s without a word | it has one when there is something to read |
+| nothing bounds the time between two pieces of a request or an answer | the system does |
+| a connection is closed by the thread that takes new ones, which waits up to 2 s for the client | by another |
+| a connection goes back to that thread after each request | the thread that answered stays with it for a moment |
+| whoever is quicker takes a connection | the worker that has fewest |
+| told to stop, it leaves connections that nobody has accepted yet to be reset | it accepts them and refuses others |
+"""
+
+import contextlib
+import ctypes
+import errno
+import logging
+import mmap
+import select
+import selectors
+import socket
+import struct
+import time
+from concurrent.futures import Executor
+from functools import partial
+from typing import Any
+
+from gunicorn.arbiter import Arbiter
+from gunicorn.workers.gthread import TConn, ThreadWorker
+
+from ipinsights.sagemaker.app import timeval
+
+_HEADERS = 5
+"""Seconds that a client may leave a request's headers unfinished without sending any of them."""
+_MORE_WORKERS = 16
+"""Workers for which there is a place besides those asked for: a signal tells gunicorn to have one more."""
+_COURTESY = 0.0002
+"""Seconds for which a worker leaves a connection to one that has fewer."""
+_SO_ATTACH_FILTER, _BPF_RETURN = 26, 6
+"""Of Linux; the standard library has no names for them."""
+_MOMENT = 5
+"""Milliseconds that a thread waits for a further request on a connection."""
+_LINGER = 2
+"""Seconds for which a server told to stop waits for requests on connections that it has taken."""
+
+
+class Shared:
+    """What the arbiter and its workers know of one another: numbers in memory that they share."""
+
+    def __init__(self, workers: int) -> None:
+        places = workers + _MORE_WORKERS
+        numbers = memoryview(mmap.mmap(-1, 8 * (1 + places))).cast("q")
+        self.stopping = numbers[:1]
+        """Not 0 once the server as a whole is to stop."""
+        self.connections = numbers[1:]
+        """Of the worker in each place; -1 where there is none."""
+        for place in range(places):
+            self.leave(place)
+
+    def enter(self) -> int:
+        """A place for a worker. Called by the arbiter, before the fork."""
+        place = self.connections.tolist().index(-1)
+        self.connections[place] = 0
+        return place
+
+    def leave(self, place: int) -> None:
+        """Called by the arbiter, when it knows that the worker has ended."""
+        self.connections[place] = -1
+
+
+class PatientArbiter(Arbiter):  # type: ignore[misc]  # gunicorn is untyped
+    """Lets its workers know when all of them are to stop. The application that it runs has ``shared``: a `Shared`."""
+
+    def stop(self, graceful: bool = True) -> None:
+        """Stop all workers."""
+        self.app.shared.stopping[0] = 1
+        super().stop(graceful)
+
+
+def told_briefly(record: logging.LogRecord) -> bool:
+    """That a client stalls is no fault of the program, and no traceback."""
+    if record.exc_info and isinstance(record.exc_info[1], BlockingIOError):
+        record.msg, record.args, record.exc_info = "A client stalled; its connection is closed", (), None
+    return True
+
+
+class _Connection(TConn):  # type: ignore[misc]
+    """A connection whose client cannot keep a thread waiting, nor the worker when it is closed."""
+
+    def __init__(self, pool: Executor, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._pool = pool
+        for option, seconds in ((socket.SO_RCVTIMEO, _HEADERS), (socket.SO_SNDTIMEO, self.cfg.timeout)):
+            self.sock.setsockopt(socket.SOL_SOCKET, option, timeval(seconds))
+
+    def comes_more(self) -> bool:
+        """Whether another request comes within a moment."""
+        poll = select.poll()
+        poll.register(self.sock, select.POLLIN)
+        return bool(poll.poll(_MOMENT))
+
+    def close(self, graceful: bool = False) -> None:
+        """Without having the thread that takes connections wait, up to 2 s, until the client closes its end."""
+        try:
+            self._pool.submit(super().close, graceful)
+        except RuntimeError:  # the pool is shut, since the worker ends
+            super().close()
+
+
+class PatientWorker(ThreadWorker):  # type: ignore[misc]
+    """See the module."""
+
+    def __init__(self, age: int, ppid: int, sockets: list[Any], app: Any, *others: Any) -> None:
+        self._shared = app.shared
+        self.place = app.shared.enter()
+        self._left = False
+        super().__init__(age, ppid, sockets, app, *others)
+
+    @property
+    def nr_conns(self) -> int:
+        """Connections that the worker has; gunicorn counts them."""
+        return int(self._shared.connections[self.place])
+
+    @nr_conns.setter
+    def nr_conns(self, number: int) -> None:
+        self._shared.connections[self.place] = number
+
+    def handle(self, connection: Any) -> Any:
+        """Answer a request, and those that come at once after it: to give a connection back costs more than scoring."""
+        kept = super().handle(connection)
+        while kept is True and self.alive and connection.comes_more():
+            kept = super().handle(connection)
+        return kept
+
+    def accept(self, listener: Any) -> None:
+        """Take a connection, unless another worker has fewer; but once left, and there still, it is taken."""
+        fewest = min(number for number in self._shared.connections if number >= 0)
+        if self.alive and self.nr_conns > fewest and not self._left:
+            self._left = True
+            time.sleep(_COURTESY)
+            return
+        self._left = False
+        try:
+            client, address = listener.accept()
+        except OSError as error:
+            gone = error.errno in (errno.EAGAIN, errno.ECONNABORTED)
+            if gone or (error.errno == errno.EINVAL and self._shared.stopping[0]):  # another worker has shut the socket
+                return
+            raise
+        self.nr_conns += 1
+        connection = _Connection(self.tpool, self.cfg, client, address, listener.getsockname())
+        connection.timeout = time.monotonic() + (self.cfg.keepalive if self.alive else _LINGER)
+        self.pending_conns.append(connection)
+        self.poller.register(client, selectors.EVENT_READ, partial(self.on_pending_socket_readable, connection))
+
+    def set_accept_enabled(self, enabled: bool) -> None:
+        """Accept connections or do not; the last time, those that wait, and have the system refuse others."""
+        if not self.alive and self._accepting:
+            for listener in self.sockets:
+                if self._shared.stopping[0]:
+                    _make_deaf(listener.sock)
+                before = -1
+                while before != self.nr_conns:
+                    before = self.nr_conns
+                    self.accept(listener)
+                if self._shared.stopping[0]:
+                    with contextlib.suppress(OSError):
+                        listener.sock.shutdown(socket.SHUT_RDWR)
+            for connection in self.pending_conns:
+                connection.timeout = min(connection.timeout, time.monotonic() + _LINGER)
+        super().set_accept_enabled(enabled)
+
+
+def _make_deaf(listener: socket.socket) -> None:
+    """Have no connection come about any more, so that all that have can be accepted before the socket is shut.
+
+    Shutting it resets those that have not. The filter is a program for the system's packet filter that takes no packet.
+    """
+    program = ctypes.create_string_buffer(struct.pack("HBBI", _BPF_RETURN, 0, 0, 0))
+    with contextlib.suppress(OSError):  # a sandbox may lack it; then a few are reset
+        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(program)))
