@@ -289,63 +289,140 @@ texts = st.one_of(
     st.ip_addresses(v=4).map(str), st.sampled_from(["1.2.3", "01.2.3.4", " 1.2.3.4\t", "::1", "", "1.2.3.4 5"])
 )
 values = st.tuples(names, texts).map(list)
-shaped = values.flatmap(
-    lambda pair: st.sampled_from(
-        [
-            pair,
-            {"features": pair},
-            {"data": {"features": {"values": pair}}},
-            {"features": pair, "id": 7},
-            {"data": pair},
-            {"features": [*pair, "more"]},
-            {"features": [pair[0], 7]},
-        ]
-    )
+others = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | names,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3),
+    max_leaves=4,
 )
+extra = st.dictionaries(names | st.sampled_from(["features", "data", "values", "instances"]), others, max_size=2)
+
+
+def mixed(*objects: dict[str, object]) -> st.SearchStrategy[dict[str, object]]:
+    """An object with the members of some, the last of which count, in any order."""
+    members = [member for each in objects for member in each.items()]
+    return st.permutations(members).map(lambda found: dict(found) | objects[-1])
+
+
+def shapes(pair: list[object], more: dict[str, object]) -> st.SearchStrategy[object]:
+    inner = mixed(more, {"values": pair}).flatmap(lambda found: mixed(more, {"features": found}))
+    return st.one_of(
+        st.just(pair),
+        mixed({"features": pair}),
+        mixed(more, {"features": pair}),
+        mixed({"data": {"features": {"values": pair}}}),
+        inner.flatmap(lambda found: mixed(more, {"data": found})),
+        st.sampled_from([{"data": pair}, {"features": [*pair, "more"]}, {"features": [pair[0], 7]}, {}]),
+    )
+
+
+shaped = st.tuples(values, extra).flatmap(lambda both: shapes(*both))
 spaced = st.sampled_from([(",", ":"), (", ", ": "), (" ,\t", " : ")])
 
 
-@given(st.lists(shaped, max_size=5), spaced, st.booleans(), st.sampled_from(["", " ", "\n", "\r\n", ",", "]}", "x"]))
-@settings(max_examples=300)
-def test_clean_instances_are_read_as_the_exact_reader_reads_them(
-    instances: list[object], separators: tuple[str, str], lines: bool, end: str
-) -> None:
-    def dumps(value: object) -> str:
-        return json.dumps(value, separators=separators, ensure_ascii=False)
-
-    text = "\n".join(map(dumps, instances)) if lines else dumps({"instances": instances})
-    body = (text + end).encode()
-    kind = "application/jsonlines" if lines else "application/json"
+def assert_read_as_exactly(body: bytes, lines: bool) -> bool:
+    """What the native reader makes of a body is what the exact one makes of it, or nothing; whether it is something."""
     found = reader.read_instances(body, lines)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reader, "read_instances", lambda *_, **__: None)
         try:
-            exact = media.read(kind, body, IPV4)
+            exact = media.read("application/jsonlines" if lines else "application/json", body, IPV4)
         except UserError:
             assert found is None
-            return
+            return False
     if exact.faults:
         assert found is None
     if found is not None:
-        assert (found[0] == exact.pairs.digests).all()
-        assert (found[1] == exact.pairs.addresses).all()
-        assert len(found[0]) == len(exact.pairs.digests)
+        assert found[0].tolist() == exact.pairs.digests.tolist()
+        assert found[1].tolist() == exact.pairs.addresses.tolist()
+    return found is not None
+
+
+@given(
+    st.lists(shaped, max_size=5),
+    spaced,
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from(["", " ", "\n", "\r\n", ",", "]}", "x"]),
+)
+@settings(max_examples=500)
+def test_clean_instances_are_read_as_the_exact_reader_reads_them(
+    instances: list[object], separators: tuple[str, str], ascii_: bool, lines: bool, end: str
+) -> None:
+    def dumps(value: object) -> str:
+        return json.dumps(value, separators=separators, ensure_ascii=ascii_)
+
+    text = "\n".join(map(dumps, instances)) if lines else dumps({"instances": instances})
+    assert_read_as_exactly((text + end).encode(), lines)
+
+
+INSTANCES = [
+    '{"features": ["a\\u00eb\\ud83d\\ude00\\n", "1.2.3.4"], "id": -12.50}',
+    '{"when":"2026\\/01", "data": {"features": {"x": [], "values": ["b", "5.6.7.8"]}}, "y": {"z": [1, {"q": null}]}}',
+    '["c", "9.9.9.9"]',
+    '{"data": "x", "features": ["", "1.2.3.4"]}',
+    '{"features": ["d", "1.2.3.4"], "features": ["e", "1.2.3.5"]}',
+    '{"features": ["d", "1.2.3.4"], "data": {"features": {"values": ["e", "1.2.3.5"]}}}',
+    '{"k": 1e5, "t": true, "features": ["f", "1.2.3.4"]}',
+]
+CLEAN = [True, True, True, False, False, True, False]
+"""Whether the native reader takes them: not an empty name, not two names of the same key, no exponent."""
+SOUP = [
+    *'"\\{}[]:,',
+    *"0123456789.-+eE",
+    *" \t\r\n",
+    "\\u",
+    "\\ud800",
+    "\\udc00",
+    "null",
+    "tru",
+    "x",
+    "é",
+    "\xff",
+    "\0",
+    '"data":',
+    '"values":',
+]
+
+
+@pytest.mark.parametrize("lines", [True, False])
+def test_instances_with_other_members_and_escapes_are_clean(lines: bool) -> None:
+    """Or a request with an id in each would be read slowly."""
+    bodies = [text if lines else f'{{"instances": [{text}]}}' for text in INSTANCES]
+    assert [assert_read_as_exactly(body.encode(), lines) for body in bodies] == CLEAN
+
+
+@given(
+    st.lists(st.sampled_from(INSTANCES), min_size=1, max_size=3),
+    st.booleans(),
+    st.lists(st.tuples(st.integers(0, 400), st.integers(0, 3), st.sampled_from(SOUP)), max_size=3),
+)
+@settings(max_examples=1500)
+def test_whatever_becomes_of_instances_they_are_read_as_the_exact_reader_reads_them(
+    instances: list[str], lines: bool, changes: list[tuple[int, int, str]]
+) -> None:
+    text = "\n".join(instances) if lines else '{"instances": [' + ", ".join(instances) + "]}"
+    for at, removed, put in changes:
+        text = text[: at % len(text)] + put + text[at % len(text) + removed :]
+    assert_read_as_exactly(
+        text.encode("utf-8", "surrogateescape") if "\xff" not in text else text.encode("latin-1", "replace"), lines
+    )
 
 
 @pytest.mark.parametrize("lines", [True, False])
 def test_what_people_send_is_clean(lines: bool) -> None:
     """Or it would be read slowly."""
     instances = [
-        {"features": ["Zoë", "1.2.3.4"]},
-        {"data": {"features": {"values": ["b", "5.6.7.8"]}}},
+        {"features": ["Zoë", "1.2.3.4"], "id": 17, "when": "2026-01-01T00:00:00Z"},
+        {"data": {"features": {"values": ["b", "5.6.7.8"]}}, "agent": {"os": ["x", None, 1.5]}},
         ["c", "9.9.9.9"],
     ]
     for indent in (None, 1):
         if lines and indent:
             continue
         text = "\n".join(map(json.dumps, instances)) if lines else json.dumps({"instances": instances}, indent=indent)
-        found = reader.read_instances(text.replace("\\u00eb", "ë").encode(), lines)
+        found = reader.read_instances(text.encode(), lines)
         assert found is not None
+        assert found[0][0] == xxhash.xxh64_intdigest("Zoë".encode(), 0)
         assert found[1].tolist() == [0x01020304, 0x05060708, 0x09090909]
 
 

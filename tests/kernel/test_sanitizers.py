@@ -51,8 +51,9 @@ for data in (text, b"\\xef\\xbb\\xbf" + text, b"a\\n" * len(text), b"\\r" * len(
         for size in {{max(0, count - 1), count, count + 1}}:
             scored = reader.append_scores(data[:last], longest[:size])
             assert (scored is None) == (size != count)
-names = ["a", "é€😀", "n" * 40, "", "a\\\\n"]
+names = ["a", "é€😀", "n" * 40, "", "a\\\\n", "\\\\ud83d\\\\ude00"]
 shapes = ['{{{{"features": [{{0}}]}}}}', '{{{{"data":{{{{"features":{{{{"values":[{{0}}]}}}}}}}}}}}}', "[{{0}}]"]
+shapes.append('{{{{"k":[-1.5,{{{{"q":"\\t"}}}},true,null],"features":[{{0}}]}}}}')
 instances = [shape.format('"' + name + '", " 10.2.3.4"') for shape in shapes for name in names]
 request = ('{{"instances": [' + ", ".join(instances[:2] + instances[5:7] + instances[10:12]) + "]}}").encode()
 several = "\\r\\n".join(instances).encode()

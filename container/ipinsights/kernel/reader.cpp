@@ -1,7 +1,6 @@
 // From lines of text to rows of tables: what reading events costs, but for the disk.
 //
-// Six loops, each over arrays that the caller owns; none allocates, none keeps state, so any number of threads may run
-// them side by side.
+// Six loops, each over arrays that the caller owns; none keeps state, so any number of threads may run them side by side.
 //
 // Reading. A line is *clean* if it is
 //
@@ -17,7 +16,8 @@
 //
 //     {"features": [entity, address]}    {"data": {"features": {"values": [entity, address]}}}    [entity, address]
 //
-// whose strings have no escapes, with JSON's blanks anywhere, except that an instance of JSON Lines has one line to itself.
+// with members of other names anywhere, and JSON's blanks, except that an instance of JSON Lines has a line to itself.
+// Names and addresses have no escapes, and nothing leads to a pair twice.
 //
 // Addresses, in lines or in a column of texts. Octets have one, two or three digits at random, and a branch on that
 // would be guessed wrong every other time, at some 15 cycles. So the four octets are read without branches. Of four
@@ -40,6 +40,7 @@
 #include <bit>
 #include <cstdint>
 #include <cstring>
+#include <string>
 #include <string_view>
 
 static_assert(std::endian::native == std::endian::little, "loads are little endian, as xxHash64 wants them");
@@ -50,6 +51,8 @@ constexpr int64_t NOT_CLEAN = -1;
 constexpr int32_t FREE = -1, TAKEN = -2;
 constexpr int64_t LONGEST_QUAD = 15;
 constexpr int64_t SIDE_BY_SIDE = 16;
+constexpr int64_t LONGEST_NUMBER = 15;
+constexpr int DEEPEST = 8;
 
 template <typename Word>
 Word load(const uint8_t* p) {
@@ -150,6 +153,70 @@ int64_t quad_before(const uint8_t* p, const uint8_t* end, uint32_t& address) {
 
 // --- Instances ---
 
+// Four hexadecimal digits; -1 if they are none.
+int32_t hexadecimal(const uint8_t* p, const uint8_t* end) {
+    if (end - p < 4) return -1;
+    int32_t value = 0;
+    for (int i = 0; i < 4; ++i) {
+        const uint8_t c = p[i], lower = c | 32;
+        const int digit = c >= '0' && c <= '9' ? c - '0' : lower >= 'a' && lower <= 'f' ? lower - 'a' + 10 : -1;
+        if (digit < 0) return -1;
+        value = value << 4 | digit;
+    }
+    return value;
+}
+
+// The length of the escape at p, whose first byte is the backslash; 0 if it is none. Appends what it stands for, in
+// UTF-8, to `out`, if there is one.
+__attribute__((noinline)) int64_t escape(const uint8_t* p, const uint8_t* end, std::string* out) {
+    if (end - p < 2) return 0;
+    if (p[1] != 'u') {
+        constexpr std::string_view names = "\"\\/bfnrt", values = "\"\\/\b\f\n\r\t";
+        const size_t i = names.find(static_cast<char>(p[1]));
+        if (i == names.npos) return 0;
+        if (out) *out += values[i];
+        return 2;
+    }
+    int32_t code = hexadecimal(p + 2, end);
+    int64_t length = 6;
+    if (code < 0 || (code >= 0xDC00 && code <= 0xDFFF)) return 0;
+    if (code >= 0xD800 && code <= 0xDBFF) {  // the first half of a pair
+        const bool another = end - p >= 12 && p[6] == '\\' && p[7] == 'u';
+        const int32_t second = another ? hexadecimal(p + 8, end) : -1;
+        if (second < 0xDC00 || second > 0xDFFF) return 0;
+        code = 0x10000 + ((code - 0xD800) << 10) + (second - 0xDC00);
+        length = 12;
+    }
+    if (out) {
+        const auto put = [&](int32_t byte) { *out += static_cast<char>(byte); };
+        if (code < 0x80) {
+            put(code);
+        } else {
+            const int tails = code < 0x800 ? 1 : code < 0x10000 ? 2 : 3;
+            put((0xF00 >> (tails + 1) & 0xFF) | code >> 6 * tails);
+            for (int i = tails - 1; i >= 0; --i) put(0x80 | (code >> 6 * i & 0x3F));
+        }
+    }
+    return length;
+}
+
+uint64_t digest_of(std::string_view text) {
+    return xxh64(reinterpret_cast<const uint8_t*>(text.data()), static_cast<int64_t>(text.size()));
+}
+
+// Of a text with valid escapes.
+__attribute__((noinline)) uint64_t digest_without_escapes(std::string_view text) {
+    std::string without;
+    const auto* p = reinterpret_cast<const uint8_t*>(text.data());
+    for (const auto* const end = p + text.size(); p < end;) {
+        if (*p == '\\')
+            p += escape(p, end, &without);
+        else
+            without += static_cast<char>(*p++);
+    }
+    return digest_of(without);
+}
+
 // Reads clean JSON from p on. Each step moves p behind what it has read, or says that something else is there.
 struct Json {
     const uint8_t* p;
@@ -157,7 +224,7 @@ struct Json {
     const bool lines;  // so that a line's end is no blank
 
     void blanks() {
-        while (p < end && (*p == ' ' || *p == '\t' || (!lines && (*p == '\n' || *p == '\r')))) ++p;
+        while (p < end && (*p == ' ' || *p == '\t' || *p == '\r' || (!lines && *p == '\n'))) ++p;
     }
 
     bool token(char c) {
@@ -165,45 +232,142 @@ struct Json {
         return p < end && *p == static_cast<uint8_t>(c) && ++p;
     }
 
-    bool string(const uint8_t*& begin, int64_t& size) {
+    // A string, and whether it has escapes, which are left in it.
+    bool string(std::string_view& text, bool& escaped) {
         if (!token('"')) return false;
-        begin = p;
+        const uint8_t* const begin = p;
+        escaped = false;
         while (p < end && *p != '"') {
-            if (*p < ' ' || *p == '\\') return false;
-            const int64_t length = *p < 0x80 ? 1 : sequence(p, end);
+            if (*p < ' ') return false;
+            int64_t length = 1;
+            if (*p == '\\') {
+                escaped = true;
+                length = escape(p, end, nullptr);
+            } else if (*p >= 0x80) {
+                length = sequence(p, end);
+            }
             if (length == 0) return false;
             p += length;
         }
-        size = p - begin;
+        text = {reinterpret_cast<const char*>(begin), static_cast<size_t>(p - begin)};
         return p < end && ++p;
     }
 
+    bool plain(std::string_view& text) {
+        bool escaped;
+        return string(text, escaped) && !escaped;
+    }
+
     bool key(std::string_view name) {
-        const uint8_t* begin;
-        int64_t size;
-        return string(begin, size) && std::string_view(reinterpret_cast<const char*>(begin), size) == name && token(':');
+        std::string_view found;
+        return plain(found) && found == name && token(':');
     }
 
     bool pair(uint64_t& digest, uint32_t& address) {
-        const uint8_t *entity, *text;
-        int64_t size, width;
-        if (!token('[') || !string(entity, size) || !token(',') || !string(text, width) || !token(']')) return false;
-        const uint8_t* last = text + width;
-        while (text < last && (*text == ' ' || *text == '\t')) ++text;
-        while (text < last && (last[-1] == ' ' || last[-1] == '\t')) --last;
-        digest = xxh64(entity, size);
-        return size > 0 && text < last && quad_before(text, last, address) == last - text;
+        std::string_view entity, text;
+        bool escaped;
+        if (!token('[') || !string(entity, escaped) || !token(',') || !plain(text) || !token(']')) return false;
+        while (!text.empty() && (text.front() == ' ' || text.front() == '\t')) text.remove_prefix(1);
+        while (!text.empty() && (text.back() == ' ' || text.back() == '\t')) text.remove_suffix(1);
+        digest = escaped ? digest_without_escapes(entity) : digest_of(entity);
+        const auto* const first = reinterpret_cast<const uint8_t*>(text.data());
+        const auto size = static_cast<int64_t>(text.size());
+        return !entity.empty() && size > 0 && quad_before(first, first + size, address) == size;
+    }
+
+    // A value of no concern. Numbers that a double may not hold are left to the caller.
+    bool skip(int depth = 0) {
+        blanks();
+        if (p == end || depth > DEEPEST) return false;
+        std::string_view text;
+        bool escaped;
+        if (*p == '"') return string(text, escaped);
+        if (*p == '[') {
+            ++p;
+            if (token(']')) return true;
+            do {
+                if (!skip(depth + 1)) return false;
+            } while (token(','));
+            return token(']');
+        }
+        if (*p == '{') {
+            ++p;
+            if (token('}')) return true;
+            do {
+                if (!string(text, escaped) || !token(':') || !skip(depth + 1)) return false;
+            } while (token(','));
+            return token('}');
+        }
+        for (const std::string_view word : {"true", "false", "null"}) {
+            if (static_cast<size_t>(end - p) >= word.size() && std::memcmp(p, word.data(), word.size()) == 0) {
+                p += word.size();
+                return true;
+            }
+        }
+        return number();
+    }
+
+    bool number() {
+        const uint8_t* const begin = p;
+        const auto digits = [&] {
+            const uint8_t* const first = p;
+            while (p < end && *p >= '0' && *p <= '9') ++p;
+            return p - first;
+        };
+        if (p < end && *p == '-') ++p;
+        const bool zero = p < end && *p == '0';
+        const int64_t whole = digits();
+        if (whole == 0 || (zero && whole > 1)) return false;
+        if (p < end && *p == '.' && (++p, digits() == 0)) return false;
+        return p - begin <= LONGEST_NUMBER && !(p < end && (*p == 'e' || *p == 'E'));
+    }
+
+    // The members of an object, behind its brace. One of them leads to the pair: of an instance "features", or "data"
+    // if there are none; of data "features"; of these "values". What may lead there otherwise is left to the caller.
+    enum Level { INSTANCE, DATA, FEATURES };
+
+    bool members(Level level, uint64_t& digest, uint32_t& address) {
+        bool found = false, data = false;
+        uint64_t other_digest = 0;
+        uint32_t other_address = 0;
+        do {
+            std::string_view name;
+            if (!plain(name) || !token(':')) return false;
+            blanks();
+            const bool list = p < end && *p == '[', object = p < end && *p == '{';
+            if (level == INSTANCE && name == "data" && object) {
+                if (data || !(++p, members(DATA, other_digest, other_address))) return false;
+                data = true;
+            } else if (name == (level == FEATURES ? "values" : "features")) {
+                if (found) return false;
+                if (level == DATA && object) {
+                    if (!(++p, members(FEATURES, digest, address))) return false;
+                } else if (!list || !pair(digest, address)) {
+                    return false;
+                }
+                found = true;
+            } else if (name == "values" || (level != INSTANCE && (name == "data" || name == "features")) ||
+                       (name == "data" && data)) {
+                return false;
+            } else if (!skip()) {
+                return false;
+            }
+        } while (token(','));
+        if (!found && data) {
+            digest = other_digest;
+            address = other_address;
+        }
+        return (found || data) && token('}');
     }
 
     bool instance(uint64_t& digest, uint32_t& address) {
         blanks();
         if (p < end && *p == '[') return pair(digest, address);
         if (!token('{')) return false;
-        const uint8_t* const begin = p;
-        if (key("features")) return pair(digest, address) && token('}');
+        const uint8_t* const begin = p;  // the usual instance has nothing else
+        if (key("features") && pair(digest, address) && token('}')) return true;
         p = begin;
-        return key("data") && token('{') && key("features") && token('{') && key("values") && pair(digest, address) &&
-               token('}') && token('}') && token('}');
+        return members(INSTANCE, digest, address);
     }
 };
 
@@ -260,11 +424,11 @@ int64_t ipinsights_read_instances(const uint8_t* p, int64_t size, bool lines, ui
     int64_t n = 0;
     if (lines) {
         for (json.blanks(); json.p < json.end; json.blanks()) {
-            if (*json.p != '\n' && *json.p != '\r') {
+            if (*json.p != '\n') {
                 if (!json.instance(digests[n], addresses[n])) return NOT_CLEAN;
                 ++n;
                 json.blanks();
-                if (json.p < json.end && *json.p != '\n' && *json.p != '\r') return NOT_CLEAN;
+                if (json.p < json.end && *json.p != '\n') return NOT_CLEAN;
             } else {
                 ++json.p;
             }
