@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import re
+import resource
 import select
 import signal
 import socket
@@ -27,6 +28,7 @@ from ipinsights.addresses import IPV4
 from ipinsights.model import Model
 from ipinsights.sagemaker.access import AccessLog
 from ipinsights.sagemaker.settings import ServerSettings
+from ipinsights.sagemaker.worker import Shared
 
 
 def test_ping_answers_while_more_requests_wait_than_are_scored(server: Server, traffic: Traffic) -> None:
@@ -146,12 +148,61 @@ def test_clients_that_do_nothing_keep_no_ping_waiting(server: Server) -> None:
     with contextlib.ExitStack() as held:
         for _ in range(150):
             held.enter_context(socket.create_connection((host, int(port))))
-        for _ in range(5):
+        for _ in range(200):
             satisfied = held.enter_context(socket.create_connection((host, int(port))))
             satisfied.sendall(b"GET /ping HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
             assert b" 200 " in satisfied.recv(1000)
         assert slow_ping(server) < 2
         assert server.post("a,1.2.3.4").status_code == 200
+
+
+def test_busy_clients_leave_others_their_turn(trained: tuple[Tree, object]) -> None:
+    """Of more than there are threads, all of which ask again at once."""
+    answers: Counter[int] = Counter()
+    with Server(trained[0], SAGEMAKER_MODEL_SERVER_THREADS="2") as server:
+        ending = time.monotonic() + 2
+
+        def ask(client: int) -> None:
+            connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=30)
+            while time.monotonic() < ending:
+                connection.request("POST", "/invocations", b"a,1.2.3.4\n", {"Content-Type": "text/csv"})
+                assert connection.getresponse().read()
+                answers[client] += 1
+            connection.close()
+
+        with concurrent.futures.ThreadPoolExecutor(10) as pool:
+            asking = [pool.submit(ask, client) for client in range(10)]
+            assert slow_ping(server) < 2
+        for client in asking:
+            client.result()
+    assert min(answers[client] for client in range(10)) > max(answers.values()) / 5, answers
+
+
+def test_told_to_stop_with_all_the_connections_that_it_may_have(trained: tuple[Tree, object]) -> None:
+    """None of which says a word, it waits a moment only."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))
+    try:
+        with Server(trained[0]) as server, contextlib.ExitStack() as held:
+            host, _, port = server.url.removeprefix("http://").partition(":")
+            for _ in range(1010):
+                held.enter_context(socket.create_connection((host, int(port)), timeout=10))
+            time.sleep(1)
+            began = time.monotonic()
+            server.stop()
+            assert time.monotonic() - began < 10
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_there_is_a_place_for_every_worker() -> None:
+    shared = Shared(1)
+    assert shared.enter() == 0
+    assert shared.enter() == 1
+    shared.leave(0)
+    assert shared.enter() == 0
+    for _ in range(100):
+        shared.enter()
 
 
 def test_workers_share_the_connections(trained: tuple[Tree, object]) -> None:
@@ -181,9 +232,14 @@ def _sockets(pid: int) -> int:
 def test_headers_that_stop_coming_are_given_up_without_a_fuss(trained: tuple[Tree, object]) -> None:
     with Server(trained[0]) as server:
         host, _, port = server.url.removeprefix("http://").partition(":")
-        with socket.create_connection((host, int(port)), timeout=30) as stalled:
+        connections = [socket.create_connection((host, int(port)), timeout=30) for _ in range(2)]
+        connections[1].sendall(b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\n\r\n\n")
+        assert connections[1].recv(1000).startswith(b"HTTP/1.1 204 ")  # whose next request has no more time
+        for stalled in connections:
             stalled.sendall(b"GET /pi")
+        for stalled in connections:
             assert stalled.recv(100) == b""
+            stalled.close()
         log = server.stop()
     assert "A client stalled; its connection is closed" in log
     assert "Traceback" not in log

@@ -77,3 +77,6 @@ class AccessLog:
                 text = text[os.write(self._descriptor, text) :]
             except BlockingIOError:  # somebody has told this file not to wait
                 select.select([], [self._descriptor], [])
+            except OSError:  # as on a full disk, which may have space again
+                self._dropped += text.count(b"\n")
+                return

@@ -253,9 +253,9 @@ class _Front:
                 return _not_allowed(environ, "POST", facts)
             if not self._ready:
                 return _Answer(503, b"the model is not loaded yet\n", facts=facts)
-            writer = media.writer(accept, self._settings.default_accept)
             body = _body(environ, self._settings)
             facts["bytes_in"] = len(body)
+            writer = media.writer(accept, self._settings.default_accept)
             with self._scoring:
                 return self._models.ask(model, lambda scorer: self._score(scorer, content_type, body, writer, facts))
         except UserError as error:

@@ -123,9 +123,9 @@ class ModelStore:
 
     def _open(self, entry: _Entry) -> Scorer:
         if entry.scorer is None:
-            model, _ = artifact.load(entry.folder)
-            entry.size = self._make_room(entry.folder, Scorer.memory(model))
             try:
+                model, _ = artifact.load(entry.folder)
+                entry.size = self._make_room(entry.folder, Scorer.memory(model))
                 entry.scorer = Scorer(model)
             except BaseException as error:
                 with self._lock:

@@ -7,6 +7,7 @@ more threads than may score at a time, so that /ping does not wait for them.
 import contextlib
 import gc
 import logging
+import resource
 import sys
 import tempfile
 
@@ -39,6 +40,8 @@ def main() -> None:
     except UserError as error:
         logger.error("ClientError: %s", error)  # noqa: TRY400  # a sentence for the user, not a traceback
         sys.exit(1)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # of open files, for a connection is one
     gc.set_threshold(100_000)  # a request in JSON may make as many objects, none of which is ever garbage in a circle
     gc.freeze()  # what is loaded is never garbage: the collector need not look, and pages stay shared after the fork
     logging.getLogger("gunicorn.error").addFilter(told_briefly)

@@ -117,7 +117,7 @@ class ServerSettings:
     access_log: bool = _declared(
         True,
         "IPINSIGHTS_ACCESS_LOG",
-        "a line of JSON for every request, but for pings that are well",
+        "a line of JSON for every request, but for good pings and for what is no HTTP",
         _flag,
         shown="true",
     )

@@ -19,8 +19,10 @@ import select
 import selectors
 import socket
 import struct
+import threading
 import time
-from concurrent.futures import Executor
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -29,14 +31,22 @@ from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from ipinsights.sagemaker.app import timeval
 
-_HEADERS = 5
-"""Seconds that a client may leave a request's headers unfinished without sending any of them."""
+_HEADERS = timeval(5)
+"""The time that a client may leave a request's headers unfinished without sending any of them."""
+_CLOSING = 32
+"""Connections that wait at a time, up to 2 s, for their clients to close their end."""
 _MORE_WORKERS = 16
-"""Workers for which there is a place besides those asked for: a signal tells gunicorn to have one more."""
+"""Workers for which there is a place besides twice those asked for: signals have gunicorn start more, or all anew."""
 _COURTESY = 0.0002
 """Seconds for which a worker leaves a connection to one that has fewer."""
-_SO_ATTACH_FILTER, _BPF_RETURN = 26, 6
-"""Of Linux; the standard library has no names for them."""
+_SCARCITY = 0.05
+"""Seconds for which a worker takes no connection when the system has no more to give."""
+_SO_ATTACH_FILTER = 26
+"""Of Linux; the standard library has no name for it."""
+_WITHOUT_SYN = ((0x30, 0, 0, 13), (0x45, 0, 1, 2), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
+"""Load the flags of a TCP header; if SYN is among them, drop the packet; else take all of it. As (code, jt, jf, k)."""
+_HANDSHAKE = 0.01
+"""Seconds in which a connection that has begun comes about."""
 _MOMENT = 5
 """Milliseconds that a thread waits for a further request on a connection."""
 _LINGER = 2
@@ -47,7 +57,7 @@ class Shared:
     """What the arbiter and its workers know of one another: numbers in memory that they share."""
 
     def __init__(self, workers: int) -> None:
-        places = workers + _MORE_WORKERS
+        places = 2 * workers + _MORE_WORKERS
         numbers = memoryview(mmap.mmap(-1, 8 * (1 + places))).cast("q")
         self.stopping = numbers[:1]
         """Not 0 once the server as a whole is to stop."""
@@ -58,7 +68,8 @@ class Shared:
 
     def enter(self) -> int:
         """A place for a worker. Called by the arbiter, before the fork."""
-        place = self.connections.tolist().index(-1)
+        free = [place for place, number in enumerate(self.connections) if number < 0]
+        place = free[0] if free else len(self.connections) - 1  # shared, rather than no worker
         self.connections[place] = 0
         return place
 
@@ -86,24 +97,42 @@ def told_briefly(record: logging.LogRecord) -> bool:
 class _Connection(TConn):  # type: ignore[misc]
     """A connection whose client cannot keep a thread waiting, nor the worker when it is closed."""
 
-    def __init__(self, pool: Executor, *arguments: Any) -> None:
+    def __init__(self, closers: "_Closers", *arguments: Any) -> None:
         super().__init__(*arguments)
-        self._pool = pool
-        for option, seconds in ((socket.SO_RCVTIMEO, _HEADERS), (socket.SO_SNDTIMEO, self.cfg.timeout)):
-            self.sock.setsockopt(socket.SOL_SOCKET, option, timeval(seconds))
+        self._closers = closers
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(self.cfg.timeout))
+
+    def expect_headers(self) -> None:
+        """Have headers come soon. The body has more time, which `app` gives it."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _HEADERS)
 
     def comes_more(self) -> bool:
-        """Whether another request comes within a moment."""
+        """Whether another request is there, or comes within a moment."""
+        if self.parser.unreader.buf.getvalue():
+            return True
         poll = select.poll()
         poll.register(self.sock, select.POLLIN)
         return bool(poll.poll(_MOMENT))
 
     def close(self, graceful: bool = False) -> None:
         """Without having the thread that takes connections wait, up to 2 s, until the client closes its end."""
-        try:
-            self._pool.submit(super().close, graceful)
-        except RuntimeError:  # the pool is shut, since the worker ends
+        if not (graceful and self._closers.take(super().close)):
             super().close()
+
+
+class _Closers:
+    """Threads that see connections closed; but so many clients cannot have them wait that others must."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(_CLOSING)
+        self._free = threading.BoundedSemaphore(_CLOSING)
+
+    def take(self, close: Callable[[bool], None]) -> bool:
+        """Whether one has taken to closing a connection."""
+        if not self._free.acquire(blocking=False):
+            return False
+        self._pool.submit(close, True).add_done_callback(lambda _: self._free.release())
+        return True
 
 
 class PatientWorker(ThreadWorker):  # type: ignore[misc]
@@ -113,7 +142,13 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         self._shared = app.shared
         self.place = app.shared.enter()
         self._left = False
+        self._ended = False
         super().__init__(age, ppid, sockets, app, *others)
+
+    def init_process(self) -> None:
+        """Begin, behind the fork."""
+        self._closers = _Closers()
+        super().init_process()
 
     @property
     def nr_conns(self) -> int:
@@ -125,9 +160,14 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         self._shared.connections[self.place] = number
 
     def handle(self, connection: Any) -> Any:
-        """Answer a request, and those that come at once after it: to give a connection back costs more than scoring."""
+        """Answer a request, and those that come at once after it: to give a connection back costs more than scoring.
+
+        But not where there are more connections than threads, of which those without would then wait for ever.
+        """
+        connection.expect_headers()
         kept = super().handle(connection)
-        while kept is True and self.alive and connection.comes_more():
+        while kept is True and self.alive and self.nr_conns <= self.cfg.threads and connection.comes_more():
+            connection.expect_headers()
             kept = super().handle(connection)
         return kept
 
@@ -142,22 +182,27 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         try:
             client, address = listener.accept()
         except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                self.log.warning("A connection cannot be taken yet: %s", error.strerror)
+                time.sleep(_SCARCITY)
+                return
             gone = error.errno in (errno.EAGAIN, errno.ECONNABORTED)
             if gone or (error.errno == errno.EINVAL and self._shared.stopping[0]):  # another worker has shut the socket
                 return
             raise
         self.nr_conns += 1
-        connection = _Connection(self.tpool, self.cfg, client, address, listener.getsockname())
+        connection = _Connection(self._closers, self.cfg, client, address, listener.getsockname())
         connection.timeout = time.monotonic() + (self.cfg.keepalive if self.alive else _LINGER)
         self.pending_conns.append(connection)
         self.poller.register(client, selectors.EVENT_READ, partial(self.on_pending_socket_readable, connection))
 
     def set_accept_enabled(self, enabled: bool) -> None:
         """Accept connections or do not; the last time, those that wait, and have the system refuse others."""
-        if not self.alive and self._accepting:
+        if not self.alive and not self._ended:
+            self._ended = True
             for listener in self.sockets:
                 if self._shared.stopping[0]:
-                    _make_deaf(listener.sock)
+                    _refuse_more(listener.sock)
                 before = -1
                 while before != self.nr_conns:
                     before = self.nr_conns
@@ -170,11 +215,15 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         super().set_accept_enabled(enabled)
 
 
-def _make_deaf(listener: socket.socket) -> None:
-    """Have no connection come about any more, so that all that have can be accepted before the socket is shut.
+def _refuse_more(listener: socket.socket) -> None:
+    """Have no further connection begin, so that all that have begun can be accepted before the socket is shut.
 
-    Shutting it resets those that have not. The filter is a program for the system's packet filter that takes no packet.
+    Shutting it resets those that have not. The filter is a program for the system's packet filter.
     """
-    program = ctypes.create_string_buffer(struct.pack("HBBI", _BPF_RETURN, 0, 0, 0))
+    instructions = b"".join(struct.pack("HBBI", *instruction) for instruction in _WITHOUT_SYN)
+    program = ctypes.create_string_buffer(instructions)
     with contextlib.suppress(OSError):  # a sandbox may lack it; then a few are reset
-        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", 1, ctypes.addressof(program)))
+        listener.setsockopt(
+            socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", len(_WITHOUT_SYN), ctypes.addressof(program))
+        )
+        time.sleep(_HANDSHAKE)
