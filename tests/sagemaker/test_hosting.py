@@ -217,7 +217,7 @@ def test_workers_share_the_connections(trained: tuple[Tree, object]) -> None:
                     session = opened.enter_context(requests.Session())
                     assert session.get(f"{server.url}/ping", timeout=2).status_code == 200
                 more = {pid: _sockets(pid) - before[pid] for pid in server.workers()}
-                assert min(more.values()) >= 9, more
+                assert min(more.values()) >= 8, more
             killed = server.workers()[0]
             os.kill(killed, signal.SIGKILL)
             while killed in server.workers() or len(server.workers()) < 2:
