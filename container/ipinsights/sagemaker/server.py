@@ -27,6 +27,9 @@ from ipinsights.sagemaker.worker import PatientArbiter, PatientWorker, Shared, t
 _DRAINING = 25
 """Seconds that a server told to stop leaves its requests; after 30 the platform kills it."""
 
+_FILES = 4096
+"""Open files of a worker."""
+
 logger = logging.getLogger("ipinsights")
 
 
@@ -40,8 +43,7 @@ def main() -> None:
     except UserError as error:
         logger.error("ClientError: %s", error)  # noqa: TRY400  # a sentence for the user, not a traceback
         sys.exit(1)
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))  # of open files, for a connection is one
+    _allow_files()
     gc.set_threshold(100_000)  # a request in JSON may make as many objects, none of which is ever garbage in a circle
     gc.freeze()  # what is loaded is never garbage: the collector need not look, and pages stay shared after the fork
     logging.getLogger("gunicorn.error").addFilter(told_briefly)
@@ -98,6 +100,13 @@ class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn is untyped
     def _close_log(self, _arbiter: object, _worker: object) -> None:
         if self._log:
             self._log.close()
+
+
+def _allow_files() -> None:
+    """A connection is a file, and a worker may have a thousand; many systems allow 1,024 unless they are asked."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= soft < _FILES:  # without a limit it is negative
+        resource.setrlimit(resource.RLIMIT_NOFILE, (_FILES if hard < 0 else min(hard, _FILES), hard))
 
 
 def _writable_folder() -> str:
