@@ -21,6 +21,7 @@ import pytest
 import requests
 from hypothesis import settings
 
+from benchmarks.servers import free_port
 from ipinsights import addresses, kernel, simulation
 from ipinsights.entities import EntityIndex
 from ipinsights.events import Events
@@ -157,9 +158,7 @@ class Server:
 
     def __init__(self, tree: Tree, output: int | None = None, **environment: str) -> None:
         """On a model; with a file descriptor for what it prints, unless it is to be kept."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = self._port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         settings = {"SAGEMAKER_BIND_TO_PORT": str(port), "SAGEMAKER_MODEL_SERVER_WORKERS": "1", **environment}
         self._log = tree.base.parent / f"serve-{port}.log"
@@ -197,6 +196,10 @@ class Server:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         all_headers = {"Content-Type": content_type, "Accept": accept, **named}
         return requests.post(self.url + path, data=body, headers=all_headers, timeout=60)
+
+    def connect(self) -> socket.socket:
+        """A connection, to say on it what no client does."""
+        return socket.create_connection(("127.0.0.1", self._port), timeout=30)
 
     def workers(self) -> list[int]:
         """The process ids of the workers."""

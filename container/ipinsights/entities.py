@@ -90,8 +90,7 @@ class EntityIndex:
     def _settle(self, digests: Digests, rows: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
         """Give those without a row the one that stands for them."""
         homeless = np.flatnonzero(rows < 0)
-        if len(homeless):
-            rows[homeless] = digests[homeless] % np.uint64(self.num_rows) if self.sharing else self.num_rows
+        rows[homeless] = digests[homeless] % np.uint64(self.num_rows) if self.sharing else self.num_rows
         return rows
 
     def _probe(self, digests: Digests, claim: bool) -> npt.NDArray[np.int32]:

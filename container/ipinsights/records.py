@@ -113,6 +113,11 @@ class Salvaged(NamedTuple):
     """Of the others, in order."""
 
     @classmethod
+    def whole(cls, records: Records) -> "Salvaged":
+        """Of rows that can all be read."""
+        return cls(records, np.ones(len(records), dtype=np.bool_), [])
+
+    @classmethod
     def concat(cls, parts: Sequence["Salvaged"]) -> "Salvaged":
         """All of one or more parts, in order."""
         return cls(
@@ -148,15 +153,17 @@ def salvage_csv(data: bytes, family: Family = IPV4, first_line: int = 1, most: i
     """
     records = _parse_faultless(data, family)
     if records is not None:
-        return Salvaged(records, np.ones(len(records), dtype=np.bool_), [])
+        return Salvaged.whole(records)
     parts: list[Salvaged] = []
+    found = 0
     for piece in line_blocks(io.BytesIO(data), "", _PIECE, first_line):  # a faulty row makes its piece slow, not all
         records = _parse_faultless(piece.text, family)
         if records is None:
             parts.append(_parse_lines(piece.text, family, piece.first_line))
         else:
-            parts.append(Salvaged(records, np.ones(len(records), dtype=np.bool_), []))
-        if most is not None and sum(len(part.faults) for part in parts) > most:
+            parts.append(Salvaged.whole(records))
+        found += len(parts[-1].faults)
+        if most is not None and found > most:
             break
     return Salvaged.concat(parts)
 

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -12,6 +11,8 @@ from pathlib import Path
 
 import pytest
 import requests
+
+from benchmarks.servers import free_port
 
 ROOT = Path(__file__).parents[2]
 IMAGE = "ipinsights:test"
@@ -53,13 +54,6 @@ def folder(image: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_training_leaves_a_model(folder: Path) -> None:
     assert sorted(path.name for path in (folder / "model").iterdir()) == ["manifest.json", "model.safetensors"]
     assert not (folder / "output" / "failure").exists()
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
 
 
 @contextmanager

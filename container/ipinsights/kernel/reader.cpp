@@ -17,7 +17,7 @@
 //     {"features": [entity, address]}    {"data": {"features": {"values": [entity, address]}}}    [entity, address]
 //
 // with members of other names anywhere, and JSON's blanks, except that an instance of JSON Lines has a line to itself.
-// Names and addresses have no escapes, and nothing leads to a pair twice.
+// Keys and addresses have no escapes (an entity may), and nothing leads to a pair twice.
 //
 // Addresses, in lines or in a column of texts. Octets have one, two or three digits at random, and a branch on that
 // would be guessed wrong every other time, at some 15 cycles. So the four octets are read without branches. Of four

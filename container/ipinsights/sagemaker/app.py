@@ -52,8 +52,9 @@ _FAULTS = 1000
 """Malformed rows, of which a request that fails tells the first, after which no more are looked for."""
 _TEXT = "text/plain; charset=utf-8"
 _CUSTOM_ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
-_REQUEST_IDS = ("X-Amzn-SageMaker-Inference-Id", "X-Amzn-RequestId", "X-Request-Id")
-"""What a caller may name a request by; the first counts."""
+_CUSTOM_ATTRIBUTES_IN = "HTTP_X_AMZN_SAGEMAKER_CUSTOM_ATTRIBUTES"
+_REQUEST_IDS_IN = ("HTTP_X_AMZN_SAGEMAKER_INFERENCE_ID", "HTTP_X_AMZN_REQUESTID", "HTTP_X_REQUEST_ID")
+"""What a caller may name a request by, as PEP 3333 names headers; the first counts."""
 
 logger = logging.getLogger("ipinsights")
 
@@ -106,7 +107,7 @@ def _add_models(app: Flask, models: ModelStore, settings: ServerSettings) -> Non
 
     @app.errorhandler(UserError)
     def refuse(error: UserError) -> tuple[str, int]:
-        return f"{error}\n", _STATUSES.get(type(error), 400)
+        return f"{error}\n", _status(error)
 
     @app.post("/invocations")
     def which_model() -> tuple[str, int]:
@@ -133,10 +134,7 @@ def _add_models(app: Flask, models: ModelStore, settings: ServerSettings) -> Non
 
     @app.get("/models/<path:name>")
     def tell_model(name: str) -> dict[str, str]:
-        folder = models.folders().get(name)
-        if folder is None:
-            raise NotLoaded(f"no model {name!r} is loaded")
-        return shown(name, folder)
+        return shown(name, models.folder(name))
 
     @app.delete("/models/<path:name>")
     def unload_model(name: str) -> dict[str, str]:
@@ -176,7 +174,7 @@ class _Front:
             start_response("200 OK", [("Content-Type", _TEXT), ("Content-Length", "0")])
             return [b""]
         started = time.perf_counter()
-        request_id = next(filter(None, (_header(environ, name) for name in _REQUEST_IDS)), None) or uuid.uuid4().hex
+        request_id = next(filter(None, (_header(environ, name) for name in _REQUEST_IDS_IN)), None) or uuid.uuid4().hex
         model = self._model(path)
         if model is None and not ping:
 
@@ -187,7 +185,7 @@ class _Front:
             return self._behind(environ, start)
         answer = self._invoke(environ, model, request_id) if model is not None else self._ping(environ)
         headers = [("X-Request-Id", request_id), *answer.headers]
-        if attributes := _header(environ, _CUSTOM_ATTRIBUTES):
+        if attributes := _header(environ, _CUSTOM_ATTRIBUTES_IN):
             headers.append((_CUSTOM_ATTRIBUTES, attributes))
         if answer.status != 204:
             headers += [("Content-Type", answer.content_type), ("Content-Length", str(len(answer.body)))]
@@ -197,7 +195,7 @@ class _Front:
 
     @property
     def _ready(self) -> bool:
-        return self._settings.multi_model or ONLY in self._models.folders()
+        return self._settings.multi_model or ONLY in self._models
 
     def _model(self, path: str) -> str | None:
         """The name of the model that is to score, if a path is for that."""
@@ -234,9 +232,10 @@ class _Front:
         rows = media.read(content_type, body, scorer.family, most=None if marking else _FAULTS)
         facts["rows"] = len(rows)
         if rows.faults:
-            facts |= {"malformed_rows": len(rows.faults), "error": str(rows.error)}
+            error = rows.error
+            facts |= {"malformed_rows": len(rows.faults), "error": str(error)}
             if not marking:
-                return _refusal(rows.error, facts)
+                return _refusal(error, facts)
         text = writer.write(scorer, rows)
         # Batch Transform puts answers behind one another as they are.
         ended = self._settings.batch and writer.by_lines and text
@@ -269,10 +268,9 @@ class _Front:
 def _body(environ: "WSGIEnvironment", settings: ServerSettings) -> bytes:
     """The body, which may come in chunks of no length known beforehand. Raises UserError."""
     limit, seconds = settings.max_content_length, settings.timeout
-    too_large = TooLarge(f"The body is larger than {limit} bytes")
     length = int(environ.get("CONTENT_LENGTH") or 0)
     if length > limit:
-        raise too_large
+        raise _too_large(limit)
     if "gunicorn.socket" in environ:
         environ["gunicorn.socket"].setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval(seconds))
     stream, pieces, size = environ["wsgi.input"], [], 0
@@ -286,12 +284,16 @@ def _body(environ: "WSGIEnvironment", settings: ServerSettings) -> bytes:
             pieces.append(piece)
             size += len(piece)
             if size > limit:
-                raise too_large
+                raise _too_large(limit)
     except BlockingIOError:
         raise Stalled(f"Nothing of the body came for {seconds} seconds") from None
     except (OSError, ParseException) as error:  # cut off, or in chunks that are none
         raise UserError(f"the body cannot be received ({error!r})") from error
     return b"".join(pieces)
+
+
+def _too_large(limit: int) -> TooLarge:
+    return TooLarge(f"The body is larger than {limit} bytes")
 
 
 def timeval(seconds: int) -> bytes:
@@ -304,13 +306,17 @@ def _not_allowed(environ: "WSGIEnvironment", methods: str, facts: Mapping[str, o
     return _Answer(405, b"" if environ["REQUEST_METHOD"] == "HEAD" else body, facts=facts, headers=[("Allow", methods)])
 
 
+def _status(error: UserError) -> int:
+    return _STATUSES.get(type(error), 400)
+
+
 def _refusal(error: UserError, facts: Mapping[str, object]) -> _Answer:
-    status = _STATUSES.get(type(error), 400)
+    status = _status(error)
     message = f"Unable to evaluate payload provided: {error}" if status == 400 else str(error)
     return _Answer(status, f"{message}\n".encode(errors="backslashreplace"), facts={**facts, "error": message})
 
 
 def _header(environ: "WSGIEnvironment", name: str) -> str:
     """A header of a request, if it can be one of an answer, too."""
-    value: str = environ.get("HTTP_" + name.upper().replace("-", "_"), "")
+    value: str = environ.get(name, "")
     return value if value.isascii() and value.isprintable() else ""

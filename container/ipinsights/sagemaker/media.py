@@ -13,7 +13,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import orjson
 from werkzeug.http import parse_options_header
@@ -84,19 +84,24 @@ class Writer:
         """Score the rows and write their predictions, in order; those that cannot be read are marked as such."""
         if rows.faults:
             return self._marked(scorer, rows)
-        begin, between, end, nothing = _WRITERS[self.content_type]
-        if not len(rows):
-            return nothing
-        if self.verbose:
+        if self.verbose or not len(rows):
             return self._joined(self._embedded(scorer, rows.pairs))
-        return begin + between.join(part.replace(b",", between) for part in _scores(scorer, rows.pairs)) + end
+        before, behind, separator = self._form.before, self._form.behind, self._form.separator
+        between = behind + separator + before
+        numbers = between.join(part.replace(b",", between) for part in _scores(scorer, rows.pairs))
+        return self._form.begin + before + numbers + behind + self._form.end
+
+    @property
+    def _form(self) -> "_Form":
+        return _WRITERS[self.content_type]
 
     def _marked(self, scorer: Scorer, rows: Rows) -> bytes:
         if self.verbose:
             readable = iter(self._embedded(scorer, rows.pairs))
         else:
             parts = _scores(scorer, rows.pairs)
-            readable = (self._alone(number) for part in parts for number in part.split(b","))
+            before, behind = self._form.before, self._form.behind
+            readable = (before + number + behind for part in parts for number in part.split(b","))
         return self._joined(
             [
                 self._mark(rows.faults[i], scorer.vector_dim) if i in rows.faults else next(readable)
@@ -123,10 +128,6 @@ class Writer:
                 ]
         return found
 
-    def _alone(self, number: bytes) -> bytes:
-        """A prediction, given its score as written."""
-        return number if self.content_type == CSV else b'{"dot_product":%s}' % number
-
     def _mark(self, fault: Fault, dim: int) -> bytes:
         """What stands in the place of a prediction."""
         if self.content_type == CSV:
@@ -134,7 +135,7 @@ class Writer:
         return orjson.dumps({"dot_product": None, "error": fault.reason})
 
     def _joined(self, predictions: Sequence[bytes]) -> bytes:
-        return b"\n".join(predictions) if self.by_lines else b'{"predictions":[' + b",".join(predictions) + b"]}"
+        return self._form.begin + self._form.separator.join(predictions) + self._form.end
 
 
 def read(content_type: str, body: bytes, family: Family, most: int | None = None) -> Rows:
@@ -218,9 +219,8 @@ def _read_csv(body: bytes, family: Family, most: int | None) -> Rows:
 
 def _read_json(body: bytes, family: Family, most: int | None) -> Rows:
     """``{"instances": [...]}``."""
-    pairs = reader.read_instances(body, lines=False) if family is IPV4 else None
-    if pairs:
-        return Rows(Pairs(*pairs), {}, "instance")
+    if rows := _clean_instances(body, family, lines=False):
+        return rows
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -233,10 +233,15 @@ def _read_json(body: bytes, family: Family, most: int | None) -> Rows:
 
 def _read_jsonlines(body: bytes, family: Family, most: int | None) -> Rows:
     """One instance a line."""
-    pairs = reader.read_instances(body, lines=True) if family is IPV4 else None
-    if pairs:
-        return Rows(Pairs(*pairs), {}, "instance")
+    if rows := _clean_instances(body, family, lines=True):
+        return rows
     return _from_instances((_line(line) for line in body.split(b"\n") if line.strip()), family, most)
+
+
+def _clean_instances(body: bytes, family: Family, lines: bool) -> Rows | None:
+    """The rows by the native kernel; None where it leaves them to the readers here, or where there are none."""
+    pairs = reader.read_instances(body, lines) if family is IPV4 else None
+    return Rows(Pairs(*pairs), {}, "instance") if pairs else None
 
 
 def _from_instances(instances: Iterator[Any], family: Family, most: int | None) -> Rows:
@@ -301,12 +306,24 @@ _READERS: dict[str, _Reader] = {
     JSON: _read_json,
     JSON_LINES: _read_jsonlines,
 }
+
+
+class _Form(NamedTuple):
+    """How predictions are put together."""
+
+    begin: bytes
+    before: bytes
+    """Of a score that is all of its prediction."""
+    behind: bytes
+    separator: bytes
+    end: bytes
+
+
 _WRITERS = {
-    JSON: (b'{"predictions":[{"dot_product":', b'},{"dot_product":', b"}]}", b'{"predictions":[]}'),
-    JSON_LINES: (b'{"dot_product":', b'}\n{"dot_product":', b"}", b""),
-    CSV: (b"", b"\n", b"", b""),
+    JSON: _Form(b'{"predictions":[', b'{"dot_product":', b"}", b",", b"]}"),
+    JSON_LINES: _Form(b"", b'{"dot_product":', b"}", b"\n", b""),
+    CSV: _Form(b"", b"", b"", b"\n", b""),
 }
-"""What is written before the first score, between two, behind the last, and where there is none."""
 
 CONTENT_TYPES = tuple(_READERS)
 """What a request may be."""

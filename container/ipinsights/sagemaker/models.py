@@ -85,6 +85,14 @@ class ModelStore:
             self._lock.wait_for(lambda: entry.users == 0)
             self._put_aside(entry)
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._entries
+
+    def folder(self, name: str) -> Path:
+        """The folder of a model. Raises NotLoaded."""
+        with self._lock:
+            return self._entry(name).folder
+
     def folders(self) -> dict[str, Path]:
         """The folder of each model."""
         with self._lock:

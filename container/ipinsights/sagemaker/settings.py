@@ -177,7 +177,7 @@ class ServerSettings:
 
     @property
     def scoring_slots(self) -> int:
-        """Requests that a worker scores at a time: two, one of which may wait for memory; alone, one a core as well."""
+        """Requests that a worker scores at a time: two; the only worker of many models one a core, if that is more."""
         return min(self.threads - 1, max(2, usable_cores()) if self.multi_model else 2)
 
     @property

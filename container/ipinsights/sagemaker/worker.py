@@ -164,12 +164,12 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
 
         But not where there are more connections than threads, of which those without would then wait for ever.
         """
-        connection.expect_headers()
-        kept = super().handle(connection)
-        while kept is True and self.alive and self.nr_conns <= self.cfg.threads and connection.comes_more():
+        while True:
             connection.expect_headers()
             kept = super().handle(connection)
-        return kept
+            stays = kept is True and self.alive and self.nr_conns <= self.cfg.threads
+            if not (stays and connection.comes_more()):
+                return kept
 
     def accept(self, listener: Any) -> None:
         """Take a connection, unless another worker has fewer; but once left, and there still, it is taken."""
