@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import literal, load, reading, serving, training, usual_server
+from benchmarks import gpu, literal, load, reading, serving, training, usual_server
 from benchmarks.pieces import Ours
 from benchmarks.served import CSV, JSON, JSON_LINES, Payload, largest, payload
 from benchmarks.servers import Server, free_port
@@ -102,6 +102,20 @@ def test_quality_has_a_row_a_contender() -> None:
     assert len(rows) == 3
     assert all(len(row) == len(header) for row in rows)
     assert all(0.5 < float(row[header.index("AUC")]) < 1 for row in rows)
+
+
+def test_what_a_gpu_would_be_measured_by(capsys: pytest.CaptureFixture[str]) -> None:
+    """On the CPU, where steps cannot be recorded."""
+    table = gpu.table(torch.device("cpu"), users=60, piece=2000, synthetic=True)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:6]]
+    assert [row[0] for row in rows] == ["1,000", "1,000", "10,000", "10,000"]
+    assert rows[0][1] == "one by one"
+    assert rows[1][1].startswith("not recorded, because its steps cannot be recorded")
+    limits = [float(cell.replace(",", "")) for cell in rows[0][3:5]]
+    assert 0 < float(rows[0][2].split()[0].replace(",", "")) < min(limits)
+    with pytest.raises(SystemExit):
+        gpu.main(["--device", "cuda"])
+    assert "torch finds no GPU" in capsys.readouterr().err
 
 
 def test_a_table_too_small_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

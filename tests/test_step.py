@@ -136,27 +136,9 @@ def test_a_shuffled_negative_that_is_a_true_pair_carries_no_weight() -> None:
 
 def test_rows_are_summed_over_duplicates() -> None:
     rows, gradient = torch.tensor([[5, 1], [1, 1]]), torch.tensor([[1.0, 2.0], [10.0, 20.0]])
-    summed = sum_rows(rows, gradient, counted=True)
+    summed = sum_rows(rows, gradient)
     assert summed.rows.tolist() == [1, 5]
     assert summed.values.tolist() == [[21.0, 42.0], [1.0, 2.0]]
-    static = sum_rows(rows, gradient, counted=False)
-    assert static.used.tolist() == [True, True, False, False]
-    assert static.rows[:2].tolist() == [1, 5]
-    assert static.values.tolist() == [[21.0, 42.0], [1.0, 2.0], [0.0, 0.0], [0.0, 0.0]]
-
-
-def test_a_step_whose_shapes_are_known_beforehand_is_the_same() -> None:
-    """As it is taken on a GPU, which must not be asked how many rows there are."""
-    steps = []
-    for counted in (True, False):
-        parameters, drawn = make(8, 2, 40, 3, 1)
-        step = TorchStep(parameters, 0.01)
-        step._counted = counted
-        for _ in range(3):
-            step.run(drawn, 0.05)
-        steps.append(parameters)
-    for name, array in vars(steps[0]).items():
-        torch.testing.assert_close(getattr(steps[1], name), array)
 
 
 def test_adam_is_torchs_adamw_on_rows_met_every_step_and_leaves_others_alone() -> None:

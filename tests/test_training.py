@@ -280,8 +280,8 @@ def test_a_gpu_with_too_little_memory_is_passed_over_with_the_reason(monkeypatch
     cuda = training.torch.cuda
     monkeypatch.setattr(cuda, "is_available", lambda: True)
     monkeypatch.setattr(cuda, "mem_get_info", lambda: (4_000_000_000, 16_000_000_000))
-    assert training._best_device(1_000_000_000) == (training.torch.device("cuda"), "")
-    place, because = training._best_device(2_000_000_000)
+    assert training._best_device(4_000_000_000) == (training.torch.device("cuda"), "")
+    place, because = training._best_device(6_000_000_000)
     assert place.type == "cpu"
     assert because.startswith("the GPU has 4,000 MB free, and training there takes 6,000 MB")
 

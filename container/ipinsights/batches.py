@@ -118,19 +118,18 @@ class Batches:
     def _draw(self, chosen: torch.Tensor) -> list[Batch]:
         """The mini-batches of some events, int32 [n]."""
         hp = self._hp
-        group = sampling.group_size(hp.random_negative_sampling_rate)
         rates = hp.random_negative_sampling_rate, hp.shuffled_negative_sampling_rate
         tile = sampling.tile_size(*rates, hp.vector_dim)
         entity = self._entity.index_select(0, chosen)
         novelty = self._novelty.index_select(0, entity)
         positive = self._rows_of(self._leaf.index_select(0, chosen))
         sizes = [len(part) for part in torch.split(chosen, hp.mini_batch_size)]
-        groups = [-(-size // group) for size in sizes]
+        groups = [sampling.groups(size, rates[0]) for size in sizes]
         random = self._rows_of(self._random_leaf.draw(sum(groups) * rates[0], self._generator))
         random = random.view(sum(groups), rates[0], random.shape[1])
         parts = (torch.split(array, sizes) for array in (entity, novelty, positive))
         return [
-            Batch(e, n, p, r, group=group, shuffled_rate=rates[1], tile=tile)
+            Batch(e, n, p, r, group=sampling.group_size(rates[0]), shuffled_rate=rates[1], tile=tile)
             for e, n, p, r in zip(*parts, torch.split(random, groups), strict=True)
         ]
 

@@ -28,6 +28,11 @@ def group_size(random_rate: int) -> int:
     return max(1, min(GROUP * random_rate, _LARGEST_GROUP))
 
 
+def groups(size: int, random_rate: int) -> int:
+    """How many such groups a mini-batch of so many positives has."""
+    return -(-size // group_size(random_rate))
+
+
 def tile_size(random_rate: int, shuffled_rate: int, dim: int) -> int:
     """How many positives make a tile: a multiple of `group_size`, with partners enough for every shuffled negative."""
     group = group_size(random_rate)

@@ -12,10 +12,10 @@ of a positive together have a label above 0, the entity's *novelty*. Without it 
 is abroad is an attacker, wherever that is: every event is known by heart by then, and nothing holds up the score of
 places that others use. With it the score of such a place tends to the logarithm of the novelty, not to minus infinity.
 
-Two things compute a step. `TorchStep` is the specification: it runs on any device, and where there is no kernel.
-`kernel.step.NativeStep` does the same on the CPU, several times as fast. In either, `gradients` takes rows of the
-tables and returns gradients of those rows, summed over duplicates, and `apply` takes them: between the two is the seam
-where several machines would exchange rows. `run` does both at once.
+Three things compute a step. `TorchStep` is the specification: it runs on any device, and where nothing faster does.
+`kernel.step.NativeStep` does the same on the CPU and `kernel.gpu.GpuStep` on a GPU, several times as fast. In each,
+`gradients` takes rows of the tables and returns gradients of those rows, summed over duplicates, and `apply` takes
+them: between the two is the seam where several machines would exchange rows. `run` does both at once.
 """
 
 import math
@@ -70,9 +70,6 @@ class RowGradients:
     """Distinct rows, int64 [n]."""
     values: torch.Tensor
     """[n, D]"""
-    used: torch.Tensor | None = None
-    """Which of the n are rows at all, bool [n]; None where all are. On a GPU n is the most that there could be, since
-    counting them would make every step wait for the device."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +86,21 @@ class Gradients:
     """[B, D]"""
     totals: torch.Tensor
     """Summed cross entropy, records classified rightly, records: [3]."""
+
+
+class Learnt(NamedTuple):
+    """The same before the gradients of table rows are summed."""
+
+    entity: torch.Tensor
+    """Gradient of each positive's entity, [b, D]."""
+    rows: torch.Tensor
+    """Prefix rows of the addresses, the positives' first, int32 [m, L]."""
+    address: torch.Tensor
+    """Gradient of each of these addresses, [m, D]."""
+    typical: torch.Tensor
+    w: torch.Tensor
+    b: torch.Tensor
+    totals: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -180,7 +192,6 @@ class TorchStep:
     def __init__(self, parameters: Parameters, weight_decay: float) -> None:
         self._parameters = parameters
         self._weight_decay = weight_decay
-        self._counted = parameters.entity.device.type == "cpu"
         self.steps = 0
 
     def run(self, batch: Batch, learning_rate: float) -> torch.Tensor:
@@ -191,6 +202,22 @@ class TorchStep:
 
     def gradients(self, batch: Batch) -> Gradients:
         """The gradients of the cross entropy, summed over the batch's records."""
+        learnt = self.learn(batch)
+        return Gradients(
+            entity=sum_rows(batch.entity[:, None], learnt.entity),
+            typical=learnt.typical,
+            prefix=sum_rows(learnt.rows, learnt.address),
+            w=learnt.w,
+            b=learnt.b,
+            totals=learnt.totals,
+        )
+
+    def learn(self, batch: Batch) -> Learnt:
+        """The gradients before those of rows are summed.
+
+        No shape here depends on the numbers in the batch, and nothing waits for the device that they are on, so that
+        `kernel.gpu` can record this.
+        """
         p, size = self._parameters, len(batch.entity)
         groups, random_rate, levels = batch.random.shape
         dim = p.prefix.shape[2]
@@ -211,7 +238,7 @@ class TorchStep:
         score_random = scores.view(groups * batch.group, random_rate)[:size]
         loss = F.softplus(-score).sum() + F.softplus(score_random).sum()
         right = (score > 0).sum() + (score_random <= 0).sum()
-        records = loss.new_tensor(size + score_random.numel())
+        records = loss.new_full((), size + score_random.numel())
         d_score, d_random = torch.sigmoid(score) - 1, torch.sigmoid(scores)
         d_random.view(groups * batch.group, random_rate)[size:] = 0  # nobody is there
         d_entity = d_score[:, None] * phi + torch.bmm(d_random, phi_random).flatten(0, 1)[:size]
@@ -235,14 +262,8 @@ class TorchStep:
             torch.sum(d_x, 0, out=d_b[i])
             d_x = torch.mm(d_x, p.w[0, i]).mul_(seen[i] > 0).add_(d_x)
 
-        return Gradients(
-            entity=sum_rows(batch.entity[:, None], d_entity, self._counted),
-            typical=d_entity.sum(0),
-            prefix=sum_rows(rows, d_x, self._counted),
-            w=d_w,
-            b=d_b,
-            totals=torch.stack([loss, right.to(x.dtype), records]),
-        )
+        totals = torch.stack([loss, right.to(x.dtype), records])
+        return Learnt(d_entity, rows, d_x, d_entity.sum(0), d_w, d_b, totals)
 
     def apply(self, gradients: Gradients, learning_rate: float) -> None:
         """Take one step."""
@@ -250,12 +271,6 @@ class TorchStep:
         p = self._parameters
         rates = Rates.of(self.steps, learning_rate, self._weight_decay, p.w.shape[1])
         for table, gradient in ((p.entity, gradients.entity), (p.prefix, gradients.prefix)):
-            if gradient.used is not None:
-                before = table.index_select(0, gradient.rows)
-                after = before.clone()
-                _adam(after.unbind(1), gradient.values, rates.table, rates.deviation)
-                table.index_add_(0, gradient.rows, (after - before) * gradient.used[:, None, None])
-                continue
             for rows, values in zip(
                 torch.split(gradient.rows, _TILE), torch.split(gradient.values, _TILE), strict=True
             ):
@@ -288,28 +303,18 @@ def partners(size: int, tile: int, k: int, device: torch.device | None = None) -
     return first + (place - first - k) % (size - first).clamp(max=tile)
 
 
-def sum_rows(rows: torch.Tensor, gradient: torch.Tensor, counted: bool) -> RowGradients:
+def sum_rows(rows: torch.Tensor, gradient: torch.Tensor) -> RowGradients:
     """Sum the gradients of embedding bags over the table rows they were summed from.
 
     rows: int [n, L], the table rows of each bag; gradient: [n, D], that of each bag. Sorting the row numbers brings the
-    bags of a row together, so the transpose of a sum over bags is again one. Without ``counted`` no shape depends on
-    how many rows are distinct.
+    bags of a row together, so the transpose of a sum over bags is again one.
     """
     ordered, position = torch.sort(rows.reshape(-1))
-    number = len(ordered)
-    place = torch.arange(number, device=rows.device)
-    is_first = torch.ones_like(place, dtype=torch.bool)
+    is_first = torch.ones_like(ordered, dtype=torch.bool)
     is_first[1:] = ordered[1:] != ordered[:-1]
-    if counted:
-        starts, used = place[is_first], None
-    else:
-        # The start of the k-th distinct row goes to place k; all else to the end, where nothing begins.
-        starts = torch.full((number + 1,), number, device=rows.device)
-        starts.scatter_(0, torch.where(is_first, is_first.cumsum(0) - 1, number), place)
-        starts = starts[:number]
-        used = starts < number
+    starts = is_first.nonzero().view(-1)
     values = F.embedding_bag(position // rows.shape[1], gradient, starts, mode="sum")
-    return RowGradients(ordered[starts.clamp(max=number - 1)].long(), values, used)
+    return RowGradients(ordered[starts].long(), values)
 
 
 def _adam(state: tuple[torch.Tensor, ...], gradient: torch.Tensor, rate: Rate, deviation: float) -> None:

@@ -19,6 +19,7 @@ from ipinsights.checkpoint import Checkpoint, Weights
 from ipinsights.errors import UserError
 from ipinsights.events import Events
 from ipinsights.hyperparameters import Hyperparameters
+from ipinsights.kernel.gpu import GpuStep
 from ipinsights.kernel.step import NativeStep
 from ipinsights.model import Encoder, Model
 from ipinsights.progress import BatchProgress, EpochSummary, Listener
@@ -45,8 +46,13 @@ class Trainer:
         native: ctypes.CDLL | None,
         threads: int,
         earlier: Model | None = None,
+        *,
+        recorded: bool = False,
     ) -> None:
-        """With the kernel, ``native``, it takes so many threads; with an ``earlier`` model it goes on from that."""
+        """With the kernel, ``native``, it takes so many threads; with an ``earlier`` model it goes on from that.
+
+        On a GPU steps may be ``recorded`` where `kernel.gpu.why_not` knows no reason against it.
+        """
         self._hp = hp
         self.vocabulary = vocabulary
         self.index = train.index
@@ -55,11 +61,13 @@ class Trainer:
         generator = torch.Generator(device).manual_seed(hp.seed)
         self.parameters = _initial_parameters(hp, vocabulary, entities, generator, earlier)
         self.batches = Batches(train, hp, vocabulary, entities, generator, native)
-        self.step: Step = (
-            NativeStep(native, self.parameters, vocabulary.depth, hp.weight_decay, threads)
-            if native
-            else TorchStep(self.parameters, hp.weight_decay)
-        )
+        self.step: Step
+        if native:
+            self.step = NativeStep(native, self.parameters, vocabulary.depth, hp.weight_decay, threads)
+        elif recorded and device.type == "cuda":
+            self.step = GpuStep(self.parameters, hp.weight_decay)
+        else:
+            self.step = TorchStep(self.parameters, hp.weight_decay)
         self.position = self.batches.start()
         self._totals = torch.zeros(3, dtype=torch.float64, device=device)
         self._seconds = 0.0

@@ -22,6 +22,7 @@ from ipinsights.checkpoint import Checkpoint, Checkpoints, subject_of
 from ipinsights.errors import UserError
 from ipinsights.events import Events
 from ipinsights.hyperparameters import Hyperparameters
+from ipinsights.kernel import gpu
 from ipinsights.machine import available_memory
 from ipinsights.model import Model
 from ipinsights.networks import Networks
@@ -34,8 +35,8 @@ GRACE_SECONDS = 30
 """For so long after a stop is asked for, what training has come to is still validated."""
 LAST_CHECKPOINT_BYTES = 4 << 30
 """A training that is stopped writes a last checkpoint, unless that is larger: there may not be time for it."""
-_GPU_SHARE = 3
-"""What a GPU needs, in terms of `_memory`: there torch keeps every intermediate result of a step for a moment."""
+_GPU_SLACK = 512 << 20
+"""Bytes of a GPU's memory that torch and the driver take for themselves."""
 
 
 def fit(
@@ -80,14 +81,15 @@ def fit(
     entities = Entities.of(train, hp.num_entity_vectors, earlier)
     memory = _memory(hp, vocabulary, len(train), len(entities.met))
     _require_memory(table + memory)
-    place, because = (torch.device(device), "") if device else _best_device(memory)
-    native = kernel.library() if place.type == "cpu" else None
-    if place.type == "cpu":
-        because = because or kernel.why_absent()
+    on_gpu = memory + _gpu_memory(hp, vocabulary, len(train))
+    place, because = (torch.device(device), "") if device else _best_device(on_gpu)
+    on_cpu = place.type == "cpu"
+    because = because or (kernel.why_absent() if on_cpu else gpu.why_not(hp, vocabulary.depth, place))
+    native = kernel.library() if on_cpu else None
     threads = torch.get_num_threads()
     listener.training_planned(Plan(hp, vocabulary, str(place), threads, because, memory, before))
     with _one_torch_thread(bool(native)), _memory_errors():
-        trainer = Trainer(train, hp, vocabulary, entities, place, native, threads, earlier)
+        trainer = Trainer(train, hp, vocabulary, entities, place, native, threads, earlier, recorded=not because)
         validator = Validator(validation, trainer, hp.seed) if validation is not None else None
         saver = None
         if checkpoints:
@@ -261,12 +263,11 @@ def _require_memory(needed: int) -> None:
         )
 
 
-def _best_device(memory: int) -> tuple[torch.device, str]:
-    """Where to train, and if that is not on a GPU that is there, why."""
+def _best_device(needed: int) -> tuple[torch.device, str]:
+    """Where to train, given how many bytes that takes on a GPU; and if it is not on a GPU that is there, why."""
     if not torch.cuda.is_available():
         return torch.device("cpu"), ""
     free, _ = torch.cuda.mem_get_info()
-    needed = _GPU_SHARE * memory
     if needed <= free:
         return torch.device("cuda"), ""
     return torch.device("cpu"), (
@@ -278,10 +279,16 @@ def _best_device(memory: int) -> tuple[torch.device, str]:
 def _memory(hp: Hyperparameters, vocabulary: Vocabulary, events: int, entities: int) -> int:
     """Bytes that training takes: parameters with their means, copies of weights, a step, events, vocabulary."""
     size = min(hp.mini_batch_size, events)
-    group = sampling.group_size(hp.random_negative_sampling_rate)
-    random = -(-size // group) * hp.random_negative_sampling_rate
+    random = sampling.groups(size, hp.random_negative_sampling_rate) * hp.random_negative_sampling_rate
     rows = entities + 1 + vocabulary.num_rows + hp.num_ip_encoder_layers * (hp.vector_dim + 1)
     copies = 2 if hp.saved_epoch == "best" else 1  # the embeddings of entities at the end, and those of the best epoch
     step = (2 * size + random) * (hp.vector_dim + vocabulary.depth)
     numbers = (3 * rows + copies * entities) * hp.vector_dim + step + 5 * events + 2 * vocabulary.chains.size
     return 4 * numbers + 5 * hp.num_entity_vectors
+
+
+def _gpu_memory(hp: Hyperparameters, vocabulary: Vocabulary, events: int) -> int:
+    """What it takes on a GPU besides: two steps' intermediate results, as one is recorded beside another."""
+    size = min(hp.mini_batch_size, events)
+    random = sampling.groups(size, hp.random_negative_sampling_rate) * hp.random_negative_sampling_rate
+    return _GPU_SLACK + 2 * gpu.memory(size, random, vocabulary.depth, hp.num_ip_encoder_layers, hp.vector_dim)

@@ -1,0 +1,28 @@
+"""Compile the kernels down to machine code for GPUs that need not be there. Run by `test_gpu_step`."""
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from ipinsights import step
+from ipinsights.kernel import rows
+
+CONSTANTS = {
+    "DIM": 128, "COLUMNS": rows.COLUMNS, "PIECE": rows.PIECE, "BLOCK": 1024,
+    "BETA1": step.BETA1, "BETA2": step.BETA2, "EPSILON": step.EPSILON,
+}  # fmt: skip
+FLOATS = {"gradients", "sums", "prefix", "entity", "rates", "deviation", "state", "gradient"}
+NUMBERS = {"prefixes", "size"}
+CAPABILITIES = (75, 80, 90, 100)  # T4, A100, H100, B200
+
+compiled = 0
+for capability in CAPABILITIES:
+    for kernel in (rows.sum_pieces, rows.update_rows, rows.update_dense):
+        types = {name: "*fp32" if name in FLOATS else "i32" if name in NUMBERS else "*i32" for name in kernel.arg_names}
+        constants = {name: CONSTANTS[name] for name in types.keys() & CONSTANTS.keys()}
+        source = ASTSource(kernel, types | dict.fromkeys(constants, "constexpr"), constants)
+        code = triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm
+        assert code["cubin"]
+        assert ".local" not in code["ptx"], "registers are spilled"
+        compiled += 1
+print("compiled", compiled)
