@@ -170,8 +170,12 @@ class Rates(NamedTuple):
 class Step(Protocol):
     """Takes optimiser steps on parameters, in place."""
 
-    def run(self, batch: Batch, learning_rate: float) -> torch.Tensor:
-        """Learn from a batch. Returns the totals, as `Gradients` has them."""
+    totals: torch.Tensor
+    """What `Gradients` calls so, summed over all steps since whoever reads it set it to 0: float64 [3], always the same
+    place in memory."""
+
+    def run(self, batch: Batch, learning_rate: float) -> None:
+        """Learn from a batch."""
 
     def gradients(self, batch: Batch) -> Gradients:
         """What the batch would teach."""
@@ -193,12 +197,13 @@ class TorchStep:
         self._parameters = parameters
         self._weight_decay = weight_decay
         self.steps = 0
+        self.totals = torch.zeros(3, dtype=torch.float64, device=parameters.typical.device)
 
-    def run(self, batch: Batch, learning_rate: float) -> torch.Tensor:
-        """Learn from a batch. Returns the totals, on the device."""
+    def run(self, batch: Batch, learning_rate: float) -> None:
+        """Learn from a batch."""
         learnt = self.gradients(batch)
         self.apply(learnt, learning_rate)
-        return learnt.totals
+        self.totals += learnt.totals
 
     def gradients(self, batch: Batch) -> Gradients:
         """The gradients of the cross entropy, summed over the batch's records."""

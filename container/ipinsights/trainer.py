@@ -69,7 +69,6 @@ class Trainer:
         else:
             self.step = TorchStep(self.parameters, hp.weight_decay)
         self.position = self.batches.start()
-        self._totals = torch.zeros(3, dtype=torch.float64, device=device)
         self._seconds = 0.0
         self.last: EpochSummary | None = None
         """The last whole epoch."""
@@ -95,7 +94,7 @@ class Trainer:
         began, before = time.perf_counter() - self._seconds, (time.perf_counter(), self._records)
         for batch in self.batches.rest_of_epoch(position):
             number = position.epoch * self.batches.steps_per_epoch + position.steps
-            self._totals += self.step.run(batch, hp.learning_rate * (1 - number / steps))
+            self.step.run(batch, hp.learning_rate * (1 - number / steps))
             position.steps += 1
             self._seconds = time.perf_counter() - began
             listener.step_done(position.epoch, len(batch.entity))
@@ -138,7 +137,7 @@ class Trainer:
                     self.parameters.entities.numpy(force=True), **vars(self._encoder(copy=True))
                 )
         self.batches.next_epoch(self.position)
-        self._totals.zero_()
+        self.step.totals.zero_()
         self._seconds = 0.0
 
     def model(self) -> tuple[Model, EpochSummary | None]:
@@ -158,7 +157,7 @@ class Trainer:
     @property
     def diverged(self) -> bool:
         """Whether the loss is no longer a number."""
-        return not bool(torch.isfinite(self._totals).all())
+        return not math.isfinite(sum(self.step.totals.tolist()))
 
     def freeze(self, subject: dict[str, Any]) -> Checkpoint:
         """The training as it stands, in views of what it goes on to change."""
@@ -169,7 +168,7 @@ class Trainer:
             met=self.entities.met,
             parameters={name: getattr(self.parameters, name).numpy(force=True) for name in _STATE},
             position=self.position,
-            totals=self._totals.numpy(force=True),
+            totals=self.step.totals.numpy(force=True),
             seconds=self._seconds,
             last=self.last,
             best=self.best,
@@ -185,7 +184,7 @@ class Trainer:
                 ours.copy_(torch.from_numpy(theirs))
         self.step.resume(checkpoint.steps)
         self.position = checkpoint.position
-        self._totals.copy_(torch.from_numpy(checkpoint.totals.copy()))
+        self.step.totals.copy_(torch.from_numpy(checkpoint.totals.copy()))
         self._seconds = checkpoint.seconds
         self.last, self.best = checkpoint.last, checkpoint.best
         if checkpoint.best_weights:  # as copies, or the file would stay for as long as they do
@@ -209,7 +208,7 @@ class Trainer:
                 "the training loss is no longer a number: lower learning_rate (and, where the job has checkpoints, "
                 "name an empty place for them)"
             )
-        cross_entropy, right, records = self._totals.tolist()
+        cross_entropy, right, records = self.step.totals.tolist()
         return cross_entropy / records, right / records
 
 

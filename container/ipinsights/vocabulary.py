@@ -28,8 +28,8 @@ from ipinsights.addresses import IPV4, MAPPED_BITS, MAPPED_FIRST, MAPPED_SHIFT, 
 from ipinsights.kernel import reader
 from ipinsights.networks import Networks
 
-MAX_ROWS = 80_000
-"""Known prefixes kept at most, where there are no more than 16 million events: 41 MB of vectors of 128. More would fit,
+MAX_ROWS = 40_000
+"""Known prefixes kept at most, where there are no more than 8 million events: 20 MB of vectors of 128. More would fit,
 but they tell no more apart, and what does not fit the processor's cache is slow to train and to score with."""
 EVENTS_PER_ROW = 200
 """Of more events, one row for so many of them: half a million prefixes of a hundred million events."""

@@ -55,8 +55,6 @@ class _Recording:
     """Where it reads its batch from."""
     sources: torch.Tensor
     """Whose gradient each cell of the batch's row numbers takes part in, int32 [n]: addresses, then entities."""
-    totals: torch.Tensor
-    """What it says of the batch."""
     play: Play | None = None
 
 
@@ -75,8 +73,8 @@ class GpuStep(TorchStep):
         self._rates = torch.zeros(7, device=parameters.typical.device)
         self._recordings: dict[int, _Recording] = {}
 
-    def run(self, batch: Batch, learning_rate: float) -> torch.Tensor:
-        """Learn from a batch. Returns the totals, on the device, where the next step will write its own."""
+    def run(self, batch: Batch, learning_rate: float) -> None:
+        """Learn from a batch."""
         self.steps += 1
         p = self._parameters
         rates = Rates.of(self.steps, learning_rate, self._weight_decay, p.w.shape[1])
@@ -88,14 +86,13 @@ class GpuStep(TorchStep):
         if recording is None:
             recording = self._recordings[size] = _recording(batch)
             self._step(recording)
-            return recording.totals
+            return
         for name in _INPUTS:
             getattr(recording.batch, name).copy_(getattr(batch, name))
         if recording.play is None:
             self._record = self._record or CudaGraphs()
             recording.play = self._record(lambda: self._step(recording))
         recording.play()
-        return recording.totals
 
     def _step(self, recording: _Recording) -> None:
         """One step, from the places and with the rates that it is recorded with."""
@@ -119,7 +116,7 @@ class GpuStep(TorchStep):
             if size:
                 blocks = (-(-size // _DENSE),)
                 rows.update_dense[blocks](state, gradient, size, self._rates[rate:], deviation, _DENSE, *adam)
-        recording.totals.copy_(learnt.totals)
+        self.totals += learnt.totals
 
 
 def _recording(batch: Batch) -> _Recording:
@@ -131,7 +128,6 @@ def _recording(batch: Batch) -> _Recording:
     return _Recording(
         batch=Batch(**copies, group=batch.group, shuffled_rate=batch.shuffled_rate, tile=batch.tile),
         sources=torch.cat([place[:addresses].repeat_interleave(levels), place[addresses:]]),
-        totals=torch.zeros(3, device=device),
     )
 
 

@@ -198,9 +198,10 @@ void ask_for(const float* row, int64_t floats) {
 
 // -------------------------------------------------------------------------------------------------- matrix products
 
-// acc[i] = sum over p < depth of a[i * row + p * step] * panel[p], for `rows` rows and one panel.
-template <int rows>
-void block(const float* a, int64_t row, int64_t step, const float* panel, int64_t depth, Vector acc[][2]) {
+// For `rows` rows and one panel, the sums over p < depth of a[i * row + p * step] * panel[p]; `put(i, left, right)` takes
+// them from the registers.
+template <int rows, class Put>
+void block(const float* a, int64_t row, int64_t step, const float* panel, int64_t depth, const Put& put) {
     Vector sums[rows][2] = {};
     for (int64_t p = 0; p < depth; ++p) {
         const Vector left = load(panel + p * PANEL), right = load(panel + p * PANEL + WIDTH);
@@ -211,57 +212,57 @@ void block(const float* a, int64_t row, int64_t step, const float* panel, int64_
             sums[i][1] += value * right;
         }
     }
-    for (int i = 0; i < rows; ++i) acc[i][0] = sums[i][0], acc[i][1] = sums[i][1];
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; ++i) put(i, sums[i][0], sums[i][1]);
 }
 
-void block(int64_t rows, const float* a, int64_t row, int64_t step, const float* panel, int64_t depth, Vector acc[][2]) {
+template <class Put>
+void block(int64_t rows, const float* a, int64_t row, int64_t step, const float* panel, int64_t depth, const Put& put) {
     switch (rows) {
-        case 6: return block<6>(a, row, step, panel, depth, acc);
-        case 5: return block<5>(a, row, step, panel, depth, acc);
-        case 4: return block<4>(a, row, step, panel, depth, acc);
-        case 3: return block<3>(a, row, step, panel, depth, acc);
-        case 2: return block<2>(a, row, step, panel, depth, acc);
-        default: return block<1>(a, row, step, panel, depth, acc);
+        case 6: return block<6>(a, row, step, panel, depth, put);
+        case 5: return block<5>(a, row, step, panel, depth, put);
+        case 4: return block<4>(a, row, step, panel, depth, put);
+        case 3: return block<3>(a, row, step, panel, depth, put);
+        case 2: return block<2>(a, row, step, panel, depth, put);
+        default: return block<1>(a, row, step, panel, depth, put);
     }
 }
+
+// Rows of the next block, of as many as are left: the last two share theirs, since a block of few waits for itself.
+int64_t next_rows(int64_t left) { return left <= ROWS ? left : left < 2 * ROWS ? (left + 1) / 2 : ROWS; }
 
 // a [m, width] times a packed matrix [width, width]; `put(row, column, left, right)` takes a panel's sums of a row.
 template <class Put>
 void multiply(const float* a, int64_t m, const float* packed, int64_t width, const Put& put) {
-    Vector acc[ROWS][2];
-    for (int64_t strip = 0; strip < m; strip += STRIP)
+    for (int64_t strip = 0; strip < m; strip += STRIP) {
+        const int64_t end = std::min(m, strip + STRIP);
         for (int64_t column = 0; column < width; column += PANEL)
-            for (int64_t row = strip; row < std::min(m, strip + STRIP); row += ROWS) {
-                const int64_t rows = std::min(ROWS, m - row);
-                block(rows, a + row * width, width, 1, packed + column * width, width, acc);
-                for (int64_t i = 0; i < rows; ++i) put(row + i, column, acc[i][0], acc[i][1]);
+            for (int64_t row = strip, rows; row < end; row += rows) {
+                rows = next_rows(end - row);
+                block(rows, a + row * width, width, 1, packed + column * width, width,
+                      [&](int64_t i, Vector left, Vector right) { put(row + i, column, left, right); });
             }
+    }
 }
 
-// out [width, width] += the transpose of d [m, width] times a [m, width]; `scratch` holds 2 * DEPTH rows.
+// out [width, width] += the transpose of d [m, width] times a [m, width]; `scratch` holds a panel of DEPTH rows.
 void multiply_transposed(const float* d, const float* a, int64_t m, int64_t width, float* scratch, float* out) {
-    float *left = scratch, *right = scratch + DEPTH * width;
-    Vector acc[ROWS][2];
     for (int64_t begin = 0; begin < m; begin += DEPTH) {
         const int64_t depth = std::min(DEPTH, m - begin);
-        for (int64_t p = 0; p < depth; ++p) {
-            const float *d_row = d + (begin + p) * width, *a_row = a + (begin + p) * width;
-            int64_t n = 0;
-            for (; n + ROWS <= width; n += ROWS) std::memcpy(left + n * depth + p * ROWS, d_row + n, ROWS * sizeof(float));
-            std::copy(d_row + n, d_row + width, left + n * depth + p * (width - n));
-            for (int64_t k = 0; k < width; k += WIDTH)
-                store(right + k / PANEL * PANEL * depth + p * PANEL + k % PANEL, load(a_row + k));
-        }
-        for (int64_t k = 0; k < width; k += PANEL)
-            for (int64_t n = 0; n < width; n += ROWS) {
-                const int64_t rows = std::min(ROWS, width - n);
-                block(rows, left + n * depth, 1, rows, right + k * depth, depth, acc);
-                for (int64_t i = 0; i < rows; ++i) {
-                    float* to = out + (n + i) * width + k;
-                    store(to, load(to) + acc[i][0]);
-                    store(to + WIDTH, load(to + WIDTH) + acc[i][1]);
-                }
+        for (int64_t column = 0; column < width; column += PANEL) {
+            for (int64_t p = 0; p < depth; ++p)
+                for (int64_t c = 0; c < PANEL; c += WIDTH)
+                    store(scratch + p * PANEL + c, load(a + (begin + p) * width + column + c));
+            for (int64_t row = 0, rows; row < width; row += rows) {
+                rows = next_rows(width - row);
+                block(rows, d + begin * width + row, 1, width, scratch, depth,
+                      [&](int64_t i, Vector left, Vector right) {
+                          float* to = out + (row + i) * width + column;
+                          store(to, load(to) + left);
+                          store(to + WIDTH, load(to + WIDTH) + right);
+                      });
             }
+        }
     }
 }
 
@@ -443,7 +444,7 @@ class Step {
         team_.run([&](int thread) { each_own_row(thread, [&](int64_t block, int64_t n) { pack(block, n); }); });
     }
 
-    // One step, or, without an update, its gradients alone, which stay here until the next step.
+    // One step, or, without an update, its gradients alone, which stay here until the next step. Adds to the totals.
     void run(const Batch& batch, const Update* update, double* totals) {
         batch_ = batch;
         groups_ = (batch.size + batch.group - 1) / batch.group;
@@ -465,13 +466,11 @@ class Step {
             apply_rows(p_.entity, share.entities, d_entity_.get(), benches_[thread], *update);
             apply_rows(p_.prefix, share.prefixes, d_address_.get(), benches_[thread], *update);
         });
-        Totals all;
         for (const auto& share : shares_) {
-            all.loss += share.totals.loss;
-            all.right += share.totals.right;
-            all.records += share.totals.records;
+            totals[0] += share.totals.loss;
+            totals[1] += share.totals.right;
+            totals[2] += share.totals.records;
         }
-        totals[0] = all.loss, totals[1] = all.right, totals[2] = all.records;
     }
 
     int64_t touched(bool prefix) const {
@@ -571,13 +570,25 @@ class Step {
         share.totals = Totals();
     }
 
+    // A tile's positives, and the prefix rows of its addresses.
+    struct Tile {
+        int64_t begin, size, groups;
+        const int32_t *positive, *random;
+    };
+    Tile tile_at(int64_t number) const {
+        const int64_t begin = number * batch_.tile, size = std::min(batch_.tile, batch_.size - begin);
+        return {begin, size, (size + batch_.group - 1) / batch_.group, batch_.positive + begin * shape_.levels,
+                batch_.random + begin / batch_.group * batch_.random_rate * shape_.levels};
+    }
+
     // Everything that one tile teaches; the order is step.py's.
-    void learn(int64_t tile, Share& share, Bench& bench) {
-        const int64_t begin = tile * batch_.tile, size = std::min(batch_.tile, batch_.size - begin);
+    void learn(int64_t number, Share& share, Bench& bench) {
+        const Tile tile = tile_at(number);
+        const int64_t begin = tile.begin, size = tile.size, groups = tile.groups;
+        const int32_t *positive = tile.positive, *random = tile.random;
         const int64_t group = batch_.group, R = batch_.random_rate, S = batch_.shuffled_rate, levels = shape_.levels;
-        const int64_t groups = (size + group - 1) / group, m = size + groups * R, records = 1 + R + S;
-        const int32_t *positive = batch_.positive + begin * levels, *random = batch_.random + begin / group * R * levels;
-        float* result = d_address_.get() + tile * tile_addresses_ * width_;
+        const int64_t m = size + groups * R, records = 1 + R + S;
+        float* result = d_address_.get() + number * tile_addresses_ * width_;
         float* d_entity = d_entity_.get() + begin * width_;
 
         // Forward.
@@ -640,7 +651,7 @@ class Step {
         // ... and through the blocks, last first.
         for (int64_t k = shape_.blocks - 1; k >= 0; --k) {
             const float* saw = seen + k * m * width_;
-            multiply_transposed(d, saw, m, width_, bench.packing.reserve(2 * DEPTH * width_),
+            multiply_transposed(d, saw, m, width_, bench.packing.reserve(DEPTH * PANEL),
                                 share.w.get() + k * width_ * width_);
             for (int64_t i = 0; i < m; ++i) add(share.b.get() + k * width_, d + i * width_);
             float* to = k ? d == bench.d.get() ? bench.d_other.reserve(m * width_) : bench.d.get() : result;
@@ -669,7 +680,7 @@ class Step {
 
     // Which of the batch's rows are a thread's own, and which entities and addresses they are part of.
     void index(int thread, Share& share) const {
-        const int64_t threads = team_.size(), levels = shape_.levels, tile = batch_.tile, R = batch_.random_rate;
+        const int64_t threads = team_.size(), levels = shape_.levels;
         const auto own = [&](int32_t row) {  // spread evenly, without a division
             return static_cast<int64_t>(scattered(row) * static_cast<std::uint64_t>(threads) >> 32) == thread;
         };
@@ -678,7 +689,7 @@ class Step {
         for (int64_t i = 0; i < batch_.size; ++i)
             if (own(batch_.entity[i])) entities.add(batch_.entity[i], static_cast<int32_t>(i));
         entities.end();
-        prefixes.begin((batch_.size + groups_ * R) * levels);
+        prefixes.begin((batch_.size + groups_ * batch_.random_rate) * levels);
         const auto add_all = [&](const int32_t* rows, int64_t count, int64_t source) {
             for (int64_t i = 0; i < count; ++i, rows += levels)
                 for (int64_t level = 0; level < levels; ++level)
@@ -686,10 +697,9 @@ class Step {
                         prefixes.add(rows[level], static_cast<int32_t>(source + i));
         };
         for (int64_t t = 0; t < tiles_; ++t) {
-            const int64_t begin = t * tile, size = std::min(tile, batch_.size - begin), first = begin / batch_.group;
-            const int64_t groups = (size + batch_.group - 1) / batch_.group;
-            add_all(batch_.positive + begin * levels, size, t * tile_addresses_);
-            add_all(batch_.random + first * R * levels, groups * R, t * tile_addresses_ + size);
+            const Tile tile = tile_at(t);
+            add_all(tile.positive, tile.size, t * tile_addresses_);
+            add_all(tile.random, tile.groups * batch_.random_rate, t * tile_addresses_ + tile.size);
         }
         prefixes.end();
     }

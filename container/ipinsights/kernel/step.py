@@ -3,7 +3,6 @@
 import ctypes
 import weakref
 
-import numpy as np
 import torch
 
 from ipinsights import step
@@ -53,14 +52,15 @@ class NativeStep:
         self._parameters = parameters  # keeps the memory that the handle points to
         self._torch = TorchStep(parameters, weight_decay)
         self._weight_decay = weight_decay
+        self.totals = self._torch.totals
         native.ipinsights_step_new.restype = ctypes.c_void_p
         native.ipinsights_step_touched.restype = ctypes.c_int64
         pointers = _Parameters(*(getattr(parameters, name).data_ptr() for name in _FIELDS))
         self._handle = ctypes.c_void_p(native.ipinsights_step_new(ctypes.byref(self._shape), ctypes.byref(pointers)))
         weakref.finalize(self, native.ipinsights_step_delete, self._handle)
 
-    def run(self, batch: Batch, learning_rate: float) -> torch.Tensor:
-        """Learn from a batch. Returns the totals, float64."""
+    def run(self, batch: Batch, learning_rate: float) -> None:
+        """Learn from a batch."""
         self._torch.steps += 1
         rates = Rates.of(self._torch.steps, learning_rate, self._weight_decay, self._shape.blocks)
         update = _Update(
@@ -70,11 +70,12 @@ class NativeStep:
             rates.deviation,
             step.EPSILON,
         )
-        return self._run(batch, update)
+        self._run(batch, update, self.totals)
 
     def gradients(self, batch: Batch) -> Gradients:
         """What the batch would teach."""
-        totals = self._run(batch, None)
+        totals = torch.zeros_like(self.totals)
+        self._run(batch, None, totals)
         _, blocks, dim = self._parameters.b.shape
         tables = {}
         for prefix, name in enumerate(_TABLES):
@@ -108,7 +109,7 @@ class NativeStep:
         )
         return scores
 
-    def _run(self, batch: Batch, update: _Update | None) -> torch.Tensor:
+    def _run(self, batch: Batch, update: _Update | None, totals: torch.Tensor) -> None:
         native = _Batch(
             len(batch.entity),
             batch.group,
@@ -125,14 +126,12 @@ class NativeStep:
                 )
             ),
         )
-        totals = np.empty(3)
         self._native.ipinsights_step_run(
             self._handle,
             ctypes.byref(native),
             ctypes.byref(update) if update else None,
-            totals.ctypes.data_as(ctypes.c_void_p),
+            _pointer(totals, torch.float64),
         )
-        return torch.from_numpy(totals)
 
 
 def rows_with_dropout(
