@@ -278,12 +278,34 @@ def test_rows_that_nobody_meets_take_no_memory(traffic: Traffic, train: Events) 
 
 def test_a_gpu_with_too_little_memory_is_passed_over_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = training.torch.cuda
+    monkeypatch.setattr(training, "_gpu_fault", lambda: "")
     monkeypatch.setattr(cuda, "is_available", lambda: True)
     monkeypatch.setattr(cuda, "mem_get_info", lambda: (4_000_000_000, 16_000_000_000))
     assert training._best_device(4_000_000_000) == (training.torch.device("cuda"), "")
     place, because = training._best_device(6_000_000_000)
     assert place.type == "cpu"
     assert because.startswith("the GPU has 4,000 MB free, and training there takes 6,000 MB")
+
+
+def test_a_gpu_that_cannot_be_used_is_passed_over_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its driver may be too old for torch, itself too old, or broken by what was tried on it."""
+    cuda, cpu = training.torch.cuda, training.torch.device("cpu")
+    monkeypatch.setattr(cuda, "is_available", lambda: False)
+    monkeypatch.setattr(cuda, "device_count", lambda: 1)
+    place, because = training._choose(None, 0, HP, 9)
+    assert (place, because[:35]) == (cpu, "the GPU's driver is too old for thi")
+
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA error: no kernel image is available\nCompile with")
+
+    monkeypatch.setattr(cuda, "is_available", lambda: True)
+    monkeypatch.setattr(training.torch, "zeros", fails)
+    told = (cpu, "the GPU cannot be used (CUDA error: no kernel image is available)")
+    assert training._choose(None, 0, HP, 9) == told
+    monkeypatch.setattr(training, "_best_device", lambda _: (training.torch.device("meta"), ""))
+    monkeypatch.setattr(training.gpu, "why_not", lambda *_: "something is slow")
+    assert training._choose(None, 0, HP, 9) == told
+    assert training._choose("meta", 0, HP, 9) == (training.torch.device("meta"), "something is slow")
 
 
 def test_the_documented_defaults_learn_who_is_who(traffic: Traffic, train: Events) -> None:

@@ -24,7 +24,7 @@ _CHUNK = 4096
 """Leaves encoded, or pairs scored without the kernel, at a time: what they need stays in the processor's cache."""
 _TABLE_BYTES = 1 << 30
 _TABLE_PRODUCTS = 25_000_000_000
-"""Of the table of encoded leaves at most: about a second's work. The usual 80,000 leaves of 128 take a twentieth."""
+"""Of the table of encoded leaves at most: about a second's work. The usual 40,000 leaves of 128 take a fortieth."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ them: between the two is the seam where several machines would exchange rows. `r
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -183,6 +184,9 @@ class Step(Protocol):
     def apply(self, gradients: Gradients, learning_rate: float) -> None:
         """Learn that."""
 
+    def wait(self) -> None:
+        """Until all that was begun is done."""
+
     def resume(self, steps: int) -> None:
         """The parameters were set from outside to what they were after so many steps."""
 
@@ -217,8 +221,8 @@ class TorchStep:
             totals=learnt.totals,
         )
 
-    def learn(self, batch: Batch) -> Learnt:
-        """The gradients before those of rows are summed.
+    def learn(self, batch: Batch, known: Sequence[torch.Tensor] = ()) -> Learnt:
+        """The gradients before those of rows are summed. The `partners` of each k may be ``known``.
 
         No shape here depends on the numbers in the batch, and nothing waits for the device that they are on, so that
         `kernel.gpu` can record this.
@@ -250,7 +254,7 @@ class TorchStep:
         d_x = torch.cat([d_score[:, None] * entity, torch.bmm(d_random.transpose(1, 2), grouped).flatten(0, 1)])
         label = batch.novelty / max(1, batch.shuffled_rate)
         for k in range(1, batch.shuffled_rate + 1):
-            partner = partners(size, batch.tile, k, entity.device)
+            partner = known[k - 1] if known else partners(size, batch.tile, k, entity.device)
             other, weight = phi[partner], (batch.entity[partner] != batch.entity).to(x.dtype)
             score = (entity * other).sum(1)
             loss += ((F.softplus(score) - label * score) * weight).sum()
@@ -276,15 +280,19 @@ class TorchStep:
         p = self._parameters
         rates = Rates.of(self.steps, learning_rate, self._weight_decay, p.w.shape[1])
         for table, gradient in ((p.entity, gradients.entity), (p.prefix, gradients.prefix)):
-            for rows, values in zip(
-                torch.split(gradient.rows, _TILE), torch.split(gradient.values, _TILE), strict=True
-            ):
+            tile = _TILE if table.device.type == "cpu" else max(1, len(gradient.rows))
+            for rows, values in zip(torch.split(gradient.rows, tile), torch.split(gradient.values, tile), strict=True):
                 state = table.index_select(0, rows)
                 _adam(state.unbind(1), values, rates.table, rates.deviation)
                 table.index_copy_(0, rows, state)
         _adam(p.typical.unbind(0), gradients.typical, rates.typical, rates.deviation)
         _adam(p.w.unbind(0), gradients.w, rates.block, rates.deviation)
         _adam(p.b.unbind(0), gradients.b, rates.block, rates.deviation)
+
+    def wait(self) -> None:
+        """Until the device is done."""
+        if self.totals.is_cuda:
+            torch.cuda.synchronize()
 
     def resume(self, steps: int) -> None:
         """Go on after so many steps."""

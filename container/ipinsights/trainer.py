@@ -111,6 +111,8 @@ class Trainer:
             pause = time.perf_counter()
             save()
             began += time.perf_counter() - pause
+        self.step.wait()
+        self._seconds = time.perf_counter() - began
         return position.steps == self.batches.steps_per_epoch
 
     def summary(self, discriminator_auc: float | None, shuffled_auc: float | None) -> EpochSummary:

@@ -10,7 +10,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -82,13 +82,11 @@ def fit(
     memory = _memory(hp, vocabulary, len(train), len(entities.met))
     _require_memory(table + memory)
     on_gpu = memory + _gpu_memory(hp, vocabulary, len(train))
-    place, because = (torch.device(device), "") if device else _best_device(on_gpu)
-    on_cpu = place.type == "cpu"
-    because = because or (kernel.why_absent() if on_cpu else gpu.why_not(hp, vocabulary.depth, place))
-    native = kernel.library() if on_cpu else None
+    place, because = _choose(device, on_gpu, hp, vocabulary.depth)
+    native = kernel.library() if place.type == "cpu" else None
     threads = torch.get_num_threads()
     listener.training_planned(Plan(hp, vocabulary, str(place), threads, because, memory, before))
-    with _one_torch_thread(bool(native)), _memory_errors():
+    with _one_torch_thread(bool(native)), _memory_errors(), _current(place):
         trainer = Trainer(train, hp, vocabulary, entities, place, native, threads, earlier, recorded=not because)
         validator = Validator(validation, trainer, hp.seed) if validation is not None else None
         saver = None
@@ -121,6 +119,11 @@ def _one_torch_thread(wanted: bool) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def _current(place: torch.device) -> AbstractContextManager[object]:
+    """Makes a GPU the one that kernels start on."""
+    return torch.cuda.device(place) if place.type == "cuda" else nullcontext()
 
 
 @contextmanager
@@ -263,10 +266,35 @@ def _require_memory(needed: int) -> None:
         )
 
 
-def _best_device(needed: int) -> tuple[torch.device, str]:
-    """Where to train, given how many bytes that takes on a GPU; and if it is not on a GPU that is there, why."""
+def _choose(device: str | None, needed: int, hp: Hyperparameters, levels: int) -> tuple[torch.device, str]:
+    """Where to train, given how many bytes that takes on a GPU; and why that is slower than it could be."""
+    place, because = (torch.device(device), "") if device else _best_device(needed)
+    if place.type == "cpu":
+        return place, because or kernel.why_absent()
+    with _current(place):
+        because = gpu.why_not(hp, levels, place)
+    if because and not device and (fault := _gpu_fault()):  # what was tried may have been too much for it
+        return torch.device("cpu"), fault
+    return place, because
+
+
+def _gpu_fault() -> str:
+    """Why a GPU that is there cannot be used; empty where it can, or where there is none."""
     if not torch.cuda.is_available():
-        return torch.device("cpu"), ""
+        there = torch.cuda.device_count() > 0
+        return f"the GPU's driver is too old for this torch, of CUDA {torch.version.cuda}" if there else ""
+    try:
+        torch.zeros(1, device="cuda").add_(1).item()
+    except RuntimeError as error:
+        return f"the GPU cannot be used ({str(error).strip().partition(chr(10))[0]})"
+    return ""
+
+
+def _best_device(needed: int) -> tuple[torch.device, str]:
+    """A GPU that can be used and has so many bytes left, else the CPU; and if there is another GPU, why not that."""
+    fault = _gpu_fault()
+    if fault or not torch.cuda.is_available():
+        return torch.device("cpu"), fault
     free, _ = torch.cuda.mem_get_info()
     if needed <= free:
         return torch.device("cuda"), ""
@@ -291,4 +319,5 @@ def _gpu_memory(hp: Hyperparameters, vocabulary: Vocabulary, events: int) -> int
     """What it takes on a GPU besides: two steps' intermediate results, as one is recorded beside another."""
     size = min(hp.mini_batch_size, events)
     random = sampling.groups(size, hp.random_negative_sampling_rate) * hp.random_negative_sampling_rate
-    return _GPU_SLACK + 2 * gpu.memory(size, random, vocabulary.depth, hp.num_ip_encoder_layers, hp.vector_dim)
+    rates = random, hp.shuffled_negative_sampling_rate
+    return _GPU_SLACK + 2 * gpu.memory(size, *rates, vocabulary.depth, hp.num_ip_encoder_layers, hp.vector_dim)

@@ -21,7 +21,8 @@ for capability in CAPABILITIES:
         types = {name: "*fp32" if name in FLOATS else "i32" if name in NUMBERS else "*i32" for name in kernel.arg_names}
         constants = {name: CONSTANTS[name] for name in types.keys() & CONSTANTS.keys()}
         source = ASTSource(kernel, types | dict.fromkeys(constants, "constexpr"), constants)
-        code = triton.compile(source, target=GPUTarget("cuda", capability, 32)).asm
+        options = {"num_warps": rows.WARPS} if kernel is not rows.update_dense else {}
+        code = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options).asm
         assert code["cubin"]
         assert ".local" not in code["ptx"], "registers are spilled"
         compiled += 1

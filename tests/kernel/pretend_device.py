@@ -56,7 +56,7 @@ class Idle:
     """A kernel that does nothing."""
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        return lambda *_: None
+        return lambda *_, **__: None
 
 
 def without_generator(draw: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

@@ -94,11 +94,11 @@ class Launcher:
         self.recorder, self.kernel = recorder, kernel
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        def launch(*arguments: Any) -> None:
+        def launch(*arguments: Any, **options: Any) -> None:
             with _disable_current_modes():
                 self.recorder.keep(*arguments)
-                self.kernel[grid](*arguments)
-            self.recorder.done.append(lambda: self.kernel[grid](*arguments))
+                self.kernel[grid](*arguments, **options)
+            self.recorder.done.append(lambda: self.kernel[grid](*arguments, **options))
 
         return launch
 
@@ -107,7 +107,7 @@ class Idle:
     """A kernel that does nothing."""
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        return lambda *_: None
+        return lambda *_, **__: None
 
 
 def together(parameters: Parameters, batches: list[Batch]) -> None:
@@ -212,6 +212,27 @@ def test_a_trial_tells_whether_the_kernels_work(monkeypatch: pytest.MonkeyPatch)
     assert gpu.why_not(HP, 5, CPU) == ""
 
 
+def test_what_cannot_be_recorded_is_done_as_it_is_and_told() -> None:
+    def fails(_: Callable[[], None]) -> Callable[[], None]:
+        try:
+            raise torch.OutOfMemoryError("no memory")
+        finally:
+            raise RuntimeError("and so recording ended badly")
+
+    parameters, batch = make(16, 1, 30, 1, 1, 0)
+    own = copy.deepcopy(parameters)
+    ours, specified = GpuStep(own, 0.01, fails), TorchStep(parameters, 0.01)
+    for step in (ours, specified):
+        step.run(batch, 0.01)
+    with pytest.warns(RuntimeWarning, match="as recording them failed: OutOfMemoryError: no memory"):
+        ours.run(batch, 0.01)
+    ours.run(batch, 0.01)
+    for _ in range(2):
+        specified.run(batch, 0.01)
+    close(own.prefix, parameters.prefix)
+    close(own.entity, parameters.entity)
+
+
 def test_why_steps_cannot_be_recorded_is_told() -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
@@ -261,7 +282,7 @@ def test_the_memory_of_a_step_is_known(
     with Meter() as meter:
         step.run(drawn, 0.01)
     random, levels = drawn.random[..., 0].numel(), drawn.positive.shape[1]
-    assert meter.most < gpu.memory(batch, random, levels, blocks, dim) < 2 * meter.most
+    assert meter.most < gpu.memory(batch, random, shuffled_rate, levels, blocks, dim) < 2 * meter.most
 
 
 def run(script: str, *arguments: str, **environment: str) -> list[str]:

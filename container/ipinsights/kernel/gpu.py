@@ -10,9 +10,11 @@ Of each size of mini-batch (the usual one, and the last of an epoch) the first i
 has to be loaded, and the second is recorded.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from ipinsights import sampling, step
@@ -22,7 +24,6 @@ from ipinsights.step import Batch, Parameters, Rates, TorchStep
 _DENSE = 1024
 """Numbers of a dense parameter that a program takes."""
 _INPUTS = ("entity", "novelty", "positive", "random")
-
 _SMALL = 64
 """Positives of a step by which recording is tried, and known rows of a table."""
 _TOLERANCE = 1e-3
@@ -33,16 +34,19 @@ Play = Callable[[], None]
 class CudaGraphs:
     """Records what some work starts on the GPU, without doing it.
 
-    One recording is played at a time, so all share the memory of their intermediate results.
+    One recording is played at a time, so all share the memory of their intermediate results. They have a stream of
+    their own: what torch keeps for a stream's recordings goes with the first of them that is given up.
     """
 
     def __init__(self) -> None:
         self._memory = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def __call__(self, work: Play) -> Play:
         """What does the work."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._memory):
+        here = torch.cuda.current_stream()
+        with torch.cuda.stream(here), torch.cuda.graph(graph, pool=self._memory, stream=self._stream):
             work()
         return graph.replay
 
@@ -55,6 +59,8 @@ class _Recording:
     """Where it reads its batch from."""
     sources: torch.Tensor
     """Whose gradient each cell of the batch's row numbers takes part in, int32 [n]: addresses, then entities."""
+    partners: list[torch.Tensor]
+    """Whose address each shuffled negative has, int64 [b] each."""
     play: Play | None = None
 
 
@@ -90,26 +96,37 @@ class GpuStep(TorchStep):
         for name in _INPUTS:
             getattr(recording.batch, name).copy_(getattr(batch, name))
         if recording.play is None:
-            self._record = self._record or CudaGraphs()
-            recording.play = self._record(lambda: self._step(recording))
+            recording.play = self._recorded(lambda: self._step(recording))
         recording.play()
+
+    def _recorded(self, work: Play) -> Play:
+        self._record = self._record or CudaGraphs()
+        try:
+            return self._record(work)
+        except RuntimeError as error:  # for want of memory, say: nothing is done yet, and it can be done as it is
+            told = f"steps are started kernel by kernel, which is slower, as recording them failed: {_cause(error)}"
+            warnings.warn(told, RuntimeWarning, stacklevel=2)
+            return work
 
     def _step(self, recording: _Recording) -> None:
         """One step, from the places and with the rates that it is recorded with."""
         p, rows, batch, deviation = self._parameters, self._rows, recording.batch, self._rates[6:]
         dim, prefixes = p.prefix.shape[2], len(p.prefix)
-        learnt = self.learn(batch)
+        learnt = self.learn(batch, recording.partners)
         gradients = torch.cat([learnt.address, learnt.entity])
         numbers = torch.cat([learnt.rows.view(-1), batch.entity + prefixes])
         numbers, order = torch.sort(numbers, stable=True)
         starts, pieces, counts = list_rows(numbers, rows.PIECE)
         sums = torch.empty(len(numbers), dim, device=gradients.device)
         grid = (len(numbers), -(-dim // rows.COLUMNS))
-        rows.sum_pieces[grid](gradients, recording.sources[order], starts, counts, sums, dim, rows.COLUMNS, rows.PIECE)
+        rows.sum_pieces[grid](
+            gradients, recording.sources[order], starts, counts, sums, dim, rows.COLUMNS, rows.PIECE,
+            num_warps=rows.WARPS,
+        )  # fmt: skip
         adam = (step.BETA1, step.BETA2, step.EPSILON)
         rows.update_rows[grid](
             p.prefix, p.entity, prefixes, numbers, starts, pieces, counts, sums, self._rates, deviation, dim,
-            rows.COLUMNS, *adam,
+            rows.COLUMNS, *adam, num_warps=rows.WARPS,
         )  # fmt: skip
         for state, gradient, rate in ((p.typical, learnt.typical, 2), (p.w, learnt.w, 4), (p.b, learnt.b, 4)):
             size = gradient.numel()
@@ -128,6 +145,7 @@ def _recording(batch: Batch) -> _Recording:
     return _Recording(
         batch=Batch(**copies, group=batch.group, shuffled_rate=batch.shuffled_rate, tile=batch.tile),
         sources=torch.cat([place[:addresses].repeat_interleave(levels), place[addresses:]]),
+        partners=[step.partners(len(batch.entity), batch.tile, k + 1, device) for k in range(batch.shuffled_rate)],
     )
 
 
@@ -154,11 +172,12 @@ def list_rows(numbers: torch.Tensor, piece: int) -> tuple[torch.Tensor, torch.Te
     return first(begins_piece, part, place), first(begins_row, row, part - 1), counts
 
 
-def memory(size: int, random: int, levels: int, blocks: int, dim: int) -> int:
-    """Bytes that the intermediate results of a step take: of so many positives and random addresses."""
+def memory(size: int, random: int, shuffled_rate: int, levels: int, blocks: int, dim: int) -> int:
+    """Bytes that a step takes besides parameters: with so many positives and random addresses."""
     addresses = size + random
     cells = addresses * levels + size
-    return 4 * (dim * max((11 + blocks) * addresses, cells + 2 * (addresses + size)) + 16 * cells + 2 * blocks * dim**2)
+    largest = dim * max((11 + blocks) * addresses, cells + 2 * (addresses + size))
+    return 4 * (largest + 2 * shuffled_rate * size + 16 * cells + 2 * blocks * dim**2)
 
 
 def why_not(hp: Hyperparameters, levels: int, device: torch.device) -> str:
@@ -169,16 +188,23 @@ def why_not(hp: Hyperparameters, levels: int, device: torch.device) -> str:
     try:
         worst = deviation(hp, levels, device)
     except Exception as error:  # whatever a driver, a compiler or a library has to say
-        return f"its steps cannot be recorded on this GPU ({type(error).__name__}: {str(error).splitlines()[0]})"
+        return f"its steps cannot be recorded on this GPU ({_cause(error)})"
     if not worst < _TOLERANCE:
         return f"its steps, recorded on this GPU, do not come to what they should (they are {worst:.2g} off)"
     return ""
 
 
+def _cause(error: BaseException) -> str:
+    """What went wrong first: how recording ends after an error is an error, too."""
+    while error.__context__:
+        error = error.__context__
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
 def deviation(
     hp: Hyperparameters, levels: int, device: torch.device, record: Callable[[Play], Play] | None = None
 ) -> float:
-    """How far parameters are off after four steps of either kind, relative to how far they moved."""
+    """How far parameters are off after four steps of either kind, relative to how far they moved: the worst."""
     random, shuffled = hp.random_negative_sampling_rate, hp.shuffled_negative_sampling_rate
     generator = torch.Generator().manual_seed(0)
 
@@ -189,7 +215,7 @@ def deviation(
         weight = torch.randn(shape, generator=generator) / hp.vector_dim**0.5
         return torch.stack([weight, torch.zeros_like(weight), torch.zeros_like(weight)], axis).to(device)
 
-    dim, blocks = hp.vector_dim, hp.num_ip_encoder_layers
+    dim, blocks = hp.vector_dim, min(hp.num_ip_encoder_layers, 2)  # more of the same take memory and tell nothing
     table = levels + _SMALL
     first = Parameters(
         state(1, table, dim), state(0, dim), state(1, table, dim), state(0, blocks, dim, dim), state(0, blocks, dim)
@@ -208,6 +234,9 @@ def deviation(
         )
         for taken in steps:
             taken.run(batch, 0.01)
-    names = [name for name, array in vars(first).items() if array.numel()]
-    before, ours, theirs = (torch.cat([getattr(one, name).flatten() for name in names]) for one in (first, *parameters))
-    return float((ours - theirs).norm() / (theirs - before).norm())
+    off = []
+    for name, before in vars(first).items():
+        ours, theirs = (getattr(own, name) for own in parameters)
+        if before.numel():
+            off.append(float((ours - theirs).norm() / (theirs - before).norm()))
+    return float(np.max(off))  # not a number, if one is not

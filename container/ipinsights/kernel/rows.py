@@ -14,11 +14,13 @@ Triton: Tillet, Kung and Cox, MAPL 2019. It comes with torch's builds for GPUs.
 import triton
 import triton.language as tl
 
-PIECE = 32
+PIECE = 16
 """Sources of a piece at most."""
 COLUMNS = 128
 """Columns of a row that a program takes."""
-_AT_ONCE = tl.constexpr(8)
+WARPS = 1
+"""Of a program: four floats a thread, so a row is read in whole lines, and sums need no other warp."""
+_AT_ONCE = tl.constexpr(16)
 """Pieces that a program reads at a time."""
 
 
@@ -96,6 +98,7 @@ def update_dense(
     EPSILON: tl.constexpr,
 ):
     """Adam on a dense parameter. Programs: blocks."""
+    size = tl.cast(size, tl.int64)
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = place < size
     values = tl.load(gradient + place, mask=inside, other=0.0)

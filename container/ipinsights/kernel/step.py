@@ -92,6 +92,9 @@ class NativeStep:
         self._torch.apply(gradients, learning_rate)
         self._native.ipinsights_step_pack(self._handle)
 
+    def wait(self) -> None:
+        """All is done already."""
+
     def resume(self, steps: int) -> None:
         """Go on after so many steps, with parameters that were set from outside."""
         self._torch.resume(steps)
