@@ -6,7 +6,7 @@ import pyarrow as pa
 import pytest
 
 from conftest import Traffic, no_events, to_events
-from ipinsights import batches, evaluation, kernel, metrics, step, trainer, training
+from ipinsights import batches, evaluation, kernel, metrics, placement, step, trainer, training
 from ipinsights.addresses import IPV4, IPV6, random_addresses
 from ipinsights.entities import EntityIndex
 from ipinsights.errors import UserError
@@ -278,11 +278,11 @@ def test_rows_that_nobody_meets_take_no_memory(traffic: Traffic, train: Events) 
 
 def test_a_gpu_with_too_little_memory_is_passed_over_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = training.torch.cuda
-    monkeypatch.setattr(training, "_gpu_fault", lambda: "")
+    monkeypatch.setattr(placement, "_gpu_fault", lambda: "")
     monkeypatch.setattr(cuda, "is_available", lambda: True)
     monkeypatch.setattr(cuda, "mem_get_info", lambda: (4_000_000_000, 16_000_000_000))
-    assert training._best_device(4_000_000_000) == (training.torch.device("cuda"), "")
-    place, because = training._best_device(6_000_000_000)
+    assert placement._best_device(4_000_000_000) == (training.torch.device("cuda"), "")
+    place, because = placement._best_device(6_000_000_000)
     assert place.type == "cpu"
     assert because.startswith("the GPU has 4,000 MB free, and training there takes 6,000 MB")
 
@@ -290,9 +290,13 @@ def test_a_gpu_with_too_little_memory_is_passed_over_with_the_reason(monkeypatch
 def test_a_gpu_that_cannot_be_used_is_passed_over_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its driver may be too old for torch, itself too old, or broken by what was tried on it."""
     cuda, cpu = training.torch.cuda, training.torch.device("cpu")
+
+    def choose(device: str | None = None) -> tuple[object, str]:
+        return placement.choose(device, HP, training.Vocabulary.blank(IPV4), 100, 0)
+
     monkeypatch.setattr(cuda, "is_available", lambda: False)
     monkeypatch.setattr(cuda, "device_count", lambda: 1)
-    place, because = training._choose(None, 0, HP, 9)
+    place, because = choose()
     assert (place, because[:35]) == (cpu, "the GPU's driver is too old for thi")
 
     def fails(*_: object, **__: object) -> None:
@@ -301,11 +305,11 @@ def test_a_gpu_that_cannot_be_used_is_passed_over_with_the_reason(monkeypatch: p
     monkeypatch.setattr(cuda, "is_available", lambda: True)
     monkeypatch.setattr(training.torch, "zeros", fails)
     told = (cpu, "the GPU cannot be used (CUDA error: no kernel image is available)")
-    assert training._choose(None, 0, HP, 9) == told
-    monkeypatch.setattr(training, "_best_device", lambda _: (training.torch.device("meta"), ""))
-    monkeypatch.setattr(training.gpu, "why_not", lambda *_: "something is slow")
-    assert training._choose(None, 0, HP, 9) == told
-    assert training._choose("meta", 0, HP, 9) == (training.torch.device("meta"), "something is slow")
+    assert choose() == told
+    monkeypatch.setattr(placement, "_best_device", lambda _: (training.torch.device("meta"), ""))
+    monkeypatch.setattr(placement.gpu, "why_not", lambda *_: "something is slow")
+    assert choose() == told
+    assert choose("meta") == (training.torch.device("meta"), "something is slow")
 
 
 def test_the_documented_defaults_learn_who_is_who(traffic: Traffic, train: Events) -> None:
@@ -540,6 +544,6 @@ def test_what_does_not_fit_the_memory_is_refused_before_it_is_taken(
     rates = {"random_negative_sampling_rate": 499, "shuffled_negative_sampling_rate": 1}
     wide = dataclasses.replace(HP, vector_dim=4096, mini_batch_size=500_000, **rates)
     many = Events(np.tile(train.entity, 200)[:500_000], np.tile(train.address, 200)[:500_000], train.index)
-    monkeypatch.setattr(training, "available_memory", lambda: 9_000_000_000)
+    monkeypatch.setattr(placement, "available_memory", lambda: 9_000_000_000)
     with pytest.raises(UserError, match=r"and this machine has 9,000 MB left: .* vector_dim or mini_batch_size"):
         fit(many, wide)

@@ -10,20 +10,18 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-from ipinsights import kernel, sampling
+from ipinsights import kernel, placement
 from ipinsights.addresses import FAMILIES
 from ipinsights.batches import Entities
 from ipinsights.checkpoint import Checkpoint, Checkpoints, subject_of
 from ipinsights.errors import UserError
 from ipinsights.events import Events
 from ipinsights.hyperparameters import Hyperparameters
-from ipinsights.kernel import gpu
-from ipinsights.machine import available_memory
 from ipinsights.model import Model
 from ipinsights.networks import Networks
 from ipinsights.progress import Ending, Listener, Plan
@@ -35,8 +33,6 @@ GRACE_SECONDS = 30
 """For so long after a stop is asked for, what training has come to is still validated."""
 LAST_CHECKPOINT_BYTES = 4 << 30
 """A training that is stopped writes a last checkpoint, unless that is larger: there may not be time for it."""
-_GPU_SLACK = 512 << 20
-"""Bytes of a GPU's memory that torch and the driver take for themselves."""
 
 
 def fit(
@@ -75,18 +71,17 @@ def fit(
     stopping = _Stopping(stop)
     hp = hyperparameters.adapted(len(train))
     table = 4 * (hp.num_entity_vectors + 1) * hp.vector_dim
-    _require_memory(table)
+    placement.require_memory(table)
     before = earlier.vocabulary if earlier else None
     vocabulary = Vocabulary.build(train.address, FAMILIES[hp.ip_version], networks, earlier=before)
     entities = Entities.of(train, hp.num_entity_vectors, earlier)
-    memory = _memory(hp, vocabulary, len(train), len(entities.met))
-    _require_memory(table + memory)
-    on_gpu = memory + _gpu_memory(hp, vocabulary, len(train))
-    place, because = _choose(device, on_gpu, hp, vocabulary.depth)
+    memory = placement.memory(hp, vocabulary, len(train), len(entities.met))
+    placement.require_memory(table + memory)
+    place, because = placement.choose(device, hp, vocabulary, len(train), memory)
     native = kernel.library() if place.type == "cpu" else None
     threads = torch.get_num_threads()
     listener.training_planned(Plan(hp, vocabulary, str(place), threads, because, memory, before))
-    with _one_torch_thread(bool(native)), _memory_errors(), _current(place):
+    with _one_torch_thread(bool(native)), _memory_errors(), placement.current(place):
         trainer = Trainer(train, hp, vocabulary, entities, place, native, threads, earlier, recorded=not because)
         validator = Validator(validation, trainer, hp.seed) if validation is not None else None
         saver = None
@@ -119,11 +114,6 @@ def _one_torch_thread(wanted: bool) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _current(place: torch.device) -> AbstractContextManager[object]:
-    """Makes a GPU the one that kernels start on."""
-    return torch.cuda.device(place) if place.type == "cuda" else nullcontext()
 
 
 @contextmanager
@@ -253,71 +243,3 @@ def _check(train: Events, validation: Events | None) -> None:
         )
     if validation is not None and len(validation) == 0:
         raise UserError("there are no validation events: the validation channel holds no rows")
-
-
-def _require_memory(needed: int) -> None:
-    """Raise UserError where the machine has less memory left than that, in bytes."""
-    available = available_memory()
-    if available is not None and needed > available:
-        raise UserError(
-            f"the model and its training take {needed / 1e6:,.0f} MB of memory, and this machine has "
-            f"{available / 1e6:,.0f} MB left: lower num_entity_vectors, vector_dim or mini_batch_size, or take a "
-            "larger machine"
-        )
-
-
-def _choose(device: str | None, needed: int, hp: Hyperparameters, levels: int) -> tuple[torch.device, str]:
-    """Where to train, given how many bytes that takes on a GPU; and why that is slower than it could be."""
-    place, because = (torch.device(device), "") if device else _best_device(needed)
-    if place.type == "cpu":
-        return place, because or kernel.why_absent()
-    with _current(place):
-        because = gpu.why_not(hp, levels, place)
-    if because and not device and (fault := _gpu_fault()):  # what was tried may have been too much for it
-        return torch.device("cpu"), fault
-    return place, because
-
-
-def _gpu_fault() -> str:
-    """Why a GPU that is there cannot be used; empty where it can, or where there is none."""
-    if not torch.cuda.is_available():
-        there = torch.cuda.device_count() > 0
-        return f"the GPU's driver is too old for this torch, of CUDA {torch.version.cuda}" if there else ""
-    try:
-        torch.zeros(1, device="cuda").add_(1).item()
-    except RuntimeError as error:
-        return f"the GPU cannot be used ({str(error).strip().partition(chr(10))[0]})"
-    return ""
-
-
-def _best_device(needed: int) -> tuple[torch.device, str]:
-    """A GPU that can be used and has so many bytes left, else the CPU; and if there is another GPU, why not that."""
-    fault = _gpu_fault()
-    if fault or not torch.cuda.is_available():
-        return torch.device("cpu"), fault
-    free, _ = torch.cuda.mem_get_info()
-    if needed <= free:
-        return torch.device("cuda"), ""
-    return torch.device("cpu"), (
-        f"the GPU has {free / 1e6:,.0f} MB free, and training there takes {needed / 1e6:,.0f} MB: lower vector_dim or "
-        "mini_batch_size, or take a larger GPU"
-    )
-
-
-def _memory(hp: Hyperparameters, vocabulary: Vocabulary, events: int, entities: int) -> int:
-    """Bytes that training takes: parameters with their means, copies of weights, a step, events, vocabulary."""
-    size = min(hp.mini_batch_size, events)
-    random = sampling.groups(size, hp.random_negative_sampling_rate) * hp.random_negative_sampling_rate
-    rows = entities + 1 + vocabulary.num_rows + hp.num_ip_encoder_layers * (hp.vector_dim + 1)
-    copies = 2 if hp.saved_epoch == "best" else 1  # the embeddings of entities at the end, and those of the best epoch
-    step = (2 * size + random) * (hp.vector_dim + vocabulary.depth)
-    numbers = (3 * rows + copies * entities) * hp.vector_dim + step + 5 * events + 2 * vocabulary.chains.size
-    return 4 * numbers + 5 * hp.num_entity_vectors
-
-
-def _gpu_memory(hp: Hyperparameters, vocabulary: Vocabulary, events: int) -> int:
-    """What it takes on a GPU besides: two steps' intermediate results, as one is recorded beside another."""
-    size = min(hp.mini_batch_size, events)
-    random = sampling.groups(size, hp.random_negative_sampling_rate) * hp.random_negative_sampling_rate
-    rates = random, hp.shuffled_negative_sampling_rate
-    return _GPU_SLACK + 2 * gpu.memory(size, *rates, vocabulary.depth, hp.num_ip_encoder_layers, hp.vector_dim)
