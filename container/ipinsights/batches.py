@@ -93,7 +93,8 @@ class Batches:
     def rest_of_epoch(self, position: Position) -> Iterator[Batch]:
         """The mini-batches of the epoch from the position on. Whoever takes them counts the steps of the position.
 
-        They are drawn many at a time, so that drawing costs little however small they are.
+        They are drawn many at a time, so that drawing costs little however small they are. (What a GPU draws depends on
+        its model: an epoch that began on another one meets some events twice and others not.)
         """
         hp, generator = self._hp, self._generator
         self._set_state(position.epoch_began)
