@@ -48,7 +48,10 @@ $(VENV)/.test: setup.py container/constraints.txt | $(BIN)/python
 	if command -v cc >/dev/null; then $(PIP) sagemaker-training; fi
 	# The test of the Spark example runs where there is a Java.
 	if command -v java >/dev/null; then $(PIP) pyspark || echo "pyspark cannot be installed: its test is skipped"; fi
-	# So does that of the SageMaker SDK, which wants other releases than the image has, and so a place of its own.
+	# Those of the kernels for GPUs need Triton, which torch's builds for GPUs bring with them, and no GPU.
+	$(PIP) 'triton==3.7.*' || echo "Triton cannot be installed: the tests of the kernels for GPUs are skipped"
+	# That of the SageMaker SDK runs where there is a Docker. The SDK wants other releases than the image has, and so a
+	# place of its own.
 	if command -v docker >/dev/null; then $(PYTHON) -m venv $(VENV)/sdk && \
 	  $(VENV)/sdk/bin/pip install --quiet --disable-pip-version-check 'sagemaker[local]==2.257.7' \
 	  || echo "The SageMaker SDK cannot be installed: its test is skipped"; fi
