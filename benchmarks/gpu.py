@@ -17,10 +17,9 @@ import numpy as np
 import torch
 
 from benchmarks import datasets, machine
-from benchmarks.tables import markdown
+from benchmarks.tables import markdown, spread
+from benchmarks.training import spread_events
 from ipinsights.batches import Entities
-from ipinsights.entities import EntityIndex
-from ipinsights.events import Events
 from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.kernel import gpu
 from ipinsights.step import Batch
@@ -54,8 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def table(device: torch.device, users: int, piece: int, synthetic: bool) -> str:
     """The table, with its caption."""
-    simulated = datasets.tutorial(users, synthetic).train
-    events = Events(simulated.user.astype(np.int32), simulated.address, EntityIndex(2 * users))
+    events = spread_events(2 * users, users, synthetic)
     vocabulary = Vocabulary.build(events.address)
     entities = Entities.of(events, 2 * users)
     copy = copy_rate(device)
@@ -78,7 +76,7 @@ def table(device: torch.device, users: int, piece: int, synthetic: bool) -> str:
                 [
                     f"{size:,}",
                     name,
-                    f"{np.median(found):,.0f} ({min(found):,.0f} to {max(found):,.0f})",
+                    spread(found, ",.0f"),
                     *(f"{limit:,.0f}" for limit in limits),
                     f"{np.median(found) / min(limits):.0%}",
                 ]
@@ -155,15 +153,14 @@ def copy_rate(device: torch.device) -> float:
 
 def multiply_rate(batch: Batch, hp: Hyperparameters, device: torch.device) -> float:
     """Floating-point operations a second, in products of the step's shape."""
-    addresses = len(batch.entity) + batch.random[..., 0].numel()
-    left = torch.rand(addresses, hp.vector_dim, device=device)
+    left = torch.rand(batch.addresses, hp.vector_dim, device=device)
     right = torch.rand(hp.vector_dim, hp.vector_dim, device=device)
     out = torch.empty_like(left)
 
     def multiply() -> int:
         for _ in range(100):
             torch.mm(left, right, out=out)
-        return 100 * 2 * addresses * hp.vector_dim**2
+        return 100 * 2 * left.numel() * hp.vector_dim
 
     timed(multiply, device)
     done, seconds = timed(multiply, device)
@@ -179,8 +176,7 @@ def row_bytes(batch: Batch, hp: Hyperparameters) -> float:
 
 def product_flops(batch: Batch, hp: Hyperparameters) -> float:
     """Floating-point operations of a step's products, a positive: of blocks, and of scores, forward and twice back."""
-    addresses = len(batch.entity) + batch.random[..., 0].numel()
-    blocks = hp.num_ip_encoder_layers * addresses * hp.vector_dim**2
+    blocks = hp.num_ip_encoder_layers * batch.addresses * hp.vector_dim**2
     scores = hp.records_per_positive * len(batch.entity) * hp.vector_dim
     return 3 * 2 * (blocks + scores) / len(batch.entity)
 

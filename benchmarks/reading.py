@@ -23,7 +23,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from benchmarks import datasets, machine
-from benchmarks.tables import markdown
+from benchmarks.tables import markdown, spread
 from ipinsights import addresses, events, kernel
 from ipinsights.entities import EntityIndex
 
@@ -68,8 +68,9 @@ def _table(folder: Path, users: int, rounds: int, synthetic: bool) -> str:
 
     readers = {_USUAL: lambda: _usual(path), _EXACT: without_kernel, _OURS: ours}
     wall, cores = _take_turns(readers, rounds)
+    ratios = {name: wall[_USUAL] / wall[name] for name in readers}
     cells = [
-        [name, _range(rows / 1e6 / wall[name]), _range(rows / 1e6 / cores[name]), _range(wall[_USUAL] / wall[name])]
+        [name, *(spread(values, ".2f") for values in (rows / 1e6 / wall[name], rows / 1e6 / cores[name], ratios[name]))]
         for name in readers
     ]
     header = ["", "million rows/s", "million rows/s a core", "x pandas"]
@@ -78,7 +79,7 @@ def _table(folder: Path, users: int, rounds: int, synthetic: bool) -> str:
         rows=rows,
         size=path.stat().st_size / 1e6,
         rounds=rounds,
-        seconds=_range(np.array(started)),
+        seconds=spread(started, ".2f"),
         machine=machine.description(),
     )
     return f"{markdown(header, cells)}\n\n{caption}"
@@ -121,10 +122,6 @@ def _seconds_to_first_batch(base: Path, users: int) -> float:
     if not found:
         raise RuntimeError("train printed no metric of its first mini-batch")
     return seconds
-
-
-def _range(values: npt.NDArray[np.float64]) -> str:
-    return f"{np.median(values):.2f} ({values.min():.2f} to {values.max():.2f})"
 
 
 if __name__ == "__main__":

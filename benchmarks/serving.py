@@ -32,7 +32,7 @@ from tqdm import tqdm
 from benchmarks import machine
 from benchmarks.served import CSV, JSON, JSON_LINES, Payload, Served, largest, payload
 from benchmarks.servers import Server, environment, free_port
-from benchmarks.tables import markdown
+from benchmarks.tables import markdown, spread
 
 _USUAL, _OURS = _NAMES = ("usual", "ours")
 _WORKERS, _THREADS = 2, 4
@@ -305,8 +305,8 @@ class Measurement:
         required, met = REQUIRED[_SCORE]
         clock, processor = zip(*scored, strict=True)
         verdict = "yes" if met(float(np.median(clock))) else "no"
-        lines.append([_SCORE, "", _range(clock, ",.0f"), "", required, verdict])
-        lines.append([f"{_SCORE} of processor time", "", _range(processor, ",.0f"), "", "", ""])
+        lines.append([_SCORE, "", spread(clock, ",.0f"), "", required, verdict])
+        lines.append([f"{_SCORE} of processor time", "", spread(processor, ",.0f"), "", "", ""])
         return markdown(["", "usual server", "ours", "ratio", "required", "met"], lines)
 
     def _line(self, name: str, form: str) -> list[str]:
@@ -314,12 +314,12 @@ class Measurement:
         ratios = [b / a for a, b in zip(usual, ours, strict=True)]
         required, met = REQUIRED.get(name, ("", None))
         verdict = "" if met is None else "yes" if met(float(np.median(ratios))) else "no"
-        return [name, _range(usual, form), _range(ours, form), _range(ratios, ".2f"), required, verdict]
+        return [name, spread(usual, form), spread(ours, form), spread(ratios, ".2f"), required, verdict]
 
     def _latency_table(self) -> str:
         lines = []
         for task in self._single:
-            cells = [_range(self._latencies[f"{task.name}, {p}"][s], ".1f") for p in ("p50", "p99") for s in _NAMES]
+            cells = [spread(self._latencies[f"{task.name}, {p}"][s], ".1f") for p in ("p50", "p99") for s in _NAMES]
             lines.append([task.name, *cells])
         return markdown(["milliseconds", "usual server, p50", "ours, p50", "usual server, p99", "ours, p99"], lines)
 
@@ -331,11 +331,6 @@ def _order(number: int) -> Sequence[str]:
 
 def _filled(paragraph: str) -> str:
     return textwrap.fill(paragraph, 120, break_long_words=False, break_on_hyphens=False)
-
-
-def _range(values: Sequence[float], form: str) -> str:
-    median = format(float(np.median(values)), form)
-    return median if len(values) == 1 else f"{median} ({min(values):{form}} to {max(values):{form}})"
 
 
 if __name__ == "__main__":

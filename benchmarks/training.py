@@ -26,7 +26,7 @@ from tqdm import tqdm
 from benchmarks import contenders, datasets, literal, machine, tutorial
 from benchmarks.contenders import Scorer
 from benchmarks.pieces import Contender, Literal, Ours, Piece
-from benchmarks.tables import markdown
+from benchmarks.tables import markdown, spread
 from ipinsights import training
 from ipinsights.entities import EntityIndex
 from ipinsights.events import Events
@@ -148,12 +148,12 @@ def speed(options: argparse.Namespace) -> str:
     if _DENSE not in measured:
         lines.append([_DENSE, f"left out: a table of {table_gib:.2g} GiB, and every step writes all of it", *[""] * 6])
     for name, pieces in measured.items():
-        ratios = [_range(speeds[name] / speeds[o], ".2f") if o in speeds else "" for o in (_SPARSE, _DENSE)]
+        ratios = [spread(speeds[name] / speeds[o], ".2f") if o in speeds else "" for o in (_SPARSE, _DENSE)]
         rate = float(np.median(speeds[name])) * records
         lines.append(
             [
                 name,
-                _range(speeds[name], ",.0f"),
+                spread(speeds[name], ",.0f"),
                 *ratios,
                 f"{rate:,.0f}",
                 f"{rate / BUILT_IN:.2f}",
@@ -212,12 +212,6 @@ def _take_turns(
     for contender in running.values():
         contender.close()
     return pieces
-
-
-def _range(values: "np.ndarray[tuple[int], np.dtype[np.float64]]", form: str) -> str:
-    if np.ptp(values) == 0:
-        return format(values[0], form)
-    return f"{np.median(values):{form}} ({values.min():{form}} to {values.max():{form}})"
 
 
 class _Heard(Listener):

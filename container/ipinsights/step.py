@@ -62,6 +62,12 @@ class Batch:
     """Consecutive positives, a multiple of ``group``, that shuffled negatives stay within; the last tile may have
     fewer. Negative k, from 1 to S, is the entity with the address of the positive k places before it, cyclically."""
 
+    @property
+    def addresses(self) -> int:
+        """m, the addresses to encode: b + groups * R."""
+        groups, random_rate, _ = self.random.shape
+        return len(self.entity) + groups * random_rate
+
 
 @dataclass(frozen=True)
 class RowGradients:
@@ -276,9 +282,7 @@ class TorchStep:
 
     def apply(self, gradients: Gradients, learning_rate: float) -> None:
         """Take one step."""
-        self.steps += 1
-        p = self._parameters
-        rates = Rates.of(self.steps, learning_rate, self._weight_decay, p.w.shape[1])
+        p, rates = self._parameters, self.next_rates(learning_rate)
         for table, gradient in ((p.entity, gradients.entity), (p.prefix, gradients.prefix)):
             tile = _TILE if table.device.type == "cpu" else max(1, len(gradient.rows))
             for rows, values in zip(torch.split(gradient.rows, tile), torch.split(gradient.values, tile), strict=True):
@@ -288,6 +292,11 @@ class TorchStep:
         _adam(p.typical.unbind(0), gradients.typical, rates.typical, rates.deviation)
         _adam(p.w.unbind(0), gradients.w, rates.block, rates.deviation)
         _adam(p.b.unbind(0), gradients.b, rates.block, rates.deviation)
+
+    def next_rates(self, learning_rate: float) -> Rates:
+        """The numbers of the next step's update; it counts as taken."""
+        self.steps += 1
+        return Rates.of(self.steps, learning_rate, self._weight_decay, self._parameters.w.shape[1])
 
     def wait(self) -> None:
         """Until the device is done."""
@@ -323,11 +332,16 @@ def sum_rows(rows: torch.Tensor, gradient: torch.Tensor) -> RowGradients:
     bags of a row together, so the transpose of a sum over bags is again one.
     """
     ordered, position = torch.sort(rows.reshape(-1))
-    is_first = torch.ones_like(ordered, dtype=torch.bool)
-    is_first[1:] = ordered[1:] != ordered[:-1]
-    starts = is_first.nonzero().view(-1)
+    starts = begins(ordered).nonzero().view(-1)
     values = F.embedding_bag(position // rows.shape[1], gradient, starts, mode="sum")
     return RowGradients(ordered[starts].long(), values)
+
+
+def begins(ordered: torch.Tensor) -> torch.Tensor:
+    """Where an ordered list, [n], comes to another number: bool [n]."""
+    first = torch.ones_like(ordered, dtype=torch.bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    return first
 
 
 def _adam(state: tuple[torch.Tensor, ...], gradient: torch.Tensor, rate: Rate, deviation: float) -> None:

@@ -64,7 +64,7 @@ class Trainer:
         self.step: Step
         if native:
             self.step = NativeStep(native, self.parameters, vocabulary.depth, hp.weight_decay, threads)
-        elif recorded and device.type == "cuda":
+        elif recorded:
             self.step = GpuStep(self.parameters, hp.weight_decay)
         else:
             self.step = TorchStep(self.parameters, hp.weight_decay)

@@ -82,7 +82,8 @@ def fit(
     threads = torch.get_num_threads()
     listener.training_planned(Plan(hp, vocabulary, str(place), threads, because, memory, before))
     with _one_torch_thread(bool(native)), _memory_errors(), placement.current(place):
-        trainer = Trainer(train, hp, vocabulary, entities, place, native, threads, earlier, recorded=not because)
+        recorded = place.type == "cuda" and not because
+        trainer = Trainer(train, hp, vocabulary, entities, place, native, threads, earlier, recorded=recorded)
         validator = Validator(validation, trainer, hp.seed) if validation is not None else None
         saver = None
         if checkpoints:

@@ -6,6 +6,7 @@ from triton.compiler import ASTSource
 
 from ipinsights import step
 from ipinsights.kernel import rows
+from kernel.gpu_kernels import KERNELS
 
 CONSTANTS = {
     "DIM": 128, "COLUMNS": rows.COLUMNS, "PIECE": rows.PIECE, "BLOCK": 1024,
@@ -17,7 +18,7 @@ CAPABILITIES = (75, 80, 90, 100)  # T4, A100, H100, B200
 
 compiled = 0
 for capability in CAPABILITIES:
-    for kernel in (rows.sum_pieces, rows.update_rows, rows.update_dense):
+    for kernel in (getattr(rows, name) for name in KERNELS):
         types = {name: "*fp32" if name in FLOATS else "i32" if name in NUMBERS else "*i32" for name in kernel.arg_names}
         constants = {name: CONSTANTS[name] for name in types.keys() & CONSTANTS.keys()}
         source = ASTSource(kernel, types | dict.fromkeys(constants, "constexpr"), constants)

@@ -30,6 +30,7 @@ from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.kernel import gpu
 from ipinsights.kernel.gpu import GpuStep, list_rows
 from ipinsights.step import Batch, Parameters, TorchStep
+from kernel.gpu_kernels import KERNELS, Idle
 from kernel.test_native_step import close, make
 
 INTERPRET = {"TRITON_INTERPRET": "1"}
@@ -43,9 +44,6 @@ with patch.dict(os.environ, INTERPRET):
 def interpreted() -> Iterator[None]:
     with patch.dict(os.environ, INTERPRET):
         yield
-
-
-KERNELS = ("sum_pieces", "update_rows", "update_dense")
 
 
 class Recorder(TorchDispatchMode):
@@ -101,13 +99,6 @@ class Launcher:
             self.recorder.done.append(lambda: self.kernel[grid](*arguments, **options))
 
         return launch
-
-
-class Idle:
-    """A kernel that does nothing."""
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        return lambda *_, **__: None
 
 
 def together(parameters: Parameters, batches: list[Batch]) -> None:

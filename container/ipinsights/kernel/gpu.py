@@ -14,12 +14,11 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from ipinsights import sampling, step
 from ipinsights.hyperparameters import Hyperparameters
-from ipinsights.step import Batch, Parameters, Rates, TorchStep
+from ipinsights.step import Batch, Parameters, TorchStep
 
 _DENSE = 1024
 """Numbers of a dense parameter that a program takes."""
@@ -81,9 +80,7 @@ class GpuStep(TorchStep):
 
     def run(self, batch: Batch, learning_rate: float) -> None:
         """Learn from a batch."""
-        self.steps += 1
-        p = self._parameters
-        rates = Rates.of(self.steps, learning_rate, self._weight_decay, p.w.shape[1])
+        rates = self.next_rates(learning_rate)
         numbers = [*rates.table, *rates.typical, *rates.block, rates.deviation]
         # From pinned memory, or the host would wait for the device.
         self._rates.copy_(torch.tensor(numbers, pin_memory=self._rates.is_cuda), non_blocking=True)
@@ -139,7 +136,7 @@ class GpuStep(TorchStep):
 def _recording(batch: Batch) -> _Recording:
     """For batches of the same size."""
     device, levels = batch.entity.device, batch.positive.shape[1]
-    addresses = len(batch.positive) + batch.random.shape[0] * batch.random.shape[1]
+    addresses = batch.addresses
     place = torch.arange(addresses + len(batch.entity), dtype=torch.int32, device=device)
     copies = {name: getattr(batch, name).clone() for name in _INPUTS}
     return _Recording(
@@ -157,8 +154,7 @@ def list_rows(numbers: torch.Tensor, piece: int) -> tuple[torch.Tensor, torch.Te
     """
     count = len(numbers)
     place = torch.arange(count, dtype=torch.int32, device=numbers.device)
-    begins_row = torch.ones_like(place, dtype=torch.bool)
-    begins_row[1:] = numbers[1:] != numbers[:-1]
+    begins_row = step.begins(numbers)
     begins_piece = begins_row | (place % piece == 0)
     row, part = (begins.cumsum(0, dtype=torch.int32) for begins in (begins_row, begins_piece))
 
@@ -239,4 +235,4 @@ def deviation(
         ours, theirs = (getattr(own, name) for own in parameters)
         if before.numel():
             off.append(float((ours - theirs).norm() / (theirs - before).norm()))
-    return float(np.max(off))  # not a number, if one is not
+    return float(torch.tensor(off).max())  # not a number, if one is not

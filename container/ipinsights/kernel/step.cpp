@@ -245,17 +245,18 @@ void multiply(const float* a, int64_t m, const float* packed, int64_t width, con
     }
 }
 
-// out [width, width] += the transpose of d [m, width] times a [m, width]; `scratch` holds a panel of DEPTH rows.
-void multiply_transposed(const float* d, const float* a, int64_t m, int64_t width, float* scratch, float* out) {
+// out [width, width] += the transpose of d [m, width] times a [m, width], of which a panel is packed at a time.
+void multiply_transposed(const float* d, const float* a, int64_t m, int64_t width, float* out) {
+    alignas(64) float panel[DEPTH * PANEL];
     for (int64_t begin = 0; begin < m; begin += DEPTH) {
         const int64_t depth = std::min(DEPTH, m - begin);
         for (int64_t column = 0; column < width; column += PANEL) {
             for (int64_t p = 0; p < depth; ++p)
                 for (int64_t c = 0; c < PANEL; c += WIDTH)
-                    store(scratch + p * PANEL + c, load(a + (begin + p) * width + column + c));
+                    store(panel + p * PANEL + c, load(a + (begin + p) * width + column + c));
             for (int64_t row = 0, rows; row < width; row += rows) {
                 rows = next_rows(width - row);
-                block(rows, d + begin * width + row, 1, width, scratch, depth,
+                block(rows, d + begin * width + row, 1, width, panel, depth,
                       [&](int64_t i, Vector left, Vector right) {
                           float* to = out + (row + i) * width + column;
                           store(to, load(to) + left);
@@ -413,7 +414,7 @@ class Index {
 
 // What a thread works with, for the tile at hand.
 struct Bench {
-    Buffer<float> x, seen, d, d_other, e, score, label, weight, packing, gradient;
+    Buffer<float> x, seen, d, d_other, e, score, label, weight, gradient;
     std::vector<const float*> pointers;
     std::vector<float> factors;
 };
@@ -651,8 +652,7 @@ class Step {
         // ... and through the blocks, last first.
         for (int64_t k = shape_.blocks - 1; k >= 0; --k) {
             const float* saw = seen + k * m * width_;
-            multiply_transposed(d, saw, m, width_, bench.packing.reserve(DEPTH * PANEL),
-                                share.w.get() + k * width_ * width_);
+            multiply_transposed(d, saw, m, width_, share.w.get() + k * width_ * width_);
             for (int64_t i = 0; i < m; ++i) add(share.b.get() + k * width_, d + i * width_);
             float* to = k ? d == bench.d.get() ? bench.d_other.reserve(m * width_) : bench.d.get() : result;
             multiply(d, m, backward_.get() + k * width_ * width_, width_,

@@ -6,7 +6,7 @@ import weakref
 import torch
 
 from ipinsights import step
-from ipinsights.step import Batch, Gradients, Parameters, Rates, RowGradients, TorchStep
+from ipinsights.step import Batch, Gradients, Parameters, RowGradients, TorchStep
 
 _TABLES = ("entity", "prefix")
 _FIELDS = ("entity", "typical", "prefix", "w", "b")
@@ -51,7 +51,6 @@ class NativeStep:
         self._shape = _Shape(dim, levels, blocks, threads)
         self._parameters = parameters  # keeps the memory that the handle points to
         self._torch = TorchStep(parameters, weight_decay)
-        self._weight_decay = weight_decay
         self.totals = self._torch.totals
         native.ipinsights_step_new.restype = ctypes.c_void_p
         native.ipinsights_step_touched.restype = ctypes.c_int64
@@ -61,8 +60,7 @@ class NativeStep:
 
     def run(self, batch: Batch, learning_rate: float) -> None:
         """Learn from a batch."""
-        self._torch.steps += 1
-        rates = Rates.of(self._torch.steps, learning_rate, self._weight_decay, self._shape.blocks)
+        rates = self._torch.next_rates(learning_rate)
         update = _Update(
             *(_Rate(*rate) for rate in (rates.table, rates.typical, rates.block)),
             step.BETA1,
