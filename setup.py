@@ -9,7 +9,10 @@ from setuptools import Extension, find_packages, setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "container" / "ipinsights" / "__init__.py").read_text())[1]
 
-TEST = ["coverage", "hypothesis", "mypy", "pandas-stubs", "pytest", "requests", "ruff", "safetensors", "scikit-learn"]
+TEST = [
+    *("coverage", "hypothesis", "mypy", "pandas-stubs", "psutil", "pytest", "requests", "ruff", "safetensors"),
+    "scikit-learn",
+]
 DEMO = ["matplotlib", "requests"]
 
 # The kernel is a plain shared library that ctypes loads. x86-64-v3 is any server since 2013 (AVX2, FMA); 64-bit Arm

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -153,12 +153,20 @@ def trained(
     return tree, job
 
 
+def until(holds: Callable[[], bool]) -> None:
+    """Wait until something holds, for a minute at most."""
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 class Server:
     """`serve` as a process on a port of its own."""
 
     def __init__(self, tree: Tree, output: int | None = None, **environment: str) -> None:
         """On a model; with a file descriptor for what it prints, unless it is to be kept."""
-        port = self._port = free_port()
+        port = self.port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         settings = {"SAGEMAKER_BIND_TO_PORT": str(port), "SAGEMAKER_MODEL_SERVER_WORKERS": "1", **environment}
         self._log = tree.base.parent / f"serve-{port}.log"
@@ -174,7 +182,7 @@ class Server:
             try:
                 if requests.get(f"{self.url}/ping", timeout=2).status_code == 200:
                     return
-            except requests.ConnectionError:
+            except (requests.ConnectionError, requests.Timeout):
                 time.sleep(0.1)
         raise AssertionError("serve did not start: " + self.stop())
 
@@ -199,7 +207,7 @@ class Server:
 
     def connect(self) -> socket.socket:
         """A connection, to say on it what no client does."""
-        return socket.create_connection(("127.0.0.1", self._port), timeout=30)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=30)
 
     def workers(self) -> list[int]:
         """The process ids of the workers."""

@@ -8,7 +8,6 @@ import io
 import itertools
 import json
 import math
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,7 +16,7 @@ import requests
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import Server, Traffic, Tree, to_csv
+from conftest import Server, Traffic, Tree, to_csv, until
 from ipinsights.addresses import IPV4, IPV6, Family
 from ipinsights.records import MalformedRecords, parse_csv
 from ipinsights.sagemaker import media
@@ -109,8 +108,8 @@ def test_a_malformed_row_fails_the_request_unless_marks_are_asked_for(batch: Ser
     assert second["dot_product"] is None
     assert "4 octets" in second["error"]
     assert third == {"dot_product": None, "error": "expected 2 columns (entity, IPv4 address), found 1"}
-    while not (counted := [entry for entry in marking.entries() if "malformed_rows" in entry]):
-        time.sleep(0.05)
+    until(lambda: any("malformed_rows" in entry for entry in marking.entries()))
+    counted = [entry for entry in marking.entries() if "malformed_rows" in entry]
     assert [(entry["rows"], entry["malformed_rows"]) for entry in counted] == [(4, 2)]
     assert "line 2: " in counted[0]["error"]
 

@@ -16,13 +16,14 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pytest
 import requests
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import Server, Traffic, Tree, to_csv
+from conftest import Server, Traffic, Tree, to_csv, until
 from ipinsights import artifact
 from ipinsights.addresses import IPV4
 from ipinsights.model import Model
@@ -103,15 +104,12 @@ def test_told_to_stop_it_answers_whoever_waits_at_the_door(trained: tuple[Tree, 
 
 def test_one_worker_that_ends_takes_nothing_with_it(trained: tuple[Tree, object]) -> None:
     with Server(trained[0], SAGEMAKER_MODEL_SERVER_WORKERS="2") as server:
-        while len(server.workers()) < 2:
-            time.sleep(0.05)
+        until(lambda: len(server.workers()) == 2)
         first, second = server.workers()
         os.kill(first, signal.SIGTERM)
-        while first in server.workers():
-            time.sleep(0.05)
+        until(lambda: first not in server.workers())
         assert server.post("a,1.2.3.4").status_code == 200
-        while len(server.workers()) < 2:
-            time.sleep(0.05)
+        until(lambda: len(server.workers()) == 2)
         os.kill(second, signal.SIGKILL)
         assert server.post("a,1.2.3.4").status_code == 200
 
@@ -202,27 +200,30 @@ def test_there_is_a_place_for_every_worker() -> None:
 
 
 def test_workers_share_the_connections(trained: tuple[Tree, object]) -> None:
-    """Evenly, also when one of them has ended and another has taken its place."""
+    """Evenly, also when one of them has ended and another has taken its place; nearly.
+
+    A worker leaves a connection to another for a moment only, and a busy machine may not let that one run so soon.
+    """
     with Server(trained[0], SAGEMAKER_MODEL_SERVER_WORKERS="2") as server:
-        while len(server.workers()) < 2:
-            time.sleep(0.05)
         for _ in range(2):
-            before = Counter({pid: _sockets(pid) for pid in server.workers()})
-            with contextlib.ExitStack() as opened:
-                for _ in range(20):
-                    session = opened.enter_context(requests.Session())
-                    assert session.get(f"{server.url}/ping", timeout=2).status_code == 200
-                more = {pid: _sockets(pid) - before[pid] for pid in server.workers()}
-                assert min(more.values()) >= 8, more
+            until(lambda: len(server.workers()) == 2 and min(_shares(server, 4)) > 0)  # both take connections
+            fewest = [min(_shares(server, 20)) for _ in range(7)]
+            assert sum(fewest) >= 7 * 9, fewest
             killed = server.workers()[0]
             os.kill(killed, signal.SIGKILL)
-            while killed in server.workers() or len(server.workers()) < 2:
-                time.sleep(0.05)
-            time.sleep(1)  # until the new one takes connections
+            until(lambda: killed not in server.workers())  # noqa: B023
 
 
-def _sockets(pid: int) -> int:
-    return sum(str(link.readlink()).startswith("socket:") for link in Path(f"/proc/{pid}/fd").iterdir())
+def _shares(server: Server, connections: int) -> list[int]:
+    """How many of so many connections each worker takes."""
+    with contextlib.ExitStack() as opened:
+        for _ in range(connections):
+            session = opened.enter_context(requests.Session())
+            assert session.get(f"{server.url}/ping", timeout=10).status_code == 200
+        return [
+            sum(held.laddr[1] == server.port and held.status == "ESTABLISHED" for held in worker.net_connections("tcp"))
+            for worker in map(psutil.Process, server.workers())
+        ]
 
 
 def test_headers_that_stop_coming_are_given_up_without_a_fuss(trained: tuple[Tree, object]) -> None:
