@@ -25,7 +25,9 @@ from benchmarks.servers import free_port
 from ipinsights import addresses, kernel, simulation
 from ipinsights.entities import EntityIndex
 from ipinsights.events import Events
+from ipinsights.kernel.step import NativeStep
 from ipinsights.records import Records
+from ipinsights.step import Batch, Step, TorchStep
 
 settings.register_profile("untimed", deadline=None)  # how long an example takes is no property of the code
 settings.load_profile("untimed")
@@ -151,6 +153,18 @@ def trained(
     job = tree.train()
     assert job.returncode == 0, job.stdout + job.stderr
     return tree, job
+
+
+def lose_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the loss be no number after so many steps."""
+    taken = iter(range(1_000_000))
+    for kind in (NativeStep, TorchStep):
+
+        def run(self: Step, batch: Batch, rate: float, run: Callable[..., None] = kind.run) -> None:
+            run(self, batch, rate)
+            self.totals *= 1 if next(taken) < steps else float("nan")
+
+        monkeypatch.setattr(kind, "run", run)
 
 
 def until(holds: Callable[[], bool]) -> None:

@@ -104,7 +104,7 @@ def test_quality_has_a_row_a_contender() -> None:
     assert all(0.5 < float(row[header.index("AUC")]) < 1 for row in rows)
 
 
-def test_what_a_gpu_would_be_measured_by(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_gpu_would_be_measured_by(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """On the CPU, where steps cannot be recorded."""
     table = gpu.table(torch.device("cpu"), users=60, piece=2000, synthetic=True)
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:6]]
@@ -113,6 +113,7 @@ def test_what_a_gpu_would_be_measured_by(capsys: pytest.CaptureFixture[str]) -> 
     assert rows[1][1].startswith("not recorded, because its steps cannot be recorded")
     limits = [float(cell.replace(",", "")) for cell in rows[0][3:5]]
     assert 0 < float(rows[0][2].split()[0].replace(",", "")) < min(limits)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit):
         gpu.main(["--device", "cuda"])
     assert "torch finds no GPU" in capsys.readouterr().err

@@ -9,15 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import Traffic, to_events
-from ipinsights import batches, checkpoint, kernel, trainer, training
+from conftest import Traffic, lose_after, to_events
+from ipinsights import batches, checkpoint, training
 from ipinsights.checkpoint import KEPT, Checkpoints
 from ipinsights.errors import UserError
 from ipinsights.events import Events
 from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.model import Model
 from ipinsights.progress import Ending, EpochSummary, Listener
-from ipinsights.step import Batch, Step
 from ipinsights.training import fit
 
 HP = Hyperparameters(
@@ -204,16 +203,8 @@ def test_one_that_cannot_be_read_for_now_is_not_given_up(
 def test_a_lost_loss_is_not_written_down(
     train: Events, validation: Events, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    often, lost = dataclasses.replace(HP, checkpoint_interval_minutes=1e-9), 5
-    taken = iter(range(1000))
-    owner = trainer.NativeStep if kernel.library() else trainer.TorchStep
-    run = owner.run
-
-    def loses(self: Step, batch: Batch, rate: float) -> None:
-        run(self, batch, rate)
-        self.totals *= 1 if next(taken) < lost else float("nan")
-
-    monkeypatch.setattr(owner, "run", loses)
+    often = dataclasses.replace(HP, checkpoint_interval_minutes=1e-9)
+    lose_after(5, monkeypatch)
     with pytest.raises(UserError, match="name an empty place for them"):
         fit(train, often, validation, checkpoints=Checkpoints(tmp_path))
     assert [path.name[-18:-12] for path in sorted(tmp_path.iterdir())] == ["000004", "000005"]

@@ -5,7 +5,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from conftest import Traffic, no_events, to_events
+from conftest import Traffic, lose_after, no_events, to_events
 from ipinsights import batches, evaluation, kernel, metrics, placement, step, trainer, training
 from ipinsights.addresses import IPV4, IPV6, random_addresses
 from ipinsights.entities import EntityIndex
@@ -483,7 +483,7 @@ def test_what_needs_validation_says_so(train: Events, changes: dict[str, object]
 
 
 def test_a_lost_loss_is_told(train: Events, monkeypatch: pytest.MonkeyPatch) -> None:
-    _lose_after(0, monkeypatch)
+    lose_after(0, monkeypatch)
     with pytest.raises(UserError, match="the training loss is no longer a number: lower learning_rate"):
         fit(train, HP)
 
@@ -495,22 +495,11 @@ def test_stopped_with_a_lost_loss_it_has_the_best_epoch(
     hp, recorder, endings = dataclasses.replace(HP, saved_epoch="best"), Recorder(), []
     monkeypatch.setattr(recorder, "training_ended", endings.append)
     steps = -(-len(train) // HP.mini_batch_size)
-    _lose_after(steps + 2, monkeypatch)
+    lose_after(steps + 2, monkeypatch)
     asked = iter(range(1_000_000))
     model = fit(train, hp, validation, recorder, stop=lambda: next(asked) >= steps + 5)
     assert endings[0].saved == recorder.epochs[0]
     assert np.isfinite(model.entity).all()
-
-
-def _lose_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    taken = iter(range(1_000_000))
-    for kind in (trainer.NativeStep, trainer.TorchStep):
-
-        def run(self: step.Step, batch: step.Batch, rate: float, run: Callable = kind.run) -> None:
-            run(self, batch, rate)
-            self.totals *= 1 if next(taken) < steps else float("nan")
-
-        monkeypatch.setattr(kind, "run", run)
 
 
 @pytest.mark.parametrize("message", ["DefaultCPUAllocator: can't allocate memory: you tried", "something else"])

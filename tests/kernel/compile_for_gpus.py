@@ -9,7 +9,7 @@ from ipinsights.kernel import rows
 from kernel.gpu_kernels import KERNELS
 
 CONSTANTS = {
-    "DIM": 128, "COLUMNS": rows.COLUMNS, "PIECE": rows.PIECE, "BLOCK": 1024,
+    "DIM": 128, "COLUMNS": rows.COLUMNS, "PIECE": rows.PIECE, "BLOCK": rows.BLOCK,
     "BETA1": step.BETA1, "BETA2": step.BETA2, "EPSILON": step.EPSILON,
 }  # fmt: skip
 FLOATS = {"gradients", "sums", "prefix", "entity", "rates", "deviation", "state", "gradient"}

@@ -122,7 +122,9 @@ def test_a_body_that_stops_coming_is_given_up(trained: tuple[Tree, object]) -> N
             )
             answer = ""
             while "seconds" not in answer:
-                answer += stalled.recv(10_000).decode()
+                piece = stalled.recv(10_000)
+                assert piece, answer
+                answer += piece.decode()
         assert answer.startswith("HTTP/1.1 408 ")
         assert "Nothing of the body came for 1 seconds" in answer
         assert server.post("a,1.2.3.4").status_code == 200
@@ -425,9 +427,13 @@ def test_workers_share_the_model(tmp_path: Path) -> None:
     assert size > 50e6
     body = "".join(f"{name},1.2.3.4\n" for name in names)
     with Server(tree, SAGEMAKER_MODEL_SERVER_WORKERS="3") as server:
-        while not all(_mapped(pid, "Rss", tree.model) > 0.9 * size for pid in server.workers()):
+
+        def all_have_scored() -> bool:
             with concurrent.futures.ThreadPoolExecutor(6) as pool:
                 list(pool.map(lambda _: server.post(body), range(6)))
+            return all(_mapped(pid, "Rss", tree.model) > 0.9 * size for pid in server.workers())
+
+        until(all_have_scored)
         assert sum(_mapped(pid, "Pss", tree.model) for pid in server.workers()) < 1.1 * size
         assert sum(_mapped(pid, "Private_Dirty", tree.model) for pid in server.workers()) == 0
 

@@ -20,8 +20,6 @@ from ipinsights import sampling, step
 from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.step import Batch, Parameters, TorchStep
 
-_DENSE = 1024
-"""Numbers of a dense parameter that a program takes."""
 _INPUTS = ("entity", "novelty", "positive", "random")
 _SMALL = 64
 """Positives of a step by which recording is tried, and known rows of a table."""
@@ -128,8 +126,8 @@ class GpuStep(TorchStep):
         for state, gradient, rate in ((p.typical, learnt.typical, 2), (p.w, learnt.w, 4), (p.b, learnt.b, 4)):
             size = gradient.numel()
             if size:
-                blocks = (-(-size // _DENSE),)
-                rows.update_dense[blocks](state, gradient, size, self._rates[rate:], deviation, _DENSE, *adam)
+                blocks = (-(-size // rows.BLOCK),)
+                rows.update_dense[blocks](state, gradient, size, self._rates[rate:], deviation, rows.BLOCK, *adam)
         self.totals += learnt.totals
 
 
@@ -203,16 +201,16 @@ def deviation(
     """How far parameters are off after four steps of either kind, relative to how far they moved: the worst."""
     random, shuffled = hp.random_negative_sampling_rate, hp.shuffled_negative_sampling_rate
     generator = torch.Generator().manual_seed(0)
+    table = levels + _SMALL
 
     def integers(*shape: int) -> torch.Tensor:
-        return torch.randint(levels + _SMALL, shape, generator=generator, dtype=torch.int32).to(device)
+        return torch.randint(table, shape, generator=generator, dtype=torch.int32).to(device)
 
     def state(axis: int, *shape: int) -> torch.Tensor:
         weight = torch.randn(shape, generator=generator) / hp.vector_dim**0.5
         return torch.stack([weight, torch.zeros_like(weight), torch.zeros_like(weight)], axis).to(device)
 
     dim, blocks = hp.vector_dim, min(hp.num_ip_encoder_layers, 2)  # more of the same take memory and tell nothing
-    table = levels + _SMALL
     first = Parameters(
         state(1, table, dim), state(0, dim), state(1, table, dim), state(0, blocks, dim, dim), state(0, blocks, dim)
     )

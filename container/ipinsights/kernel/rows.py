@@ -20,6 +20,8 @@ COLUMNS = 128
 """Columns of a row that a program takes."""
 WARPS = 1
 """Of a program: four floats a thread, so a row is read in whole lines, and sums need no other warp."""
+BLOCK = 1024
+"""Numbers of a dense parameter that a program takes."""
 _AT_ONCE = tl.constexpr(16)
 """Pieces that a program reads at a time."""
 
