@@ -17,11 +17,11 @@ DEMO = ["matplotlib", "requests"]
 
 # The kernel is a plain shared library that ctypes loads. x86-64-v3 is any server since 2013 (AVX2, FMA); 64-bit Arm
 # needs no flag. Optional: without a compiler the package installs all the same and runs a slower path, as it logs.
-KERNEL = "container/ipinsights/kernel"
+NATIVE = "container/ipinsights/native"
 MACHINE = ["-march=x86-64-v3"] if platform.machine() in ("x86_64", "AMD64") else []
-NATIVE = Extension(
-    "ipinsights.kernel._native",
-    sources=[f"{KERNEL}/{name}.cpp" for name in ("step", "reader", "scoring")],
+LIBRARY = Extension(
+    "ipinsights.native._native",
+    sources=[f"{NATIVE}/{name}.cpp" for name in ("step", "reader", "scoring")],
     language="c++",
     extra_compile_args=[
         *("-std=c++20", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra"),
@@ -42,7 +42,7 @@ setup(
     package_dir={"": "container"},
     packages=find_packages("container"),
     package_data={"ipinsights": ["py.typed"]},
-    ext_modules=[NATIVE],
+    ext_modules=[LIBRARY],
     install_requires=[
         "boto3>=1.35,<2",
         "flask>=3.1,<4",

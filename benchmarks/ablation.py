@@ -14,9 +14,10 @@ from tqdm import tqdm
 from benchmarks import contenders, datasets
 from benchmarks.ranking import Task
 from benchmarks.tables import markdown
-from ipinsights import batches, sampling, step, training, vocabulary
-from ipinsights.addresses import IPV4, IPV6, Family
-from ipinsights.events import Events
+from ipinsights.data.addresses import IPV4, IPV6, Family
+from ipinsights.data.events import Events
+from ipinsights.model import vocabulary
+from ipinsights.training import batches, fit, sampling, step
 
 _CAPTION = """\
 **Ablation.** Mean area under the ROC curve of the product on Tor relays (three kinds of made-up pairs), and what each
@@ -62,7 +63,7 @@ class Change:
 
 def _levels(name: str, family: Family, levels: Sequence[int]) -> Change:
     changed = dataclasses.replace(family, levels=tuple(levels))
-    return Change(name, owner=training, attributes={"FAMILIES": {family.version: changed}}, only=family)
+    return Change(name, owner=fit, attributes={"FAMILIES": {family.version: changed}}, only=family)
 
 
 def _rows_without_dropout(index: batches.PrefixIndex, leaves: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

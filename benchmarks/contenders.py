@@ -11,15 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks import datasets
-from ipinsights import training
-from ipinsights.addresses import IPV4, Addresses, Family
-from ipinsights.baselines import LikelihoodRatio, LongestPrefix
-from ipinsights.baselines.likelihood_ratio import IMPROVED, PUBLISHED, Smoothing
-from ipinsights.events import Events
+from ipinsights.data.addresses import IPV4, Addresses, Family
+from ipinsights.data.events import Events
+from ipinsights.data.networks import Networks
+from ipinsights.evaluation.baselines import LongestPrefix
 from ipinsights.hyperparameters import Hyperparameters
-from ipinsights.model import Model
-from ipinsights.networks import Networks
-from ipinsights.progress import Listener
+from ipinsights.model.counting import IMPROVED, PUBLISHED, LikelihoodRatio, Smoothing
+from ipinsights.model.model import Model
+from ipinsights.training import fit as training
+from ipinsights.training.progress import Listener
 
 Rows = npt.NDArray[np.integer[Any]]
 Pairs = tuple[Rows, Addresses]

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from ipinsights import simulation
-from ipinsights.addresses import IPV4, IPV6, Family
+from ipinsights.data.addresses import IPV4, IPV6, Family
+from ipinsights.evaluation import simulation
 
 FOLDER = Path(os.environ.get("IPINSIGHTS_DATA") or Path(__file__).parents[2] / "shared" / "data")
 """Named by ``IPINSIGHTS_DATA``; need not exist."""

@@ -3,10 +3,11 @@
     python -m benchmarks.gpu                # the AWS tutorial's size, mini-batches of 1,000 and 10,000: a minute
     python -m benchmarks.gpu --device cpu   # the same code without a kernel or a recording, to see that it works
 
-Whole steps, drawing of batches included, take turns: recorded as a CUDA graph (`ipinsights.kernel.gpu`) and started one
-by one. The limit is a roofline: no step is faster than its bytes at the rate at which the card copies, or its products
-at the rate at which it multiplies matrices as large, both measured in the same run. Bytes are those of table rows: each
-is read once for an address or entity, and those that the step changes are read and written once more, with their means.
+Whole steps, drawing of batches included, take turns: recorded as a CUDA graph (`ipinsights.training.gpu_step`) and
+started one by one. The limit is a roofline: no step is faster than its bytes at the rate at which the card copies, or
+its products at the rate at which it multiplies matrices as large, both measured in the same run. Bytes are those of
+table rows: each is read once for an address or entity, and those that the step changes are read and written once more,
+with their means.
 """
 
 import argparse
@@ -19,12 +20,12 @@ import torch
 from benchmarks import datasets, machine
 from benchmarks.tables import markdown, spread
 from benchmarks.training import spread_events
-from ipinsights.batches import Entities
 from ipinsights.hyperparameters import Hyperparameters
-from ipinsights.kernel import gpu
-from ipinsights.step import Batch
-from ipinsights.trainer import Trainer
-from ipinsights.vocabulary import Vocabulary
+from ipinsights.model.vocabulary import Vocabulary
+from ipinsights.training import gpu_step
+from ipinsights.training.batches import Entities
+from ipinsights.training.step import Batch
+from ipinsights.training.trainer import Trainer
 
 BATCHES = (1000, 10_000)
 ROUNDS = 7
@@ -61,7 +62,7 @@ def table(device: torch.device, users: int, piece: int, synthetic: bool) -> str:
     for size in BATCHES:
         chosen = {**datasets.TUTORIAL_HYPERPARAMETERS, "mini_batch_size": size, "epochs": 1_000_000}
         hp = Hyperparameters(num_entity_vectors=2 * users, **chosen)
-        why_not = gpu.why_not(hp, vocabulary.depth, device)
+        why_not = gpu_step.why_not(hp, vocabulary.depth, device)
         trainers = {
             name: Trainer(events, hp, vocabulary, entities, device, None, 1, recorded=recorded)
             for name, recorded in (("one by one", False), ("recorded", True))

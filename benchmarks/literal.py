@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ipinsights.addresses import Addresses
-from ipinsights.events import Events
+from ipinsights.data.addresses import Addresses
+from ipinsights.data.events import Events
 from ipinsights.hyperparameters import Hyperparameters
 
 ENCODER_LEARNING_RATE = 0.001

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import torch
 
-from ipinsights import kernel
+from ipinsights import native
 
 
 def description() -> str:
     """Processor, cores, versions, the load now, and whether the native kernel is there, as half a sentence."""
-    native = "with the native kernel" if kernel.library() else f"without the native kernel: {kernel.why_absent()}"
+    kernel = "with the native kernel" if native.library() else f"without the native kernel: {native.why_absent()}"
     return (
         f"{_processor()}, {os.cpu_count()} cores with a load of {os.getloadavg()[0]:.1f} at the end, "
-        f"torch {torch.__version__}, {native}"
+        f"torch {torch.__version__}, {kernel}"
     )
 
 

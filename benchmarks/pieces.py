@@ -15,10 +15,10 @@ from typing import Protocol
 import torch
 
 from benchmarks import literal
-from ipinsights import training
-from ipinsights.events import Events
+from ipinsights.data.events import Events
 from ipinsights.hyperparameters import Hyperparameters
-from ipinsights.progress import BatchProgress, Listener
+from ipinsights.training.fit import fit
+from ipinsights.training.progress import BatchProgress, Listener
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class _Stopped(Exception):
 
 
 class Ours(Listener):
-    """`training.fit` as it stands, in a thread of its own that its listener holds up between pieces.
+    """`fit` as it stands, in a thread of its own that its listener holds up between pieces.
 
     ``batch_metrics_publish_interval`` must be 1 + R + S, so that every step ends in one `batches_done`.
     """
@@ -112,7 +112,7 @@ class Ours(Listener):
         torch.set_num_threads(self._threads)  # OpenMP's number is each thread's own
         try:
             self._wait()
-            training.fit(self._train, self._hyperparameters, listener=self, device="cpu")
+            fit(self._train, self._hyperparameters, listener=self, device="cpu")
             self._answers.put(ValueError("the training ended in a piece: it has too few epochs"))
         except _Stopped:
             pass

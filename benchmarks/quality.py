@@ -19,7 +19,7 @@ from tqdm import tqdm
 from benchmarks import ablation, contenders, datasets, ranking, tutorial
 from benchmarks.contenders import Contender
 from benchmarks.tables import markdown
-from ipinsights.addresses import IPV4, IPV6, Family
+from ipinsights.data.addresses import IPV4, IPV6, Family
 
 _OUTSIDE = (
     "† With outside data: the provider of each address (the model: its country too), from a table of 2015 and so older "

@@ -17,10 +17,11 @@ import pyarrow as pa
 
 from benchmarks import datasets
 from benchmarks.contenders import Contender, Rows, Scorer
-from ipinsights import addresses, metrics
-from ipinsights.addresses import IPV4, IPV6, Addresses, Family
-from ipinsights.entities import EntityIndex
-from ipinsights.events import Events
+from ipinsights import metrics
+from ipinsights.data import addresses
+from ipinsights.data.addresses import IPV4, IPV6, Addresses, Family
+from ipinsights.data.entities import EntityIndex
+from ipinsights.data.events import Events
 
 KINDS = ("random", "other", "shuffled")
 NEGATIVES = 5

@@ -24,8 +24,9 @@ from tqdm import tqdm
 
 from benchmarks import datasets, machine
 from benchmarks.tables import markdown, spread
-from ipinsights import addresses, events, kernel
-from ipinsights.entities import EntityIndex
+from ipinsights import native
+from ipinsights.data import addresses, events
+from ipinsights.data.entities import EntityIndex
 
 _USUAL, _EXACT, _OURS = "pandas and ipaddress", "ours without the kernel", "**ours**"
 _FIRST_BATCH = "epoch=0, batch=0 "
@@ -63,7 +64,7 @@ def _table(folder: Path, users: int, rounds: int, synthetic: bool) -> str:
         events.read([path], EntityIndex(2 * users))
 
     def without_kernel() -> None:
-        with patch.object(kernel, "library", return_value=None):
+        with patch.object(native, "library", return_value=None):
             ours()
 
     readers = {_USUAL: lambda: _usual(path), _EXACT: without_kernel, _OURS: ours}

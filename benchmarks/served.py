@@ -10,10 +10,11 @@ import pyarrow as pa
 import torch
 
 from benchmarks import usual_server
-from ipinsights import addresses, artifact
-from ipinsights.entities import EntityIndex
-from ipinsights.model import Encoder, Model
-from ipinsights.vocabulary import Vocabulary
+from ipinsights.data import addresses
+from ipinsights.data.entities import EntityIndex
+from ipinsights.model import artifact
+from ipinsights.model.model import Encoder, Model
+from ipinsights.model.vocabulary import Vocabulary
 
 CSV, JSON, JSON_LINES = "text/csv", "application/json", "application/jsonlines"
 

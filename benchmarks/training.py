@@ -27,11 +27,11 @@ from benchmarks import contenders, datasets, literal, machine, tutorial
 from benchmarks.contenders import Scorer
 from benchmarks.pieces import Contender, Literal, Ours, Piece
 from benchmarks.tables import markdown, spread
-from ipinsights import training
-from ipinsights.entities import EntityIndex
-from ipinsights.events import Events
+from ipinsights.data.entities import EntityIndex
+from ipinsights.data.events import Events
 from ipinsights.hyperparameters import Hyperparameters
-from ipinsights.progress import EpochSummary, Listener
+from ipinsights.training.fit import fit
+from ipinsights.training.progress import EpochSummary, Listener
 
 BUILT_IN = 133_783
 """Records a second of the built-in on a V100, from the log in the AWS tutorial's stored output."""
@@ -236,7 +236,7 @@ def quality(options: argparse.Namespace) -> str:
 
     def ours(seed: int) -> tuple[Scorer, float]:
         heard = _Heard(bar)
-        model = training.fit(train, _hyperparameters(options, options.epochs, seed), listener=heard, device="cpu")
+        model = fit(train, _hyperparameters(options, options.epochs, seed), listener=heard, device="cpu")
         return contenders.scorer(model), heard.cross_entropy
 
     def literally(seed: int, sparse: bool) -> tuple[Scorer, float]:

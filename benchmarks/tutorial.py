@@ -11,12 +11,13 @@ from tqdm import tqdm
 from benchmarks import contenders, datasets
 from benchmarks.contenders import Scorer
 from benchmarks.tables import markdown
-from ipinsights import addresses, metrics
-from ipinsights.addresses import IPV4
-from ipinsights.entities import EntityIndex
-from ipinsights.events import Events
-from ipinsights.progress import Listener
-from ipinsights.simulation import Traffic
+from ipinsights import metrics
+from ipinsights.data import addresses
+from ipinsights.data.addresses import IPV4
+from ipinsights.data.entities import EntityIndex
+from ipinsights.data.events import Events
+from ipinsights.evaluation.simulation import Traffic
+from ipinsights.training.progress import Listener
 
 PUBLISHED_RATE = 0.0504
 """The false positive rate of the built-in at threshold 0, in the tutorial notebook's stored output."""

@@ -26,7 +26,8 @@ import requests
 from matplotlib.figure import Figure
 
 from benchmarks import datasets
-from ipinsights import addresses, metrics
+from ipinsights import metrics
+from ipinsights.data import addresses
 
 WORK = Path(__file__).parent / "work"
 USERS = 10_000

@@ -22,10 +22,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ipinsights import artifact, cli
-from ipinsights.records import parse_csv
+from ipinsights.commands.main import main as ipinsights
+from ipinsights.data.records import parse_csv
+from ipinsights.model import artifact
+from ipinsights.model.scoring import Scorer
 from ipinsights.sagemaker.paths import Paths
-from ipinsights.scoring import Scorer
 
 HYPERPARAMETERS = {
     "num_entity_vectors": "1000",
@@ -52,7 +53,7 @@ class Site:
     def prepare(cls, folder: Path, users: int) -> "Site":
         """Simulate traffic and train once without a break."""
         traffic = folder / "traffic"
-        cli.main(["simulate", "--users", str(users), "--out", str(traffic)])
+        ipinsights(["simulate", "--users", str(users), "--out", str(traffic)])
         began = time.monotonic()
         job = Job(folder, "unbroken")
         if job.start().wait():

@@ -15,7 +15,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql.functions import pandas_udf
 from pyspark.sql.types import FloatType
 
-from ipinsights.scoring import Scorer
+from ipinsights.model.scoring import Scorer
 
 
 @pandas_udf(FloatType())

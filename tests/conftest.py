@@ -22,12 +22,14 @@ import requests
 from hypothesis import settings
 
 from benchmarks.servers import free_port
-from ipinsights import addresses, kernel, simulation
-from ipinsights.entities import EntityIndex
-from ipinsights.events import Events
-from ipinsights.kernel.step import NativeStep
-from ipinsights.records import Records
-from ipinsights.step import Batch, Step, TorchStep
+from ipinsights import native
+from ipinsights.data import addresses
+from ipinsights.data.entities import EntityIndex
+from ipinsights.data.events import Events
+from ipinsights.data.records import Records
+from ipinsights.evaluation import simulation
+from ipinsights.training.native_step import NativeStep
+from ipinsights.training.step import Batch, Step, TorchStep
 
 settings.register_profile("untimed", deadline=None)  # how long an example takes is no property of the code
 settings.load_profile("untimed")
@@ -63,11 +65,11 @@ def no_events() -> Events:
 @pytest.fixture(scope="module", params=["kernel", "no kernel"])
 def either_way(request: pytest.FixtureRequest) -> Iterator[None]:
     """What uses this is tested with the native kernel and without."""
-    if request.param == "kernel" and kernel.library() is None:
-        pytest.skip(f"there is no kernel, because {kernel.why_absent()}")
+    if request.param == "kernel" and native.library() is None:
+        pytest.skip(f"there is no kernel, because {native.why_absent()}")
     with pytest.MonkeyPatch.context() as patch:
         if request.param == "no kernel":
-            patch.setattr(kernel, "library", lambda: None)
+            patch.setattr(native, "library", lambda: None)
         yield
 
 

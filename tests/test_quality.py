@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks import contenders, datasets, quality
 from benchmarks.ranking import Task
-from ipinsights.addresses import IPV4, IPV6
+from ipinsights.data.addresses import IPV4, IPV6
 
 pytestmark = pytest.mark.skipif(
     not (datasets.TOR.exists() and datasets.TOR_IPV6.exists() and datasets.RANGES.exists()),

@@ -1,5 +1,6 @@
 """What this machine, or the part of it that a container is given, has to offer."""
 
+import os
 from pathlib import Path
 
 _GROUPS = (
@@ -7,6 +8,11 @@ _GROUPS = (
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
 )
 """Of control groups, version 2 and version 1: the limit, what is used of it, and how much of that is only cached."""
+
+
+def usable_cores() -> int:
+    """The cores that this process may run on; all there are, where the system does not tell (as macOS does not)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def available_memory(root: Path = Path("/")) -> int | None:

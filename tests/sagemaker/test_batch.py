@@ -17,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import Server, Traffic, Tree, to_csv, until
-from ipinsights.addresses import IPV4, IPV6, Family
-from ipinsights.records import MalformedRecords, parse_csv
+from ipinsights.data.addresses import IPV4, IPV6, Family
+from ipinsights.data.records import MalformedRecords, parse_csv
+from ipinsights.model.scoring import Scorer
 from ipinsights.sagemaker import media
-from ipinsights.scoring import Scorer
 
 CSV, JSON, JSON_LINES = "text/csv", "application/json", "application/jsonlines"
 

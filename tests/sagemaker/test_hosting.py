@@ -24,9 +24,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import Server, Traffic, Tree, to_csv, until
-from ipinsights import artifact
-from ipinsights.addresses import IPV4
-from ipinsights.model import Model
+from ipinsights.data.addresses import IPV4
+from ipinsights.model import artifact
+from ipinsights.model.model import Model
 from ipinsights.sagemaker.access import AccessLog
 from ipinsights.sagemaker.settings import ServerSettings
 from ipinsights.sagemaker.worker import Shared

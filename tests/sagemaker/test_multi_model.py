@@ -13,12 +13,12 @@ import pytest
 import requests
 
 from conftest import Server, Tree
-from ipinsights import artifact
-from ipinsights.addresses import IPV4
+from ipinsights.data.addresses import IPV4
 from ipinsights.errors import UserError
-from ipinsights.model import Model
+from ipinsights.model import artifact
+from ipinsights.model.model import Model
+from ipinsights.model.scoring import Scorer
 from ipinsights.sagemaker.models import AlreadyLoaded, ModelStore, NotLoaded, OutOfMemory
-from ipinsights.scoring import Scorer
 
 CSV = "user_1,192.168.1.2\nuser_2,10.10.1.2\n"
 TABLE = 64 * 4

@@ -8,13 +8,13 @@ import pytest
 import requests
 
 from conftest import SMALL, Server, Traffic, Tree, to_csv
-from ipinsights import artifact
-from ipinsights.records import Records, parse_csv
+from ipinsights.data.records import Records, parse_csv
+from ipinsights.model import artifact
+from ipinsights.model.scoring import Scorer
 from ipinsights.sagemaker import media
 from ipinsights.sagemaker.app import create_app
 from ipinsights.sagemaker.models import ONLY, ModelStore
 from ipinsights.sagemaker.settings import ServerSettings
-from ipinsights.scoring import Scorer
 
 CSV = "user_1, 192.168.1.2\nuser_2, 10.10.1.2"
 SHAPES = [{"data": {"features": {"values": ["user_1", "192.168.1.2"]}}}, {"features": ["user_2", "10.10.1.2"]}]

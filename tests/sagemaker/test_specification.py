@@ -20,7 +20,7 @@ from botocore.model import Shape
 from botocore.validate import ParamValidator
 
 from conftest import Tree
-from ipinsights.addresses import FAMILIES
+from ipinsights.data.addresses import FAMILIES
 from ipinsights.errors import UserError
 from ipinsights.hyperparameters import Hyperparameters, declarations
 from ipinsights.sagemaker import commands, configuration, media, specification

@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 
 from conftest import SMALL, Traffic, Tree, to_csv
-from ipinsights import artifact
-from ipinsights.records import parse_csv
+from ipinsights.data.records import parse_csv
+from ipinsights.model import artifact
+from ipinsights.model.scoring import Scorer
 from ipinsights.sagemaker.reporting import METRIC_DEFINITIONS
-from ipinsights.scoring import Scorer
 from local_test import interruptions
 
 ENDLESS = {**SMALL, "epochs": "1000000", "batch_metrics_publish_interval": "1000000"}

@@ -20,8 +20,6 @@ platforms call all the time are answered before it, in plain WSGI (PEP 3333); Fl
 
 import logging
 import re
-import socket
-import struct
 import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,20 +32,19 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 from flask import Flask, Response, request
-from gunicorn.http.errors import ParseException
 from werkzeug.exceptions import HTTPException
 
 from ipinsights.errors import UserError
+from ipinsights.model.scoring import Scorer
 from ipinsights.sagemaker import media
 from ipinsights.sagemaker.access import AccessLog
 from ipinsights.sagemaker.models import ONLY, AlreadyLoaded, ModelStore, NotLoaded, OutOfMemory
 from ipinsights.sagemaker.settings import ServerSettings
-from ipinsights.scoring import Scorer
+from ipinsights.sagemaker.sockets import Stalled, TooLarge, read_body
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
-_PIECE = 1 << 20
 _FAULTS = 1000
 """Malformed rows, of which a request that fails tells the first, after which no more are looked for."""
 _TEXT = "text/plain; charset=utf-8"
@@ -57,14 +54,6 @@ _REQUEST_IDS_IN = ("HTTP_X_AMZN_SAGEMAKER_INFERENCE_ID", "HTTP_X_AMZN_REQUESTID"
 """What a caller may name a request by, as PEP 3333 names headers; the first counts."""
 
 logger = logging.getLogger("ipinsights")
-
-
-class TooLarge(UserError):
-    """The body has more bytes than are taken."""
-
-
-class Stalled(UserError):
-    """The body stopped coming."""
 
 
 _STATUSES: dict[type[Exception], int] = {
@@ -119,7 +108,7 @@ def _add_models(app: Flask, models: ModelStore, settings: ServerSettings) -> Non
 
     @app.post("/models")
     def load_model() -> dict[str, str]:
-        body = _body(request.environ, settings)
+        body = read_body(request.environ, settings.max_content_length, settings.timeout)
         try:
             asked = orjson.loads(body)
         except orjson.JSONDecodeError:
@@ -252,7 +241,7 @@ class _Front:
                 return _not_allowed(environ, "POST", facts)
             if not self._ready:
                 return _Answer(503, b"the model is not loaded yet\n", facts=facts)
-            body = _body(environ, self._settings)
+            body = read_body(environ, self._settings.max_content_length, self._settings.timeout)
             facts["bytes_in"] = len(body)
             writer = media.writer(accept, self._settings.default_accept)
             with self._scoring:
@@ -263,42 +252,6 @@ class _Front:
             logger.exception("A fault of the program while answering request %s", request_id)
             message = f"Internal error; the log has the details under request {request_id}"
             return _Answer(500, f"{message}\n".encode(), facts=facts)
-
-
-def _body(environ: "WSGIEnvironment", settings: ServerSettings) -> bytes:
-    """The body, which may come in chunks of no length known beforehand. Raises UserError."""
-    limit, seconds = settings.max_content_length, settings.timeout
-    length = int(environ.get("CONTENT_LENGTH") or 0)
-    if length > limit:
-        raise _too_large(limit)
-    if "gunicorn.socket" in environ:
-        environ["gunicorn.socket"].setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval(seconds))
-    stream, pieces, size = environ["wsgi.input"], [], 0
-    try:
-        if length:
-            body = bytes(stream.read(length))
-            if len(body) < length:
-                raise UserError(f"the body ended after {len(body)} of {length} bytes")
-            return body
-        while environ.get("wsgi.input_terminated") and (piece := stream.read(_PIECE)):
-            pieces.append(piece)
-            size += len(piece)
-            if size > limit:
-                raise _too_large(limit)
-    except BlockingIOError:
-        raise Stalled(f"Nothing of the body came for {seconds} seconds") from None
-    except (OSError, ParseException) as error:  # cut off, or in chunks that are none
-        raise UserError(f"the body cannot be received ({error!r})") from error
-    return b"".join(pieces)
-
-
-def _too_large(limit: int) -> TooLarge:
-    return TooLarge(f"The body is larger than {limit} bytes")
-
-
-def timeval(seconds: int) -> bytes:
-    """A time as socket options have it. A timeout of Python's would cost two more system calls a read or write."""
-    return struct.pack("ll", seconds, 0)
 
 
 def _not_allowed(environ: "WSGIEnvironment", methods: str, facts: Mapping[str, object]) -> _Answer:

@@ -5,14 +5,14 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from ipinsights import events
-from ipinsights.addresses import FAMILIES
-from ipinsights.entities import EntityIndex
+from ipinsights.data import events
+from ipinsights.data.addresses import FAMILIES
+from ipinsights.data.entities import EntityIndex
+from ipinsights.data.events import Events
+from ipinsights.data.sources import Source, size
 from ipinsights.errors import UserError
-from ipinsights.events import Events
 from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.sagemaker import reporting, stopping
-from ipinsights.sources import Source, size
 
 _REMINDER, _PATIENCE = 60, 15 * 60
 """Seconds between two log lines that a channel is waited for, and those after which it is not."""

@@ -5,17 +5,18 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from ipinsights import cli
+from ipinsights.commands.main import main as run
+from ipinsights.commands.options import Commands
 from ipinsights.errors import UserError
 from ipinsights.sagemaker import specification
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command. A fault of the input ends it with one sentence and exit code 1."""
-    cli.main(arguments, extend=_add)
+    run(arguments, extend=_add)
 
 
-def _add(commands: cli.Commands) -> None:
+def _add(commands: Commands) -> None:
     command = commands.add_parser(
         "algorithm-spec",
         help="make the image an Algorithm resource of SageMaker",

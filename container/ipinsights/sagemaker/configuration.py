@@ -10,11 +10,11 @@ from typing import Any
 
 from werkzeug.http import parse_options_header
 
-from ipinsights import events
+from ipinsights.data import events
+from ipinsights.data.sources import Pipe, Source
 from ipinsights.errors import UserError
 from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.sagemaker.paths import Paths
-from ipinsights.sources import Pipe, Source
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ import tarfile
 import zlib
 from pathlib import Path
 
-from ipinsights import artifact
 from ipinsights.errors import UserError
-from ipinsights.model import Model
+from ipinsights.model import artifact
+from ipinsights.model.model import Model
 
 _PIECE = 1 << 20
 _SUFFIXES = (".tar.gz", ".tgz", ".tar")

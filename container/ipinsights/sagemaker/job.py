@@ -16,16 +16,17 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ipinsights import artifact, kernel
-from ipinsights.addresses import FAMILIES
-from ipinsights.checkpoint import Checkpoints
-from ipinsights.entities import EntityIndex
+from ipinsights import native
+from ipinsights.data.addresses import FAMILIES
+from ipinsights.data.entities import EntityIndex
+from ipinsights.data.networks import Networks
 from ipinsights.errors import AlgorithmError, UserError
 from ipinsights.hyperparameters import Hyperparameters
-from ipinsights.model import Model
-from ipinsights.networks import Networks
+from ipinsights.model import artifact
+from ipinsights.model.model import Model
 from ipinsights.sagemaker import channels, configuration, earlier, reporting, stopping
 from ipinsights.sagemaker.paths import Paths
+from ipinsights.training.checkpoint import Checkpoints
 
 FAILURE_LIMIT = 1024
 """Characters of a failure file that the platform shows."""
@@ -140,12 +141,12 @@ def _train(
     if job.validation is None:
         logger.info("Test data is not provided.")
 
-    if kernel.library() is None:
+    if native.library() is None:
         # Without the kernel a step is dozens of short parallel loops, whose threads wait for one another: a second core
         # makes it 1.3 times as fast where both are ours alone, and a seventh as fast beside two busy processes.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     stopping.check()
-    from ipinsights.training import fit  # loads torch, which takes seconds and reads the setting above
+    from ipinsights.training.fit import fit  # loads torch, which takes seconds and reads the setting above
 
     report = reporting.TrainingReport(job.host, hp, len(data["train"]))
     report.initialized(started, (reading, read))

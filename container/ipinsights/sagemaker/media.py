@@ -18,12 +18,12 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import orjson
 from werkzeug.http import parse_options_header
 
-from ipinsights import columns, records
-from ipinsights.addresses import IPV4, Family
+from ipinsights.data import columns, records
+from ipinsights.data.addresses import IPV4, Family
+from ipinsights.data.records import Fault, MalformedRecords, Pairs
 from ipinsights.errors import UserError
-from ipinsights.kernel import reader
-from ipinsights.records import Fault, MalformedRecords, Pairs
-from ipinsights.scoring import Scorer
+from ipinsights.model.scoring import Scorer
+from ipinsights.native import reader
 
 JSON = "application/json"
 """What is answered unless another type is asked for."""

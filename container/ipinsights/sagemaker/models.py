@@ -11,9 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from ipinsights import artifact
 from ipinsights.errors import UserError
-from ipinsights.scoring import Scorer
+from ipinsights.model import artifact
+from ipinsights.model.scoring import Scorer
 
 Answer = TypeVar("Answer")
 

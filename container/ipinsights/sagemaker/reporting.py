@@ -14,9 +14,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ipinsights.data.networks import LABELS
 from ipinsights.hyperparameters import Hyperparameters
-from ipinsights.networks import LABELS
-from ipinsights.progress import BatchProgress, Ending, EpochSummary, Listener, Plan
+from ipinsights.training.progress import BatchProgress, Ending, EpochSummary, Listener, Plan
 
 METRIC_DEFINITIONS = {
     "train:binary_classification_accuracy": (

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ipinsights.errors import UserError
-from ipinsights.events import usable_cores
+from ipinsights.machine import usable_cores
 from ipinsights.sagemaker import media
 
 BATCH_PAYLOAD_MB = 100

@@ -29,7 +29,7 @@ from typing import Any
 from gunicorn.arbiter import Arbiter
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
-from ipinsights.sagemaker.app import timeval
+from ipinsights.sagemaker.sockets import timeval
 
 _HEADERS = timeval(5)
 """The time that a client may leave a request's headers unfinished without sending any of them."""

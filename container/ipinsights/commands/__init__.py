@@ -1,0 +1,1 @@
+"""The shell: the ``ipinsights`` command, one of its commands a file. Each calls one part of the package."""

@@ -1,0 +1,46 @@
+"""``ipinsights evaluate``: how well a model tells real log-ins from made-up ones."""
+
+import argparse
+from pathlib import Path
+
+from ipinsights.commands.options import CSV, Commands, seed
+from ipinsights.data.events import find_files
+from ipinsights.data.records import Records, parse_stream
+from ipinsights.data.sources import stream
+from ipinsights.errors import UserError
+from ipinsights.evaluation import comparison
+from ipinsights.model.scoring import Scorer
+
+
+def add(commands: Commands) -> None:
+    """Add the command."""
+    command = commands.add_parser(
+        "evaluate",
+        help="measure how well a model tells real log-ins from made-up ones",
+        description=f"Real log-ins against as many made-up ones: ROC AUC, and what a threshold catches. {CSV}",
+    )
+    command.add_argument("--model", type=Path, required=True, help="the folder of a model")
+    command.add_argument(
+        "data", type=Path, help="real log-ins that training did not see: a CSV file or a folder of them"
+    )
+    command.add_argument("--threshold", type=float, default=0.0, help="flag scores below this (default 0)")
+    command.add_argument("--seed", type=seed, default=0, help="decides the made-up addresses (default 0)")
+    command.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure, and print a table."""
+    scorer = Scorer.open(options.model)
+    files = find_files(options.data) if options.data.is_dir() else [options.data]
+    parts = []
+    for path in files:
+        with stream(path) as text:
+            parts += [pairs for _, pairs in parse_stream(text, text.name, scorer.family)]
+    log_ins = Records.concat(parts)
+    if not len(log_ins):
+        raise UserError(f"{options.data} holds no log-ins")
+    print(f"{len(log_ins):,} log-ins, flagged below a score of {options.threshold:g}")
+    print(f"{'against':28}{'AUC':>8}{'precision':>11}{'recall':>9}{'F1':>8}{'FPR':>8}")
+    for c in comparison.evaluate(scorer, log_ins, options.threshold, options.seed):
+        d = c.detection
+        print(f"{c.negatives:28}{c.auc:8.4f}{d.precision:11.4f}{d.recall:9.4f}{d.f1:8.4f}{d.false_positive_rate:8.4f}")

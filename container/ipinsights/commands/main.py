@@ -1,0 +1,50 @@
+"""The ``ipinsights`` command. The layer above adds commands of its own to it."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+import ipinsights
+from ipinsights.commands import evaluate, score, simulate
+from ipinsights.commands.options import Commands
+from ipinsights.errors import UserError
+
+
+def main(arguments: Sequence[str] | None = None, extend: Callable[[Commands], None] | None = None) -> None:
+    """Run one command, of these or of those that ``extend`` adds.
+
+    A fault of the input ends it with one sentence and exit code 1.
+    """
+    parser, commands = _parser()
+    if extend:
+        extend(commands)
+    options = parser.parse_args(arguments)
+    try:
+        options.run(options)
+    except UserError as error:
+        sys.exit(f"ipinsights: {error}")
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+        sys.stderr.close()
+        sys.exit(1)
+
+
+def _parser() -> tuple[argparse.ArgumentParser, Commands]:
+    parser = argparse.ArgumentParser(
+        prog="ipinsights",
+        description="Which (entity, IP address) pairs are normal? Train with `train`, serve with `serve`; this is for "
+        "the shell.",
+        epilog="A first walk:\n"
+        "  ipinsights simulate --users 1000 --out traffic\n"
+        "  mkdir -p ml/input/config ml/input/data && cp -r traffic/train traffic/validation ml/input/data\n"
+        '  echo \'{"num_entity_vectors": "2000", "vector_dim": "64", "learning_rate": "0.01",\n'
+        '    "mini_batch_size": "1000"}\' > ml/input/config/hyperparameters.json\n'
+        "  SAGEMAKER_BASE_DIR=ml train\n"
+        "  ipinsights score --model ml/model traffic/test/attacks.csv | sort -t, -k3 -g | head\n"
+        "  ipinsights evaluate --model ml/model traffic/test/normal.csv",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=ipinsights.__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in (simulate, score, evaluate):
+        command.add(commands)
+    return parser, commands

@@ -1,0 +1,63 @@
+"""``ipinsights simulate``: log-ins like the AWS tutorial's."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from ipinsights.commands.options import Commands, seed
+from ipinsights.data import addresses
+from ipinsights.errors import UserError
+from ipinsights.evaluation import simulation
+
+
+def add(commands: Commands) -> None:
+    """Add the command."""
+    command = commands.add_parser(
+        "simulate",
+        help="make log-ins like the AWS tutorial's",
+        description="Make ten days of log-ins like the AWS tutorial's: users with a home and a work network, who "
+        "travel now and then. Writes OUT/train/log-ins.csv (the first seven days), OUT/test/normal.csv (later log-ins "
+        "of known users), OUT/test/attacks.csv (as many, from random networks) and OUT/validation/log-ins.csv (other "
+        "later log-ins).",
+    )
+    command.add_argument("--out", type=Path, required=True, help="the folder to write to")
+    command.add_argument(
+        "--users", type=int, default=10_000, help="how many users; 10000, the default, make 3 million log-ins"
+    )
+    command.add_argument(
+        "--ranges",
+        type=Path,
+        help="a table of address ranges in iptoasn's format (first TAB last TAB ..., as integers; may be gzip); "
+        "without it an allocation of the address space is made up",
+    )
+    command.add_argument(
+        "--test-size", type=int, default=100_000, help="log-ins to test with, and attacks (default 100000)"
+    )
+    command.add_argument("--seed", type=seed, default=0, help="decides every random draw (default 0)")
+    command.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Write the files."""
+    if options.users < 1 or options.test_size < 1:
+        raise UserError("--users and --test-size must be at least 1")
+    rng = np.random.default_rng(options.seed)
+    ranges = simulation.Ranges.read(options.ranges) if options.ranges else simulation.Ranges.synthetic(rng)
+    traffic = simulation.simulate(options.users, ranges, rng)
+    train, case = simulation.split(traffic, ranges, options.test_size, rng)
+    parts = {
+        "train/log-ins": train,
+        "validation/log-ins": case.validation,
+        "test/normal": case.normal,
+        "test/attacks": case.attacks,
+    }
+    for name, part in parts.items():
+        path = options.out / f"{name}.csv"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot write to {path.parent}: {error.strerror}") from error
+        lines = zip(part.names(), addresses.render(part.address), strict=True)
+        path.write_text("".join(f"{user},{address}\n" for user, address in lines))
+        print(f"{path}: {len(part.user):,} log-ins")

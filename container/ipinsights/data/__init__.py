@@ -1,0 +1,1 @@
+"""From bytes to (entity, address) pairs: addresses, entities, networks, and the readers of files and columns."""

@@ -1,0 +1,64 @@
+"""Records of values that another program has parsed: instances of a request in JSON, columns of a data frame.
+
+What cannot be read keeps its place, since whoever asks wants an answer a row.
+"""
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ipinsights.data import addresses
+from ipinsights.data.addresses import IPV4, Family
+from ipinsights.data.records import Fault, Records, Salvaged, explain, shown, single_chunk
+
+Column: TypeAlias = Any
+"""Strings: a pandas Series, an Arrow array or a list. None and NaN are missing ones."""
+
+
+def salvage_pairs(pairs: Sequence[tuple[object, object]], family: Family = IPV4, first: int = 0) -> Salvaged:
+    """What can be read of n (entity, text of an address), which should be strings. The ``first`` has that number."""
+    strings = np.array([isinstance(e, str) and isinstance(a, str) and e != "" for e, a in pairs], dtype=np.bool_)
+    texts = pa.array([a if ok else "" for (_, a), ok in zip(pairs, strings, strict=True)], pa.string())
+    values, valid = addresses.parse(pc.utf8_trim(texts, " \t"), family)
+    faults = []
+    for before, i in enumerate(np.flatnonzero(~valid).tolist()):
+        if strings[i]:
+            reason = explain(texts[i].as_py().strip(" \t"), family, before)
+        else:
+            reason = "the entity and the address must be two non-empty strings"
+        faults.append(Fault(first + i, shown(list(pairs[i])), reason))
+    entities = pa.array([e for (e, _), ok in zip(pairs, valid, strict=True) if ok], pa.string())
+    return Salvaged(Records(entities, values[valid]), valid, faults)
+
+
+def salvage_columns(entities: Column, texts: Column, family: Family = IPV4) -> tuple[Records, npt.NDArray[np.bool_]]:
+    """The records that can be read of two columns, in order, and which rows they are: bool [n].
+
+    Raises TypeError where a column is of anything but strings: account 7 beside a missing one is 7.0 to pandas.
+    """
+    names, texts = _strings(entities), _strings(texts)
+    values, valid = addresses.parse(pc.utf8_trim(texts, " \t"), family)
+    readable = valid & pc.not_equal(names, "").to_numpy(zero_copy_only=False)
+    return Records(names.filter(pa.array(readable)), values[readable]), readable
+
+
+def _strings(column: Column) -> pa.StringArray:
+    """A column in one piece; what is missing is empty, and so is what is not UTF-8, as Spark's strings need not be."""
+    array = pa.array(column, pa.string(), from_pandas=True)
+    array = pc.fill_null(single_chunk(array) if isinstance(array, pa.ChunkedArray) else array, "")
+    try:
+        array.validate(full=True)
+    except pa.ArrowInvalid:
+        return pa.array([_decoded(text) for text in array.cast(pa.binary()).to_pylist()], pa.string())
+    return array
+
+
+def _decoded(text: bytes) -> str:
+    try:
+        return text.decode()
+    except UnicodeDecodeError:
+        return ""

@@ -1,0 +1,178 @@
+"""The files of a channel to compact arrays: 8 bytes an event (12 with IPv6), whatever the files' size.
+
+Files are read block by block, so the text never lies in memory as a whole; the arrays grow in place. Threads parse
+blocks side by side, of one file or of several; entities claim their rows in the order of the files, so the result does
+not depend on the threads. Nor does it depend on how a file comes: packed or not, or through a pipe.
+"""
+
+import reprlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from ipinsights.data.addresses import IPV4, Addresses, Family
+from ipinsights.data.entities import EntityIndex
+from ipinsights.data.records import Block, Fault, demand, line_blocks
+from ipinsights.data.sources import Source, stream
+from ipinsights.errors import UserError
+from ipinsights.machine import usable_cores
+from ipinsights.native.reader import Digests
+
+Scalar = TypeVar("Scalar", bound=np.integer[Any])
+
+_LISTED = 3
+_brief = reprlib.Repr()
+_brief.maxstring = 60
+_REASON = 100
+_PATH = 80
+"""Malformed rows that are described, and the most characters that a description has of a row, of what is wrong with it
+and of its file's path. So what a failed job says of them fits into the 1,000 characters that many platforms show."""
+
+
+@dataclass
+class Malformed:
+    """The rows of a channel that cannot be read."""
+
+    count: int = 0
+    examples: list[str] = field(default_factory=list)
+    """Of the first ones: file, line, what is wrong, content."""
+
+    def add(self, file: str, faults: Sequence[Fault]) -> None:
+        """Count one more file's, or block's."""
+        self.count += len(faults)
+        for fault in faults[: _LISTED - len(self.examples)]:
+            path = file if len(file) <= _PATH else f"...{file[3 - _PATH :]}"
+            reason = fault.reason if len(fault.reason) <= _REASON else f"{fault.reason[: _REASON - 3]}..."
+            self.examples.append(f"{path}, line {fault.position}: {reason}, in {_brief.repr(fault.content)}")
+
+    def __str__(self) -> str:
+        """The first ones, and how many more there are."""
+        more = self.count - len(self.examples)
+        return "; ".join(self.examples) + (f"; and {more:,} more" if more else "")
+
+
+@dataclass(frozen=True)
+class Events:
+    """n observed pairs, in the order read. A repeated pair is kept: how often is part of what is learnt."""
+
+    entity: npt.NDArray[np.int32]
+    """Row of the entity table, [n]."""
+    address: Addresses
+    """All of one family: uint32 or uint64 [n]."""
+    index: EntityIndex
+    """Which row is whose."""
+    malformed: Malformed = field(default_factory=Malformed)
+    """What was left out."""
+
+    def __len__(self) -> int:
+        return len(self.entity)
+
+
+def find_files(folder: Path) -> list[Path]:
+    """The data files below a folder, nested ones too, in order of their paths.
+
+    Names that begin with ``.`` or ``_`` (``_SUCCESS``, ``_temporary/``) and those that end in ``.crc`` or ``.metadata``
+    are the marks of other programs, not data; empty files hold none.
+    """
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file()
+        and path.stat().st_size
+        and path.suffix not in (".crc", ".metadata")
+        and not any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
+    )
+
+
+def read(
+    sources: Sequence[Source],
+    index: EntityIndex,
+    family: Family = IPV4,
+    claim: bool = True,
+    *,
+    channel: str = "train",
+    tolerated: float | None = None,
+    progress: Callable[[int], object] = lambda _: None,
+) -> Events:
+    """Read a channel's CSV with addresses of a family.
+
+    With ``claim`` an entity new to the ``index`` is given a row there; without, it has the row of the unknown.
+    Rows that cannot be read are left out, and claim nothing. Raises UserError that tells of them where there are any
+    and ``tolerated`` is None, or where they are more than that share of all; and where a source cannot be read.
+
+    ``progress`` is told in the calling thread of the bytes of each block, as they lie on disk, and of 0 bytes about
+    once a second while a pipe has nothing. What it raises ends the reading.
+    """
+    entity, address, malformed = _Growing(np.dtype(np.int32)), _Growing(family.dtype), Malformed()
+    for name, (digests, addresses, faults) in _parse(sources, family, progress):
+        entity.extend((index.claim_hashed if claim else index.find_hashed)(digests))
+        address.extend(addresses)
+        malformed.add(name, faults)
+    events = Events(entity.array(), address.array(), index, malformed)
+    rows = len(events) + malformed.count
+    if malformed.count > rows * (tolerated or 0.0):
+        allowed = "" if tolerated is None else f", more than malformed_rows_limit={tolerated:g} allows"
+        advice = "Mend them" + (", or set malformed_rows=skip to leave them out." if tolerated is None else ".")
+        raise UserError(
+            f"{malformed.count:,} of {rows:,} rows of channel {channel!r} "
+            f"{'is' if malformed.count == 1 else 'are'} malformed{allowed}: {malformed}. {demand(family)} {advice}"
+        )
+    return events
+
+
+_Parsed = tuple[Digests, Addresses, list[Fault]]
+
+
+def _parse(
+    sources: Sequence[Source], family: Family, progress: Callable[[int], object]
+) -> Iterator[tuple[str, _Parsed]]:
+    """The source of each block, and what it holds, in order; a few blocks at a time are in work."""
+    threads = usable_cores()
+    parsing: deque[tuple[str, Future[_Parsed]]] = deque()
+    pool = ThreadPoolExecutor(threads)
+    try:
+        for block in _blocks(sources, progress):
+            parsing.append((block.name, pool.submit(block.parse_hashed, family)))
+            if len(parsing) > threads:
+                name, parsed = parsing.popleft()
+                yield name, parsed.result()
+        for name, parsed in parsing:
+            yield name, parsed.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _blocks(sources: Sequence[Source], progress: Callable[[int], object]) -> Iterator[Block]:
+    for source in sources:
+        with stream(source, idle=lambda: progress(0)) as text:
+            told = 0
+            for block in line_blocks(text, text.name):
+                progress(text.taken - told)
+                told = text.taken
+                yield block
+            progress(text.taken - told)  # what gzip has behind the text
+
+
+class _Growing(Generic[Scalar]):
+    """An array that grows at its end, in place (the allocator moves pages, not bytes), with a quarter to spare."""
+
+    def __init__(self, dtype: np.dtype[Scalar]) -> None:
+        self._array: npt.NDArray[Scalar] = np.empty(1 << 16, dtype=dtype)
+        self._size = 0
+
+    def extend(self, values: npt.NDArray[Scalar]) -> None:
+        size = self._size + len(values)
+        if size > len(self._array):
+            self._array.resize(size + size // 4, refcheck=False)
+        self._array[self._size : size] = values
+        self._size = size
+
+    def array(self) -> npt.NDArray[Scalar]:
+        self._array.resize(self._size, refcheck=False)
+        return self._array

@@ -1,0 +1,1 @@
+"""What is learnt, kept and asked: the model, its file, its scores, and counting, its yardstick. numpy alone."""

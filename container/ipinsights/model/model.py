@@ -1,0 +1,125 @@
+"""The model: an entity table, an IP encoder, and their inner product.
+
+The score of (entity, address) is <e, phi(a)>: e is the entity's row of a table, phi(a) the encoding of the address.
+It is the log odds that the pair was observed rather than made up: more is more normal, 0 the natural threshold. Every
+row is the typical entity, which all events teach, and what sets this entity apart; an entity that training never
+saw is the typical one.
+
+The encoder starts from networks: s is the sum of the address's rows, one a level, of the prefix table (`vocabulary`).
+An unknown prefix has its level's unknown row, so an address never seen backs off to the longest prefix that was.
+Residual blocks follow, x <- x + W relu(x) + b, one fully connected layer each, as many as ``num_ip_encoder_layers``.
+
+This file computes in whatever arrays it is given: numpy to score, torch to validate (and `step` trains with the same
+sum written out together with its gradient). Symbols: E entity
+rows, P prefix rows, L levels, B blocks, D ``vector_dim``; every array is float32.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ipinsights.data.addresses import Addresses, Family
+from ipinsights.data.entities import EntityIndex
+from ipinsights.errors import UserError
+from ipinsights.hyperparameters import Hyperparameters
+from ipinsights.model.vocabulary import Vocabulary
+
+Array = Any
+"""A numpy array or a torch tensor; all of one call are of one kind."""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """The parameters of phi."""
+
+    prefix: Array
+    """[P, D]: first the L unknown rows, then the known prefixes, and providers and countries if a table was given."""
+    w: Array
+    """[B, D, D]"""
+    b: Array
+    """[B, D]"""
+
+    def __call__(self, rows: Array) -> Array:
+        """Encode n addresses, given by their prefix rows (int [n, L]): [n, D]."""
+        x = self.prefix[rows[:, 0]]
+        for level in range(1, rows.shape[1]):
+            x = x + self.prefix[rows[:, level]]
+        for w, b in zip(self.w, self.b, strict=True):
+            x = x + (x * (x > 0)) @ w.T + b
+        return x
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model, in numpy arrays that may be memory-mapped."""
+
+    vocabulary: Vocabulary
+    index: EntityIndex
+    """Which row of ``entity`` is whose."""
+    entity: npt.NDArray[np.float32]
+    """[E + 1, D]; the last row is the typical entity's, for any that training never saw."""
+    encoder: Encoder
+
+    @classmethod
+    def learnt(
+        cls,
+        vocabulary: Vocabulary,
+        index: EntityIndex,
+        met: npt.NDArray[np.intp],
+        rows: npt.NDArray[np.float32],
+        encoder: Encoder,
+    ) -> "Model":
+        """Of the entity rows that training met, ``met`` [M] and ``rows`` [M + 1, D], of which the last is the typical.
+
+        It is the row of all others.
+        """
+        entity = np.empty((index.num_rows + 1, rows.shape[1]), dtype=np.float32)
+        entity[:] = rows[-1]
+        entity[met] = rows[:-1]
+        return cls(vocabulary, index, entity, encoder)
+
+    @classmethod
+    def blank(cls, family: Family, num_entity_vectors: int, dim: int, blocks: int) -> "Model":
+        """A model that has learnt nothing: every score is 0."""
+        vocabulary = Vocabulary.blank(family)
+        shapes = {"prefix": (vocabulary.num_rows, dim), "w": (blocks, dim, dim), "b": (blocks, dim)}
+        encoder = Encoder(**{name: np.zeros(shape, dtype=np.float32) for name, shape in shapes.items()})
+        entity = np.zeros((num_entity_vectors + 1, dim), dtype=np.float32)
+        return cls(vocabulary, EntityIndex(num_entity_vectors), entity, encoder)
+
+    def require(self, hyperparameters: Hyperparameters) -> None:
+        """Raise UserError unless training with those can go on from this model."""
+        blocks, dim = self.encoder.b.shape
+        for name, value in (
+            ("num_entity_vectors", self.index.num_rows),
+            ("vector_dim", dim),
+            ("num_ip_encoder_layers", blocks),
+            ("ip_version", self.family.version),
+        ):
+            asked = getattr(hyperparameters, name)
+            if asked != value:
+                raise UserError(f"the model to go on from has {name}={value}, not {asked}: set it to that")
+
+    @property
+    def vector_dim(self) -> int:
+        """D, the length of an embedding."""
+        return int(self.entity.shape[1])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes, mapped or not."""
+        arrays = [self.entity, self.index.tags, self.encoder.prefix, self.encoder.w, self.encoder.b]
+        return sum(int(array.nbytes) for array in arrays) + self.vocabulary.nbytes
+
+    @property
+    def family(self) -> Family:
+        """Which addresses it knows."""
+        return self.vocabulary.family
+
+    def encode(self, addresses: Addresses) -> npt.NDArray[np.float32]:
+        """The embedding of each address (of the family's type, [n]): [n, D]."""
+        rows = self.vocabulary.chains[self.vocabulary.leaves(addresses)]
+        encoded: npt.NDArray[np.float32] = self.encoder(rows)
+        return encoded

@@ -1,0 +1,148 @@
+"""Scoring: pairs in, scores and embeddings out. It needs numpy alone, so a server starts without torch.
+
+An address is known by its leaf (`vocabulary`), of which there are fewer than a request has pairs, or no more than some
+hundred thousand. So all leaves are encoded once, when the model is loaded, and scoring a pair is an inner product of
+two rows. Where that table would be too large, or too long in the making, each request has its own leaves encoded.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from ipinsights import native
+from ipinsights.data.addresses import Addresses, Family
+from ipinsights.data.columns import Column, salvage_columns
+from ipinsights.data.entities import PROBES
+from ipinsights.data.records import Records
+from ipinsights.model import artifact
+from ipinsights.model.model import Model
+from ipinsights.native.reader import Digests
+from ipinsights.native.scoring import PairScorer, score_pairs
+
+_CHUNK = 4096
+"""Leaves encoded, or pairs scored without the kernel, at a time: what they need stays in the processor's cache."""
+_TABLE_BYTES = 1 << 30
+_TABLE_PRODUCTS = 25_000_000_000
+"""Of the table of encoded leaves at most: about a second's work. The usual 40,000 leaves of 128 take a fortieth."""
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Scores of n pairs with the embeddings whose inner products they are."""
+
+    scores: npt.NDArray[np.float32]
+    """[n]"""
+    entity: npt.NDArray[np.float32]
+    """[n, D]"""
+    ip: npt.NDArray[np.float32]
+    """[n, D]"""
+
+
+class Scorer:
+    """Scores (entity, address) pairs. It holds no state besides the model and may serve several threads."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        leaves = np.arange(len(model.vocabulary.chains), dtype=np.int32)
+        self._encoded = self._encode(leaves) if _table_bytes(model) else None
+        self._native: PairScorer | None = None
+        if self._encoded is not None and native.library() is not None:
+            index, intervals = model.index, model.vocabulary.intervals
+            sharing = index.sharing > 0
+            self._native = PairScorer(index.tags, PROBES, sharing, intervals, model.entity, self._encoded)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Scorer":
+        """Map the model in a folder. Raises UserError where there is none, or one this release cannot read."""
+        return cls(artifact.load(Path(folder))[0])
+
+    @staticmethod
+    def memory(model: Model) -> int:
+        """Bytes that a scorer of a model takes, mapped or not."""
+        return model.nbytes + _table_bytes(model)
+
+    @property
+    def family(self) -> Family:
+        """The addresses that the model encodes."""
+        return self._model.family
+
+    @property
+    def vector_dim(self) -> int:
+        """The length of an embedding."""
+        return self._model.vector_dim
+
+    def score(self, records: Records) -> npt.NDArray[np.float32]:
+        """The score of each pair, float32 [n]: the higher, the more normal.
+
+        An entity never seen scores as the typical one.
+        """
+        return self.score_hashed(*records.hashed())
+
+    def score_hashed(self, digests: Digests, addresses: Addresses) -> npt.NDArray[np.float32]:
+        """The same of entities as `entities.hash_names` has them."""
+        if self._native is not None:
+            return self._native(digests, addresses)
+        encoded, leaves = self._leaves(addresses)
+        return _products(self._model.entity, self._model.index.find_hashed(digests), encoded, leaves)
+
+    def score_columns(self, entities: Column, addresses: Column) -> npt.NDArray[np.float32]:
+        """The score of each pair of two columns of strings, as a data frame has them: float32 [n].
+
+        NaN where the row cannot be read: its address is not one, or either is missing or empty.
+        """
+        records, readable = salvage_columns(entities, addresses, self.family)
+        scores = np.full(len(readable), np.nan, dtype=np.float32)
+        scores[readable] = self.score(records)
+        return scores
+
+    def embed(self, records: Records) -> Embedded:
+        """The scores with both embeddings of each pair."""
+        return self.embed_hashed(*records.hashed())
+
+    def embed_hashed(self, digests: Digests, addresses: Addresses) -> Embedded:
+        """The same of entities as `entities.hash_names` has them."""
+        rows, (encoded, leaves) = self._model.index.find_hashed(digests), self._leaves(addresses)
+        scores = _products(self._model.entity, rows, encoded, leaves)
+        return Embedded(scores, self._model.entity[rows], encoded[leaves])
+
+    def _leaves(self, addresses: Addresses) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
+        """A table of encoded leaves, and the row of each address."""
+        leaves = self._model.vocabulary.leaves(addresses)
+        if self._encoded is not None:
+            return self._encoded, leaves
+        distinct, place = np.unique(leaves, return_inverse=True)
+        return self._encode(distinct), place.astype(np.int32)
+
+    def _encode(self, leaves: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
+        """The encoding of each leaf, [n, D]."""
+        encoded = np.empty((len(leaves), self._model.vector_dim), dtype=np.float32)
+        for start in range(0, len(leaves), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            encoded[part] = self._model.encoder(self._model.vocabulary.chains[leaves[part]])
+        return encoded
+
+
+def _table_bytes(model: Model) -> int:
+    """What the table of encoded leaves takes; 0 where there is to be none."""
+    leaves, dim = len(model.vocabulary.chains), model.vector_dim
+    products = leaves * dim * (dim * len(model.encoder.w) + model.vocabulary.depth)
+    size = 4 * leaves * dim
+    return size if size <= _TABLE_BYTES and products <= _TABLE_PRODUCTS else 0
+
+
+def _products(
+    entity: npt.NDArray[np.float32],
+    rows: npt.NDArray[np.int32],
+    encoded: npt.NDArray[np.float32],
+    leaves: npt.NDArray[np.int32],
+) -> npt.NDArray[np.float32]:
+    """The inner product of a row of either table for each pair, [n]."""
+    scores = score_pairs(entity, rows, encoded, leaves)
+    if scores is None:
+        scores = np.empty(len(rows), dtype=np.float32)
+        for start in range(0, len(rows), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            np.einsum("ij,ij->i", entity[rows[part]], encoded[leaves[part]], out=scores[part])
+    return scores

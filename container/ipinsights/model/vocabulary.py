@@ -1,0 +1,334 @@
+"""The networks that training has seen: what the IP encoder looks an address up in.
+
+Providers hand out addresses by prefix, so an address never seen still says much through the longest prefix that was.
+For each level (prefix length) the vocabulary keeps every prefix with at least ``min_count`` training events, found by
+search and hence without collisions. Since a prefix has at least the count of any longer one inside it, the known
+prefixes of an address are always a chain from the coarsest level down: a tree, cut at some depth. With a table of
+networks, the address's provider and country, where known, are two levels more.
+
+Rows of the prefix table: row l, for l < L, is the *unknown* row of level l; the known prefixes follow, coarse levels
+first, ascending within a level, and then the known providers and countries. An address thus has exactly one row on
+every level.
+
+Looking up is one binary search: the known prefixes cut the address space into intervals, each with one deepest known
+prefix, like the flattened table of a router, and so do the networks. A *leaf* is a kind of interval; ``chains`` gives
+its row on every level.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ipinsights.data.addresses import IPV4, MAPPED_BITS, MAPPED_FIRST, MAPPED_SHIFT, Addresses, Family
+from ipinsights.data.networks import Networks
+from ipinsights.native import reader
+
+MAX_ROWS = 40_000
+"""Known prefixes kept at most, where there are no more than 8 million events: 20 MB of vectors of 128. More would fit,
+but they tell no more apart, and what does not fit the processor's cache is slow to train and to score with."""
+EVENTS_PER_ROW = 200
+"""Of more events, one row for so many of them: half a million prefixes of a hundred million events."""
+
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The known values of a label that networks carry, such as the provider, with their counts."""
+
+    values: npt.NDArray[np.uint32]
+    """Ascending, [K]."""
+    counts: npt.NDArray[np.int64]
+    """Training events, [K]."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Known prefixes with their counts, level by level, and known networks; everything else is derived."""
+
+    family: Family
+    levels: tuple[int, ...]
+    """Prefix lengths in bits, ascending."""
+    sizes: tuple[int, ...]
+    """Known prefixes on each level."""
+    prefixes: Addresses
+    """The first ``level`` bits of each known prefix, right-aligned; levels one after another, ascending within, [K]."""
+    counts: npt.NDArray[np.int64]
+    """Training events under each known prefix, [K]."""
+    events: int
+    """Training events."""
+    networks: Networks | None = None
+    """The ranges with a known label; None where training was given no table."""
+    labels: tuple[Labels, ...] = ()
+    """One for each of ``networks.LABELS``, or none."""
+
+    @classmethod
+    def build(
+        cls,
+        training: Addresses,
+        family: Family = IPV4,
+        networks: Networks | None = None,
+        levels: Sequence[int] | None = None,
+        max_rows: int | None = None,
+        earlier: "Vocabulary | None" = None,
+    ) -> "Vocabulary":
+        """Count the prefixes of the training addresses (of the family's type, [n]) and keep the frequent ones.
+
+        The smallest ``min_count`` from 2 on is taken that leaves no more than ``max_rows`` of them, which by default
+        depends on the number of events: see ``MAX_ROWS``. What an ``earlier`` vocabulary of the family and levels
+        counted is added, and its networks serve where no others are given.
+        """
+        levels = tuple(levels or family.levels)
+        events = len(training) + (earlier.events if earlier else 0)
+        max_rows = max(MAX_ROWS, events // EVENTS_PER_ROW) if max_rows is None else max_rows
+        networks = networks or (earlier.networks if earlier else None)
+        at = levels[-1]
+        prefixes, counts = np.unique(training >> _bits(family.width - at, training), return_counts=True)
+        found: list[tuple[Addresses, npt.NDArray[np.int64]]] = []
+        for level in reversed(levels):  # each from the one below it
+            prefixes = prefixes >> _bits(at - level, prefixes)
+            first = np.flatnonzero(np.concatenate([[True], prefixes[1:] != prefixes[:-1]]))
+            prefixes, counts, at = prefixes[first], np.add.reduceat(counts, first), level
+            found.insert(0, (prefixes, counts))
+        if earlier:
+            found = [_add(*own, *earlier.counted(level)) for level, own in enumerate(found)]
+        frequent = np.concatenate([count[count >= 2] for _, count in found])
+        min_count = 2
+        if len(frequent) > max_rows:  # beyond the most frequent one that there is no room for
+            min_count = int(np.partition(frequent, -max_rows - 1)[-max_rows - 1]) + 1
+        kept = [(prefixes[count >= min_count], count[count >= min_count]) for prefixes, count in found]
+        labels = _count_labels(training, networks, earlier.labels if earlier else ()) if networks is not None else ()
+        return cls(
+            family,
+            levels,
+            tuple(len(prefixes) for prefixes, _ in kept),
+            np.concatenate([prefixes for prefixes, _ in kept]),
+            np.concatenate([count for _, count in kept]),
+            events,
+            networks.restrict([label.values for label in labels]) if networks is not None else None,
+            labels,
+        )
+
+    @classmethod
+    def blank(cls, family: Family) -> "Vocabulary":
+        """One that knows no prefix."""
+        none = np.zeros(0, dtype=family.dtype)
+        return cls(family, family.levels, (0,) * len(family.levels), none, np.zeros(0, dtype=np.int64), 0)
+
+    @property
+    def depth(self) -> int:
+        """L: prefix lengths, and two more with a table of networks."""
+        return len(self.levels) + len(self.labels)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the prefix table: one unknown row a level, then the known prefixes, providers and countries."""
+        return len(self.row_counts)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes to look up addresses."""
+        return sum(int(array.nbytes) for array in (self.prefixes, self.counts, *self._index))
+
+    @cached_property
+    def row_counts(self) -> npt.NDArray[np.int64]:
+        """Training events under the prefix, or in the networks, of each row; 0 for an unknown row: [num_rows]."""
+        unknown = np.zeros(self.depth, dtype=np.int64)
+        return np.concatenate([unknown, self.counts, *(label.counts for label in self.labels)])
+
+    def leaves(self, queries: Addresses) -> npt.NDArray[np.int32]:
+        """The leaf of each address: int32 [n], an index into ``chains``."""
+        starts, leaves = self.intervals
+        at_once = reader.find_intervals(starts, leaves, queries)
+        if at_once is not None:
+            return at_once
+        found = np.empty(len(queries), dtype=np.int32)
+        for begin in range(0, len(queries), _CHUNK):  # the search gives 8 bytes a query, which for all would be much
+            part = slice(begin, begin + _CHUNK)
+            found[part] = leaves[np.searchsorted(starts, queries[part], side="right") - 1]
+        return found
+
+    @property
+    def chains(self) -> npt.NDArray[np.int32]:
+        """The row on every level of each leaf, int32 [leaves, L]."""
+        return self._index[2]
+
+    @property
+    def intervals(self) -> tuple[Addresses, npt.NDArray[np.int32]]:
+        """First address and leaf of each interval of the address space, ascending from address 0."""
+        return self._index[0], self._index[1]
+
+    @cached_property
+    def chain_counts(self) -> npt.NDArray[np.int64]:
+        """Training events of the row in each cell of ``chains``, int64 [leaves, L]."""
+        return self.row_counts[self.chains]
+
+    def leaf_shares(self, mapped_share: float) -> npt.NDArray[np.float64]:
+        """The probability that a random address has each leaf, [leaves]; `addresses.random_addresses` says which."""
+        starts, leaves = self.intervals
+        starts = starts.astype(np.uint64)
+
+        def counts(first: int, step: int, number: int) -> npt.NDArray[np.float64]:
+            """How many of first, first + step, ... (``number`` addresses) each interval holds."""
+            before = (np.maximum(starts, np.uint64(first)) - np.uint64(first) + np.uint64(step - 1)) // np.uint64(step)
+            before = np.minimum(before, np.uint64(number))
+            found: npt.NDArray[np.float64] = np.diff(before, append=np.uint64(number)).astype(np.float64)
+            return found
+
+        family = self.family
+        share: npt.NDArray[np.float64] = counts(family.first, 1, 1 << family.random_bits) / 2.0**family.random_bits
+        share *= 1 - mapped_share
+        if mapped_share:
+            share += mapped_share * counts(MAPPED_FIRST, 1 << MAPPED_SHIFT, 1 << MAPPED_BITS) / 2.0**MAPPED_BITS
+        shares: npt.NDArray[np.float64] = np.bincount(leaves, share, minlength=len(self.chains)).astype(np.float64)
+        return shares
+
+    @property
+    def known_shares(self) -> list[float]:
+        """The share of the training events whose prefix is known, level by level."""
+        ends = np.cumsum((0, *self.sizes))
+        return [float(self.counts[a:b].sum() / self.events) for a, b in itertools.pairwise(ends)]
+
+    @cached_property
+    def _index(self) -> tuple[Addresses, npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        """Starts and leaves of the intervals, and the chains."""
+        starts, leaf = self._prefix_intervals()
+        chains = self._prefix_chains()
+        if self.networks is None:
+            return starts, leaf, chains
+        # Cut the intervals at the networks' ends too: a leaf is then a prefix leaf with a pair of labels.
+        networks = self.networks
+        ends = networks.last[networks.last < _last(self.family)] + _bits(1, networks.last)
+        cut = _distinct(np.concatenate([starts, networks.first, ends]))
+        leaf = leaf[np.searchsorted(starts, cut, side="right") - 1]
+        rows = np.stack([leaf, *self._label_rows(networks, cut)], axis=1)
+        distinct, leaves = np.unique(rows, axis=0, return_inverse=True)
+        chains = np.concatenate([chains[distinct[:, 0]], distinct[:, 1:]], axis=1)
+        return cut, leaves.astype(np.int32), chains
+
+    def origins(self, earlier: "Vocabulary") -> npt.NDArray[np.int32]:
+        """The row of an earlier vocabulary of the same levels that each row goes on from: int32 [num_rows].
+
+        Its own; of a prefix known since, its level's unknown row, which stood for it; -1 where there is neither.
+        """
+        levels = len(self.levels)
+        unknown = [level if level < earlier.depth else -1 for level in range(self.depth)]
+        found = [np.array(unknown, dtype=np.int32)]
+        for level in range(levels):
+            at = earlier._find(level, self._level(level))
+            found.append(np.where(at >= 0, earlier.depth + at, unknown[level]))
+        first = earlier.depth + len(earlier.prefixes)
+        for level, label in enumerate(self.labels):
+            known = earlier.labels[level].values if earlier.labels else label.values[:0]
+            place = _find(known, label.values)
+            found.append(np.where(place >= 0, first + place, unknown[levels + level]))
+            first += len(known)
+        return np.concatenate(found).astype(np.int32)
+
+    def counted(self, level: int) -> tuple[Addresses, npt.NDArray[np.int64]]:
+        """The known prefixes of a level, ascending, and their counts."""
+        start = sum(self.sizes[:level])
+        part = slice(start, start + self.sizes[level])
+        return self.prefixes[part], self.counts[part]
+
+    def _prefix_chains(self) -> npt.NDArray[np.int32]:
+        """The row on every prefix level of each known prefix; and first where none is known: int32 [1 + K, levels]."""
+        chains = np.empty((1 + len(self.prefixes), len(self.levels)), dtype=np.int32)
+        chains[:] = np.arange(len(self.levels))
+        start = 0
+        for level, size in enumerate(self.sizes):
+            own = slice(1 + start, 1 + start + size)
+            if level:
+                known = self._level(level)
+                parents = self._find(level - 1, known >> _bits(self.levels[level] - self.levels[level - 1], known))
+                chains[own] = chains[1 + parents]
+            chains[own, level] = self.depth + start + np.arange(size)
+            start += size
+        return chains
+
+    def _prefix_intervals(self) -> tuple[Addresses, npt.NDArray[np.int32]]:
+        """First address of each interval, and the deepest known prefix there: 1 + k, and 0 for none."""
+        edges = [np.zeros(1, dtype=np.uint64)]
+        for level, length in enumerate(self.levels):
+            size = np.uint64(self.family.width - length)
+            known = self._level(level).astype(np.uint64)
+            edges += [known << size, (known + np.uint64(1)) << size]
+        # What lies behind the last address wraps around to the first, which is an edge anyhow.
+        wrapped = np.concatenate(edges) & np.uint64(_last(self.family))
+        starts = _distinct(wrapped.astype(self.family.dtype))
+        leaves = np.zeros(len(starts), dtype=np.int32)
+        for level, length in enumerate(self.levels):
+            found = self._find(level, starts >> _bits(self.family.width - length, starts))
+            leaves[found >= 0] = 1 + found[found >= 0]
+        return starts, leaves
+
+    def _label_rows(self, networks: Networks, queries: Addresses) -> list[npt.NDArray[np.int32]]:
+        """The row of each address on each label's level."""
+        rows = []
+        ranges = networks.find(queries)
+        first = self.depth + len(self.prefixes)
+        for level, (label, own) in enumerate(zip(self.labels, networks.labels, strict=True)):
+            value = np.where(ranges >= 0, np.append(own, 0)[ranges], 0)
+            at = _find(label.values, value)
+            rows.append(np.where(at >= 0, first + at, len(self.levels) + level).astype(np.int32))
+            first += len(label.values)
+        return rows
+
+    def _level(self, level: int) -> Addresses:
+        return self.counted(level)[0]
+
+    def _find(self, level: int, prefixes: Addresses) -> npt.NDArray[np.int32]:
+        """The index in ``prefixes`` (the attribute) of each given prefix of a level, int32 [n]; -1 where unknown."""
+        at = _find(self._level(level), prefixes)
+        return np.where(at >= 0, sum(self.sizes[:level]) + at, -1).astype(np.int32)
+
+
+def _count_labels(training: Addresses, networks: Networks, earlier: tuple[Labels, ...]) -> tuple[Labels, ...]:
+    """The labels that at least two training events carry, those that were counted earlier included."""
+    events = np.bincount(networks.find(training) + 1, minlength=len(networks) + 1)[1:]
+    found = []
+    for kind, own in enumerate(networks.labels):
+        values, place = np.unique(own, return_inverse=True)
+        counts = np.bincount(place, weights=events, minlength=len(values)).astype(np.int64)
+        if earlier:
+            values, counts = _add(values, counts, earlier[kind].values, earlier[kind].counts)
+        known = (values > 0) & (counts >= 2)
+        found.append(Labels(values[known], counts[known]))
+    return tuple(found)
+
+
+def _add(
+    values: npt.NDArray[Any], counts: npt.NDArray[np.int64], others: npt.NDArray[Any], theirs: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """Values with their counts, ascending, of two such lists."""
+    distinct, place = np.unique(np.concatenate([values, others]), return_inverse=True)
+    total = np.bincount(place, np.concatenate([counts, theirs]), minlength=len(distinct))
+    return distinct, total.astype(np.int64)
+
+
+def _find(known: npt.NDArray[np.unsignedinteger], wanted: npt.NDArray[np.unsignedinteger]) -> npt.NDArray[np.intp]:
+    """The place of each wanted value among ascending ones; -1 where it is not there."""
+    if not len(known):
+        return np.full(len(wanted), -1)
+    at = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+    return np.where(known[at] == wanted, at, -1)
+
+
+def _distinct(values: Addresses) -> Addresses:
+    """The distinct values, ascending. Asked for counts numpy sorts; without, it hashes, which is far slower here."""
+    return np.unique(values, return_counts=True)[0]
+
+
+def _bits(number: int, like: Addresses) -> np.unsignedinteger:
+    """A number in an array's type, so that arithmetic with it stays there."""
+    scalar: np.unsignedinteger = like.dtype.type(number)
+    return scalar
+
+
+def _last(family: Family) -> int:
+    return (1 << family.width) - 1

@@ -1,0 +1,101 @@
+"""The loops of ``reader.cpp`` on numpy arrays. Each gives None where there is no kernel.
+
+The caller then has another way.
+"""
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ipinsights.native import declared
+
+Digests = npt.NDArray[np.uint64]
+"""xxHash64 of entities."""
+
+_NOT_CLEAN = -1
+_SHORTEST_LINE = 10
+"""Bytes of a record with its line end, which the last line may lack."""
+_SHORTEST_INSTANCE = 16
+"""Bytes of an instance, ["a","1.1.1.1"], and of a separator, which the last lacks."""
+
+
+def read_lines(text: bytes) -> tuple[Digests, npt.NDArray[np.uint32]] | None:
+    """The entity's digest and the IPv4 address of each record in whole lines of CSV: uint64 [n] and uint32 [n].
+
+    Also None where a line is not clean, as ``reader.cpp`` has it: faults are among these, but not only faults.
+    """
+    native = declared.library()
+    if native is None:
+        return None
+    most = (len(text) + 1) // _SHORTEST_LINE
+    digests, addresses = np.empty(most, dtype=np.uint64), np.empty(most, dtype=np.uint32)
+    count = native.ipinsights_read_lines(text, len(text), digests, addresses)
+    return None if count == _NOT_CLEAN else (digests[:count], addresses[:count])
+
+
+def read_instances(text: bytes, lines: bool) -> tuple[Digests, npt.NDArray[np.uint32]] | None:
+    """The same of each instance of a request in JSON, or in JSON ``lines``."""
+    native = declared.library()
+    if native is None:
+        return None
+    most = len(text) // _SHORTEST_INSTANCE + 1
+    digests, addresses = np.empty(most, dtype=np.uint64), np.empty(most, dtype=np.uint32)
+    count = native.ipinsights_read_instances(text, len(text), lines, digests, addresses)
+    return None if count == _NOT_CLEAN else (digests[:count], addresses[:count])
+
+
+def parse_quads(texts: pa.StringArray) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_]] | None:
+    """The IPv4 address in each text, uint32 [n], and whether there is one, bool [n]; 0 where there is none."""
+    native = declared.library()
+    if native is None:
+        return None
+    offsets, data = text_buffers(texts)
+    addresses, valid = np.empty(len(texts), dtype=np.uint32), np.empty(len(texts), dtype=np.bool_)
+    native.ipinsights_parse_quads(data, offsets, len(texts), addresses, valid)
+    return addresses, valid
+
+
+def hash_texts(texts: pa.StringArray) -> Digests | None:
+    """The digest of each text: uint64 [n]."""
+    native = declared.library()
+    if native is None:
+        return None
+    offsets, data = text_buffers(texts)
+    digests = np.empty(len(texts), dtype=np.uint64)
+    native.ipinsights_hash(data, offsets, len(texts), digests)
+    return digests
+
+
+def find_rows(tags: npt.NDArray[np.uint32], probes: int, digests: Digests) -> npt.NDArray[np.int32] | None:
+    """The row of each entity: int32 [n]; -1 if it has none and may have one, -2 if all its probes are others'."""
+    native = declared.library()
+    if native is None:
+        return None
+    digests = np.ascontiguousarray(digests)
+    rows = np.empty(len(digests), dtype=np.int32)
+    native.ipinsights_find_rows(tags, len(tags), probes, digests, len(digests), rows)
+    return rows
+
+
+def find_intervals(
+    starts: npt.NDArray[np.unsignedinteger], values: npt.NDArray[np.int32], queries: npt.NDArray[np.unsignedinteger]
+) -> npt.NDArray[np.int32] | None:
+    """The value of the interval that each address is in: int32 [n]. The starts ascend from address 0."""
+    native = declared.library()
+    if native is None:
+        return None
+    find = native.ipinsights_find_intervals_32 if starts.dtype == np.uint32 else native.ipinsights_find_intervals_64
+    queries = np.ascontiguousarray(queries)
+    found = np.empty(len(queries), dtype=np.int32)
+    find(starts, len(starts), values, queries, len(queries), found)
+    return found
+
+
+def text_buffers(texts: pa.StringArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
+    """The offsets (int32 [n + 1]) and the bytes behind an Arrow string column, without a copy."""
+    _, offset_buffer, data_buffer = texts.buffers()
+    if offset_buffer is None or len(texts) == 0:
+        return np.zeros(len(texts) + 1, dtype=np.int32), np.zeros(0, dtype=np.uint8)
+    offsets = np.frombuffer(offset_buffer, dtype=np.int32)[texts.offset : texts.offset + len(texts) + 1]
+    data = np.frombuffer(data_buffer or b"", dtype=np.uint8)
+    return offsets, data

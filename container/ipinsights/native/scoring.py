@@ -1,0 +1,88 @@
+"""The loops of ``scoring.cpp`` on numpy arrays. They give None where there is no kernel.
+
+The caller then has another way.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from ipinsights.errors import AlgorithmError
+from ipinsights.native import declared
+from ipinsights.native.declared import array_of
+from ipinsights.native.reader import Digests
+
+_UNEQUAL = -1
+_LONGEST_ENDING = 17
+"""Bytes that a line grows by: a comma, a score such as -1.23456789e-38, and a line end, which the last may lack."""
+
+
+def score_pairs(
+    entity: npt.NDArray[np.float32],
+    rows: npt.NDArray[np.int32],
+    ip: npt.NDArray[np.float32],
+    leaves: npt.NDArray[np.int32],
+) -> npt.NDArray[np.float32] | None:
+    """The inner products of rows of two tables of D columns, one of either for each of n pairs: float32 [n]."""
+    native = declared.library()
+    if native is None:
+        return None
+    scores = np.empty(len(rows), dtype=np.float32)
+    native.ipinsights_score(entity, rows, ip, leaves, entity.shape[1], len(rows), scores)
+    return scores
+
+
+class PairScorer:
+    """Finds rows, finds intervals and multiplies in one call, which is most of a small request's time."""
+
+    def __init__(
+        self,
+        tags: npt.NDArray[np.uint32],
+        probes: int,
+        sharing: bool,
+        intervals: tuple[npt.NDArray[np.unsignedinteger], npt.NDArray[np.int32]],
+        entity: npt.NDArray[np.float32],
+        ip: npt.NDArray[np.float32],
+    ) -> None:
+        """With an index of E rows, ``tags`` [E] and ``entity`` [E + 1, D]; the intervals' values are rows of ``ip``.
+
+        An entity without a row has one that it shares, if ``sharing``, or the last. There must be a kernel.
+        """
+        starts, values = intervals
+        wide = starts.dtype == np.uint64
+        self._address = array_of(np.uint64 if wide else np.uint32)
+        self._arrays = {"tags": tags, "starts": starts, "values": values, "entity": entity, "ip": ip}
+        u32, i32, f32 = map(array_of, (np.uint32, np.int32, np.float32))
+        kinds = {"tags": u32, "starts": self._address, "values": i32, "entity": f32, "ip": f32}
+        self._tables = declared.Tables(
+            **{name: kinds[name].from_param(array) for name, array in self._arrays.items()},
+            num_rows=len(tags),
+            probes=probes,
+            sharing=sharing,
+            wide=wide,
+            intervals=len(starts),
+            dim=entity.shape[1],
+        )
+        native = declared.library()
+        if native is None:
+            raise AlgorithmError("there is no kernel to score with")
+        self._native = native
+
+    def __call__(self, digests: Digests, addresses: npt.NDArray[np.unsignedinteger]) -> npt.NDArray[np.float32]:
+        """The score of each of n pairs, entities as `hash_texts` has them: float32 [n]."""
+        scores = np.empty(len(digests), dtype=np.float32)
+        where = self._address.from_param(addresses)
+        self._native.ipinsights_score_hashed(self._tables, digests, where, len(digests), scores)
+        return scores
+
+
+def append_scores(text: bytes, scores: npt.NDArray[np.float32]) -> memoryview | None:
+    """The lines of text that are not blank, with a comma, a score each (of n) as %.9g and a line feed behind them.
+
+    Also None where there are not n such lines.
+    """
+    native = declared.library()
+    if native is None:
+        return None
+    out = np.empty(len(text) + _LONGEST_ENDING * len(scores), dtype=np.uint8)
+    size = native.ipinsights_append_scores(text, len(text), scores, len(scores), out)
+    return None if size == _UNEQUAL else out[:size].data

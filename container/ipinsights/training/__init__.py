@@ -1,0 +1,1 @@
+"""How a model is learnt. The only folder that imports torch."""

@@ -1,0 +1,182 @@
+"""The mini-batches of a training: every event once an epoch, in random order, with its negatives and prefix dropout.
+
+Prefix dropout. A table row met once in training would learn that one event by heart, and the unknown rows, met by
+random addresses alone, would learn that the unknown is never real. So a prefix with count c is hidden with probability
+1 / (1 + c), the chance that the next event is of a new kind after c of the known one (a Dirichlet process with
+concentration 1), and the level's unknown row takes its place, for positives and negatives alike. One uniform number
+decides for all levels of an address; counts never grow with depth, so what stays visible is a chain from the coarsest
+level down, as it is when scoring.
+"""
+
+import ctypes
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ipinsights.data.addresses import Family, mapped_share
+from ipinsights.data.events import Events
+from ipinsights.hyperparameters import Hyperparameters
+from ipinsights.model.model import Model
+from ipinsights.model.vocabulary import Vocabulary
+from ipinsights.training import sampling
+from ipinsights.training.native_step import rows_with_dropout
+from ipinsights.training.progress import Position
+from ipinsights.training.step import Batch
+
+NOVELTY = 0.02
+"""The mean novelty of the events' entities (see `step`)."""
+_NOVELTY_PRIOR = 10
+"""How many events of an entity weigh as much as what holds for all."""
+DRAWN = 1 << 15
+"""Positives that negatives and hidden prefixes are drawn for at a time, unless a mini-batch is larger."""
+
+
+@dataclass(frozen=True)
+class Entities:
+    """The entities with a row to train, numbered from 0: a table row that is nobody's takes no memory, and no time."""
+
+    met: npt.NDArray[np.intp]
+    """Their rows of the model's table, ascending, [M]."""
+    number: npt.NDArray[np.int32]
+    """The number of each row of the model's table, [E + 1]; M, that of the typical entity, for all others."""
+
+    @classmethod
+    def of(cls, train: Events, num_entity_vectors: int, earlier: Model | None = None) -> "Entities":
+        """Those of the events, and those that an earlier model knows."""
+        meets = np.zeros(num_entity_vectors + 1, dtype=np.bool_)
+        meets[train.entity] = True
+        if earlier:
+            meets[:-1] |= earlier.index.tags != 0
+        met = np.flatnonzero(meets)
+        number = np.full(len(meets), len(met), dtype=np.int32)
+        number[met] = np.arange(len(met), dtype=np.int32)
+        return cls(met, number)
+
+
+class Batches:
+    """The events on the training device, in mini-batches."""
+
+    def __init__(
+        self,
+        train: Events,
+        hp: Hyperparameters,
+        vocabulary: Vocabulary,
+        entities: Entities,
+        generator: torch.Generator,
+        native: ctypes.CDLL | None,
+    ) -> None:
+        device = generator.device
+        self._hp = hp
+        self._generator = generator
+        numbered = dataclasses.replace(train, entity=entities.number[train.entity])
+        self._entity = torch.from_numpy(numbered.entity).to(device)
+        self._leaf = torch.from_numpy(vocabulary.leaves(train.address)).to(device)
+        self._novelty = torch.from_numpy(novelty(numbered, vocabulary.family, len(entities.met))).to(device)
+        self._random_leaf = sampling.Discrete(vocabulary.leaf_shares(mapped_share(train.address)), device)
+        self.index = PrefixIndex(vocabulary, device, native)
+        self.steps_per_epoch = -(-len(train) // hp.mini_batch_size)
+
+    def start(self) -> Position:
+        """Before the first epoch, with the generator as it is now."""
+        return Position(0, 0, self._state(), self._state())
+
+    def next_epoch(self, position: Position) -> None:
+        """Move on from the end of an epoch."""
+        position.epoch += 1
+        position.steps = 0
+        position.epoch_began = self._state()
+
+    def rest_of_epoch(self, position: Position) -> Iterator[Batch]:
+        """The mini-batches of the epoch from the position on. Whoever takes them counts the steps of the position.
+
+        They are drawn many at a time, so that drawing costs little however small they are. (What a GPU draws depends on
+        its model: an epoch that began on another one meets some events twice and others not.)
+        """
+        hp, generator = self._hp, self._generator
+        self._set_state(position.epoch_began)
+        order = torch.randperm(len(self._entity), generator=generator, dtype=torch.int32, device=generator.device)
+        at_once = max(1, DRAWN // hp.mini_batch_size)
+        begun = taken = 0
+        if position.steps:  # draw those again among which the last step's batch was
+            begun, last = divmod(position.steps - 1, at_once)
+            taken = last + 1
+            self._set_state(position.drew)
+        for chosen in torch.split(order, hp.mini_batch_size * at_once)[begun:]:
+            position.drew = self._state()
+            yield from self._draw(chosen)[taken:]
+            taken = 0
+
+    def _state(self) -> npt.NDArray[np.uint8]:
+        return self._generator.get_state().numpy()
+
+    def _set_state(self, state: npt.NDArray[np.uint8]) -> None:
+        self._generator.set_state(torch.from_numpy(state.copy()))
+
+    def _draw(self, chosen: torch.Tensor) -> list[Batch]:
+        """The mini-batches of some events, int32 [n]."""
+        hp = self._hp
+        rates = hp.random_negative_sampling_rate, hp.shuffled_negative_sampling_rate
+        tile = sampling.tile_size(*rates, hp.vector_dim)
+        entity = self._entity.index_select(0, chosen)
+        novelty = self._novelty.index_select(0, entity)
+        positive = self._rows_of(self._leaf.index_select(0, chosen))
+        sizes = [len(part) for part in torch.split(chosen, hp.mini_batch_size)]
+        groups = [sampling.groups(size, rates[0]) for size in sizes]
+        random = self._rows_of(self._random_leaf.draw(sum(groups) * rates[0], self._generator))
+        random = random.view(sum(groups), rates[0], random.shape[1])
+        parts = (torch.split(array, sizes) for array in (entity, novelty, positive))
+        return [
+            Batch(e, n, p, r, group=sampling.group_size(rates[0]), shuffled_rate=rates[1], tile=tile)
+            for e, n, p, r in zip(*parts, torch.split(random, groups), strict=True)
+        ]
+
+    def _rows_of(self, leaves: torch.Tensor) -> torch.Tensor:
+        return self.index.rows_with_dropout(leaves, self._generator)
+
+
+def novelty(train: Events, family: Family, entities: int) -> npt.NDArray[np.float32]:
+    """How much each entity comes from where it has not been: float32 [entities], on average `NOVELTY`.
+
+    After Good and Turing, the chance of a new kind is the share of events whose kind was met once: here, a prefix of
+    the coarsest level that the entity was in once. Only how entities compare is taken from it; how much novelty there
+    is in all is not, since an event once met is no proof that the place is anybody's.
+    """
+    bits = family.levels[0]
+    number = np.uint32 if entities <= 1 << 32 - bits else np.uint64  # the narrow ones sort in half the time
+    visits: npt.NDArray[np.unsignedinteger] = train.entity.astype(number)  # as many as events are, so all is in place
+    visits <<= number(bits)
+    visits |= (train.address >> train.address.dtype.type(family.width - bits)).astype(number)
+    visits.sort()
+    changes = np.concatenate([[True], visits[1:] != visits[:-1], [True]])
+    once = visits[changes[:-1] & changes[1:]] >> number(bits)
+    singles = np.bincount(once.astype(np.int64), minlength=entities)
+    events = np.bincount(train.entity, minlength=entities)
+    mean = max(len(once), 1) / len(train)
+    share = (singles + _NOVELTY_PRIOR * mean) / (events + _NOVELTY_PRIOR)
+    return (NOVELTY * share / mean).astype(np.float32)
+
+
+class PrefixIndex:
+    """The vocabulary on the training device."""
+
+    def __init__(self, vocabulary: Vocabulary, device: torch.device, native: ctypes.CDLL | None = None) -> None:
+        self._native = native
+        self._chains = torch.from_numpy(vocabulary.chains).to(device)
+        self._hidden = torch.from_numpy((1 / (1 + vocabulary.chain_counts)).astype(np.float32)).to(device)
+        self._unknown = torch.arange(vocabulary.depth, dtype=torch.int32, device=device)
+
+    def rows(self, leaves: torch.Tensor) -> torch.Tensor:
+        """The prefix rows of each leaf: int32 [n, L]."""
+        return self._chains.index_select(0, leaves)
+
+    def rows_with_dropout(self, leaves: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """The same with prefixes hidden at random, as the module's docstring says."""
+        drawn = torch.rand(len(leaves), generator=generator, device=generator.device)
+        if self._native:
+            return rows_with_dropout(self._native, leaves, drawn, self._hidden, self._chains)
+        hidden = drawn[:, None] < self._hidden.index_select(0, leaves)
+        return torch.where(hidden, self._unknown, self.rows(leaves))

@@ -1,0 +1,276 @@
+"""Checkpoints: a training written down between two steps, from which it goes on as if it had never been interrupted.
+
+One file each: everything that the steps to come depend on, and a checksum. A file is there whole or not at all, and one
+that was damaged since (half of it copied back from a store, say) is passed over for the one before it. The last two are
+kept.
+"""
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from ipinsights.data.entities import EntityIndex
+from ipinsights.errors import UserError
+from ipinsights.hyperparameters import Hyperparameters
+from ipinsights.model import artifact, tensors
+from ipinsights.model.model import Encoder, Model
+from ipinsights.model.vocabulary import Vocabulary
+from ipinsights.training.progress import EpochSummary, Position
+
+FORMAT_VERSION = 1
+KEPT = 2
+"""Checkpoints kept: one more than needed, in case the newest is damaged."""
+
+_NAME = "checkpoint-{}.safetensors"
+_PATTERN = _NAME.format("[0-9]" * 12)
+_UNDECISIVE = (
+    "batch_metrics_publish_interval",
+    "checkpoint_interval_minutes",
+    "malformed_rows",
+    "malformed_rows_limit",
+)
+"""Hyperparameters that may change: what they decide of the result is seen in the data."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a training has learnt so far."""
+
+    entity: npt.NDArray[np.float32]
+    """The rows of the entities that are trained, and of the typical one, [M + 1, D]."""
+    prefix: npt.NDArray[np.float32]
+    """This and the rest: see `model.Encoder`."""
+    w: npt.NDArray[np.float32]
+    b: npt.NDArray[np.float32]
+
+    def model(self, vocabulary: Vocabulary, index: EntityIndex, met: npt.NDArray[np.intp]) -> Model:
+        """The model with these weights."""
+        return Model.learnt(vocabulary, index, met, self.entity, Encoder(self.prefix, self.w, self.b))
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A training between two steps. Arrays of one that was read are views of its file."""
+
+    subject: Mapping[str, Any]
+    """What it is a training of: see `subject_of`."""
+    vocabulary: Vocabulary
+    index: EntityIndex
+    met: npt.NDArray[np.intp]
+    """The entity rows that are trained, [M]."""
+    parameters: Mapping[str, npt.NDArray[np.float32]]
+    """All of `step.Parameters`, by name."""
+    position: Position
+    totals: npt.NDArray[np.float64]
+    """Of the epoch so far, as `step.Gradients` has them, [3]."""
+    seconds: float
+    """That the epoch has taken so far."""
+    last: EpochSummary | None
+    """The last whole epoch."""
+    best: EpochSummary | None
+    """The one with the best validation."""
+    best_weights: Weights | None
+    """Its weights, where they are to be saved."""
+    steps: int
+    """Taken in all."""
+    source: str = ""
+    """That of the folder it was written to."""
+
+    @property
+    def nbytes(self) -> int:
+        """About how large it is."""
+        best = vars(self.best_weights).values() if self.best_weights else ()
+        return sum(array.nbytes for array in (*self.parameters.values(), *best))
+
+    @property
+    def weights(self) -> Weights:
+        """What is learnt, as of the last step."""
+        p = self.parameters
+        entity = p["entity"][:, 0] + p["typical"][0]
+        return Weights(entity, p["prefix"][:, 0], p["w"][0], p["b"][0])
+
+    def model(self) -> Model:
+        """The model to save, if training ended here."""
+        return (self.best_weights or self.weights).model(self.vocabulary, self.index, self.met)
+
+    def made_with(self, hyperparameters: Hyperparameters) -> bool:
+        """Whether the same hyperparameters decide it, given as many events."""
+        return not self._changed(_decisive(hyperparameters.adapted(self.subject["number_of_events"])))
+
+    def require(self, subject: Mapping[str, Any], folder: Path) -> None:
+        """Raise UserError unless this is a training of just that."""
+        other = self._changed(subject["hyperparameters"])
+        if self.subject["device"] != subject["device"]:
+            other.append(f"the device was {self.subject['device']} and is {subject['device']}")
+        other += [
+            f"the {name.replace('_', ' ')} has changed"
+            for name, value in subject.items()
+            if name not in ("hyperparameters", "device") and self.subject.get(name) != value
+        ]
+        if other:
+            raise UserError(
+                f"the checkpoints in {folder} are of another training: {'; '.join(other)}. Go on with what they were "
+                "made with, or name an empty place for the checkpoints of this one"
+            )
+
+    def _changed(self, hyperparameters: Mapping[str, Any]) -> list[str]:
+        before = self.subject["hyperparameters"]
+        return [
+            f"{name} was {before.get(name)} and is {value}"
+            for name, value in hyperparameters.items()
+            if before.get(name) != value
+        ]
+
+
+class Checkpoints:
+    """A folder of them. Other files in it are left alone, and so are those that another job writes meanwhile."""
+
+    def __init__(self, folder: Path, source: str = "") -> None:
+        """``source`` is whatever tells where the data comes from before it is read."""
+        self.folder = folder
+        self.source = source
+        self._written = time.monotonic()
+        self._old = [*folder.glob(_PATTERN), *folder.glob(f".{_PATTERN}.tmp")]
+        self._whole: list[Path] = []
+
+    def newest(self) -> tuple[Checkpoint | None, list[str]]:
+        """The newest one that is whole, and why each newer one is not.
+
+        Raises UserError where one is of another release, or cannot be read for a reason that may pass.
+        """
+        damaged = []
+        for path in sorted(self.folder.glob(_PATTERN), reverse=True):
+            try:
+                found = _read(path)
+            except (ValueError, KeyError, TypeError) as error:
+                damaged.append(f"{path}: {error}")
+            except OSError as error:
+                raise UserError(f"cannot read the checkpoint {path}: {error.strerror}") from error
+            else:
+                self._whole = [path]
+                return found, damaged
+        return None, damaged
+
+    def due(self, minutes: float) -> bool:
+        """Whether the last one was written so long ago; never with 0."""
+        return 0 < minutes <= (time.monotonic() - self._written) / 60
+
+    def write(self, checkpoint: Checkpoint) -> Path:
+        """Write one and remove those that are no longer needed. Raises OSError, and then nothing has changed."""
+        path = self.folder / _NAME.format(f"{checkpoint.steps:012d}")
+        try:
+            _write(checkpoint, path, self.source)
+        finally:
+            self._written = time.monotonic()  # whatever came of it, the next one is not due before its time
+        whole = [*(kept for kept in self._whole if kept != path), path]
+        self._whole, self._old = whole[-KEPT:], self._old + whole[:-KEPT]
+        for old in self._old:
+            if old not in self._whole:
+                with contextlib.suppress(OSError):  # it costs space, no more
+                    old.unlink(missing_ok=True)
+        self._old = []
+        return path
+
+
+def subject_of(
+    hyperparameters: Hyperparameters, device: str, events: int, **data: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What decides the steps of a training: hyperparameters, and a digest of the arrays of each part of the data.
+
+    The hyperparameters are those adapted to so many events.
+    """
+    return {
+        "hyperparameters": _decisive(hyperparameters),
+        "device": device,
+        "number_of_events": events,
+        **{name: _digest(arrays) if arrays is not None else None for name, arrays in data.items()},
+    }
+
+
+def _decisive(hyperparameters: Hyperparameters) -> dict[str, Any]:
+    values = dataclasses.asdict(hyperparameters)
+    return {name: value for name, value in values.items() if name not in _UNDECISIVE}
+
+
+def _write(checkpoint: Checkpoint, path: Path, source: str) -> None:
+    known, described = artifact.describe(checkpoint.vocabulary, checkpoint.index)
+    position = checkpoint.position
+    arrays = {
+        **known,
+        **{f"state.{name}": array for name, array in checkpoint.parameters.items()},
+        "met": checkpoint.met,
+        "totals": checkpoint.totals,
+        "epoch_began": position.epoch_began,
+        "drew": position.drew,
+    }
+    if checkpoint.best_weights:
+        arrays |= {f"best.{name}": array for name, array in vars(checkpoint.best_weights).items()}
+    text = {
+        "format_version": FORMAT_VERSION,
+        "subject": checkpoint.subject,
+        **described,
+        "source": source,
+        "epoch": position.epoch,
+        "steps": position.steps,
+        "all_steps": checkpoint.steps,
+        "seconds": checkpoint.seconds,
+        "last": checkpoint.last and dataclasses.asdict(checkpoint.last),
+        "best": checkpoint.best and dataclasses.asdict(checkpoint.best),
+    }
+    written = json.dumps(text)
+    tensors.write(path, arrays, {"checkpoint": written, "digest": _digest({**arrays, "text": written})})
+
+
+def _read(path: Path) -> Checkpoint:
+    """Raises ValueError, KeyError or TypeError where it is damaged, and UserError where it is of another release."""
+    arrays, texts = tensors.read(path)
+    if _digest({**arrays, "text": texts["checkpoint"]}) != texts["digest"]:
+        raise ValueError("its checksum is wrong")
+    text = json.loads(texts["checkpoint"])
+    if text["format_version"] != FORMAT_VERSION:
+        raise UserError(
+            f"{path} is of another release (format version {text['format_version']}, not {FORMAT_VERSION}): go on with "
+            "that release, or name an empty place for checkpoints"
+        )
+    vocabulary, index = artifact.restore(arrays, text)
+
+    def group(name: str) -> dict[str, npt.NDArray[Any]]:
+        return {key.removeprefix(name): array for key, array in arrays.items() if key.startswith(name)}
+
+    best = group("best.")
+    return Checkpoint(
+        subject=text["subject"],
+        vocabulary=vocabulary,
+        index=index,
+        met=arrays["met"],
+        parameters=group("state."),
+        position=Position(text["epoch"], text["steps"], arrays["epoch_began"], arrays["drew"]),
+        totals=arrays["totals"],
+        seconds=text["seconds"],
+        last=EpochSummary(**text["last"]) if text["last"] else None,
+        best=EpochSummary(**text["best"]) if text["best"] else None,
+        best_weights=Weights(**best) if best else None,
+        steps=text["all_steps"],
+        source=text["source"],
+    )
+
+
+def _digest(parts: Mapping[str, Any]) -> str:
+    """A digest of arrays and texts by name, whatever their order; None is as good as nothing."""
+    digest = xxhash.xxh3_128()
+    for name, part in sorted(parts.items()):
+        if part is None:
+            continue
+        array = np.frombuffer(part.encode(), np.uint8) if isinstance(part, str) else np.ascontiguousarray(part)
+        digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()

@@ -1,0 +1,247 @@
+"""Training: events in, a model out.
+
+`fit` draws mini-batches of shuffled events, gives each its negatives, and takes one optimiser step a mini-batch, while
+the learning rate falls linearly to 0. It may go on from an earlier model, or from the checkpoint of a training that was
+cut off; it may be stopped at any time, and then returns what it has. It knows no log lines: a `Listener` hears what
+happens.
+"""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from ipinsights import native
+from ipinsights.data.addresses import FAMILIES
+from ipinsights.data.events import Events
+from ipinsights.data.networks import Networks
+from ipinsights.errors import UserError
+from ipinsights.hyperparameters import Hyperparameters
+from ipinsights.model.model import Model
+from ipinsights.model.vocabulary import Vocabulary
+from ipinsights.training import placement
+from ipinsights.training.batches import Entities
+from ipinsights.training.checkpoint import Checkpoint, Checkpoints, subject_of
+from ipinsights.training.progress import Ending, Listener, Plan
+from ipinsights.training.trainer import Trainer
+from ipinsights.training.validation import Validator
+
+GRACE_SECONDS = 30
+"""For so long after a stop is asked for, what training has come to is still validated."""
+LAST_CHECKPOINT_BYTES = 4 << 30
+"""A training that is stopped writes a last checkpoint, unless that is larger: there may not be time for it."""
+
+
+def fit(
+    train: Events,
+    hyperparameters: Hyperparameters,
+    validation: Events | None = None,
+    listener: Listener | None = None,
+    device: str | None = None,
+    networks: Networks | None = None,
+    *,
+    earlier: Model | None = None,
+    checkpoints: Checkpoints | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Model:
+    """Train a model on observed pairs.
+
+    Entities of both event sets are rows of one index, which ``num_entity_vectors`` must be the size of. Hyperparameters
+    left at their defaults are adapted to the number of events (`Hyperparameters.adapted`). With a table of networks the
+    encoder knows providers and countries. The device defaults to the first GPU, and to the CPU where there is none with
+    memory enough; there it takes as many threads as torch is set to.
+
+    With an ``earlier`` model, whose index theirs continues, training goes on from that, and knows what it knew. With
+    ``checkpoints`` it goes on from the newest, and writes new ones. ``stop`` is asked after every step: once it says
+    so, the model as trained so far is returned, a blank one where nothing was learnt.
+
+    Raises UserError where the events cannot be learnt from, where they do not fit the earlier model or the checkpoint,
+    and where the machine has too little memory.
+    """
+    hyperparameters.require(validated=validation is not None)
+    if earlier:
+        earlier.require(hyperparameters)
+        if not earlier.vocabulary.events:  # a blank one, whose zeros would teach one another nothing
+            earlier = None
+    _check(train, validation)
+    listener = listener or Listener()
+    stopping = _Stopping(stop)
+    hp = hyperparameters.adapted(len(train))
+    table = 4 * (hp.num_entity_vectors + 1) * hp.vector_dim
+    placement.require_memory(table)
+    before = earlier.vocabulary if earlier else None
+    vocabulary = Vocabulary.build(train.address, FAMILIES[hp.ip_version], networks, earlier=before)
+    entities = Entities.of(train, hp.num_entity_vectors, earlier)
+    memory = placement.memory(hp, vocabulary, len(train), len(entities.met))
+    placement.require_memory(table + memory)
+    place, because = placement.choose(device, hp, vocabulary, len(train), memory)
+    library = native.library() if place.type == "cpu" else None
+    threads = torch.get_num_threads()
+    listener.training_planned(Plan(hp, vocabulary, str(place), threads, because, memory, before))
+    with _one_torch_thread(bool(library)), _memory_errors(), placement.current(place):
+        recorded = place.type == "cuda" and not because
+        trainer = Trainer(train, hp, vocabulary, entities, place, library, threads, earlier, recorded=recorded)
+        validator = Validator(validation, trainer, hp.seed) if validation is not None else None
+        saver = None
+        if checkpoints:
+            subject = subject_of(
+                hp,
+                place.type,
+                len(train),
+                training_data={"entity": train.entity, "address": train.address},
+                validation_data={"entity": validation.entity, "address": validation.address} if validation else None,
+                table_of_networks=vars(networks) if networks else None,
+                earlier_model={"entity": earlier.entity, **vars(earlier.encoder)} if earlier else None,
+            )
+            saver = _Saver(checkpoints, trainer, subject, hp.checkpoint_interval_minutes, listener)
+            saver.resume()
+        ending = _run(trainer, validator, hp, listener, stopping, saver)
+        model, summary = trainer.model()
+        listener.training_ended(dataclasses.replace(ending, saved=summary or ending.saved))
+        if not (earlier or ending.epochs or ending.steps):
+            return Model.blank(vocabulary.family, hp.num_entity_vectors, hp.vector_dim, hp.num_ip_encoder_layers)
+        return model
+
+
+@contextmanager
+def _one_torch_thread(wanted: bool) -> Iterator[None]:
+    """The kernel has threads of its own, and what torch still does beside it is too short to share."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if wanted else threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Torch's ways to say that there is no memory left become Python's."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+            raise MemoryError(str(error)) from error
+        raise
+
+
+def _run(
+    trainer: Trainer,
+    validator: Validator | None,
+    hp: Hyperparameters,
+    listener: Listener,
+    stopping: "_Stopping",
+    saver: "_Saver | None",
+) -> Ending:
+    """Train epoch after epoch. Returns how that ended, with a summary of an epoch that was cut off."""
+    position, cut_off = trainer.position, None
+    if position.steps:
+        cut_off = trainer.summary(None, None)
+    while position.epoch < hp.epochs and not trainer.out_of_patience and not stopping():
+        whole = trainer.run(listener, stopping, saver.write_if_due if saver else lambda: None)
+        if trainer.diverged and stopping() and trainer.keeps_best:
+            break
+        aucs = validator.aucs(stopping.impatient) if validator else (None, None)
+        summary = trainer.summary(*(aucs or (None, None)))
+        if not whole or aucs is None:
+            cut_off = summary
+            break
+        cut_off = None
+        trainer.end_epoch(summary)
+        listener.epoch_done(summary)
+        if saver and not stopping():
+            saver.write()
+    reason = ""
+    if position.epoch < hp.epochs:
+        reason = "validation discriminator_auc rises no more" if trainer.out_of_patience else "it was told to stop"
+    if saver and stopping():
+        saver.write_last()
+    return Ending(position.epoch, position.steps, reason, cut_off)
+
+
+class _Stopping:
+    """Whether training was told to stop, and whether that is long ago."""
+
+    def __init__(self, stop: Callable[[], bool]) -> None:
+        self._stop = stop
+        self._since = math.inf
+
+    def __call__(self) -> bool:
+        if self._since == math.inf and self._stop():
+            self._since = time.monotonic()
+        return self._since < math.inf
+
+    def impatient(self) -> bool:
+        """Whether there is no time left for what is not needed."""
+        return self() and time.monotonic() - self._since > GRACE_SECONDS
+
+
+class _Saver:
+    """Writes checkpoints of a training, and goes on from one."""
+
+    def __init__(
+        self, checkpoints: Checkpoints, trainer: Trainer, subject: dict[str, Any], minutes: float, listener: Listener
+    ) -> None:
+        self._checkpoints = checkpoints
+        self._trainer = trainer
+        self._subject = subject
+        self._minutes = minutes
+        self._listener = listener
+        self._last = -1
+        """Steps taken as of the last one."""
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint, if there is one. Raises UserError where it is of another training."""
+        checkpoint, damaged = self._checkpoints.newest()
+        if checkpoint:
+            checkpoint.require(self._subject, self._checkpoints.folder)
+            self._trainer.thaw(checkpoint)
+            self._last = checkpoint.steps
+        position = self._trainer.position
+        if checkpoint or damaged:
+            self._listener.resumed(position.epoch, position.steps, damaged)
+
+    def write_if_due(self) -> None:
+        """Write one if the last was written long ago."""
+        if self._checkpoints.due(self._minutes):
+            self.write()
+
+    def write_last(self) -> None:
+        """Write one if that does not take long."""
+        checkpoint = self._trainer.freeze(self._subject)
+        if checkpoint.steps != self._last and checkpoint.nbytes <= LAST_CHECKPOINT_BYTES:
+            self._write(checkpoint)
+
+    def write(self) -> None:
+        """Write one."""
+        self._write(self._trainer.freeze(self._subject))
+
+    def _write(self, checkpoint: Checkpoint) -> None:
+        """That it cannot be written, for want of space say, is told and no reason to lose the training."""
+        if self._trainer.diverged:  # which training will soon tell
+            return
+        began = time.monotonic()
+        try:
+            path = self._checkpoints.write(checkpoint)
+            self._last = checkpoint.steps
+        except OSError as error:
+            self._listener.checkpoint_failed(error)
+        else:
+            self._listener.checkpoint_written(str(path), time.monotonic() - began)
+
+
+def _check(train: Events, validation: Events | None) -> None:
+    """Raise UserError where there is nothing to learn from."""
+    if len(train) == 0:
+        raise UserError("there are no training events: the train channel holds no rows")
+    if train.index.owned + train.index.sharing == 1:
+        raise UserError(
+            "all training events are of one entity: the model learns who comes from where by telling entities apart, "
+            "so the train channel must hold several"
+        )
+    if validation is not None and len(validation) == 0:
+        raise UserError("there are no validation events: the validation channel holds no rows")

@@ -1,0 +1,123 @@
+"""What a step does to table rows on a GPU, in Triton: sum each row's gradient from its sources, then Adam at once.
+
+As in `step.cpp`, a gradient row goes from registers straight into Adam. Which rows a batch has is only known on the
+device, so as many programs start as there could be rows, and those beyond the count end at once: the host never waits
+for the count, which lets a step be recorded and played back (`gpu_step`).
+
+Some rows have thousands of sources, such as those of unknown prefixes, and most have one. So the list of sources is cut
+into *pieces*, of one row and at most `PIECE` sources each, and summing takes two passes: every piece, then every row.
+Both run in a fixed order, so the same numbers come out each time.
+
+Triton: Tillet, Kung and Cox, MAPL 2019. It comes with torch's builds for GPUs.
+"""
+
+import triton
+import triton.language as tl
+
+PIECE = 16
+"""Sources of a piece at most."""
+COLUMNS = 128
+"""Columns of a row that a program takes."""
+WARPS = 1
+"""Of a program: four floats a thread, so a row is read in whole lines, and sums need no other warp."""
+BLOCK = 1024
+"""Numbers of a dense parameter that a program takes."""
+_AT_ONCE = tl.constexpr(16)
+"""Pieces that a program reads at a time."""
+
+
+@triton.jit
+def sum_pieces(
+    gradients,  # float32 [sources, DIM]
+    sources,  # int32 [n]: whose gradient is part of a row; rows one after another
+    starts,  # int32 [n + 1]: the first of these of each piece; n beyond the last piece
+    counts,  # int32 [2]: rows and pieces that there are
+    sums,  # float32 [n, DIM], written
+    DIM: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PIECE: tl.constexpr,
+):
+    """Sum of every piece. Programs: n x columns."""
+    piece = tl.program_id(0).to(tl.int64)
+    if piece < tl.load(counts + 1):
+        column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+        place = tl.load(starts + piece) + tl.arange(0, PIECE)
+        there = place < tl.load(starts + piece + 1)
+        source = tl.load(sources + place, mask=there, other=0).to(tl.int64)
+        inside = there[:, None] & (column < DIM)[None, :]
+        values = tl.load(gradients + source[:, None] * DIM + column[None, :], mask=inside, other=0.0)
+        tl.store(sums + piece * DIM + column, tl.sum(values, 0), mask=column < DIM)
+
+
+@triton.jit
+def update_rows(
+    prefix,  # float32 [P, 3, DIM], updated
+    entity,  # float32 [E, 3, DIM], updated
+    prefixes,  # P: the rows of both tables are numbered through
+    numbers,  # int32 [n]: the row of each source
+    starts,  # int32 [n + 1]: as above
+    pieces,  # int32 [n + 1]: the first piece of each row; n beyond the last row
+    counts,  # int32 [2]: as above
+    sums,  # float32 [n, DIM]: of every piece
+    rates,  # float32: step and share kept
+    deviation,  # float32 [1]
+    DIM: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BETA1: tl.constexpr,
+    BETA2: tl.constexpr,
+    EPSILON: tl.constexpr,
+):
+    """Adam on every row that has sources. Programs: n x columns."""
+    row = tl.program_id(0)
+    if row < tl.load(counts):
+        column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+        first = tl.load(pieces + row)
+        end = tl.minimum(tl.load(pieces + row + 1), tl.load(counts + 1))
+        total = tl.zeros([COLUMNS], dtype=tl.float32)
+        for begin in range(first, end, _AT_ONCE):
+            place = (begin + tl.arange(0, _AT_ONCE)).to(tl.int64)
+            inside = (place < end)[:, None] & (column < DIM)[None, :]
+            values = tl.load(sums + place[:, None] * DIM + column[None, :], mask=inside, other=0.0)
+            total += tl.sum(values, 0)
+        number = tl.load(numbers + tl.load(starts + first)).to(tl.int64)
+        if number < prefixes:
+            state = prefix + number * 3 * DIM
+        else:
+            state = entity + (number - prefixes) * 3 * DIM
+        _adam(state + column, DIM, total, rates, deviation, column < DIM, BETA1, BETA2, EPSILON)
+
+
+@triton.jit
+def update_dense(
+    state,  # float32 [3, size], updated
+    gradient,  # float32 [size]
+    size,
+    rates,
+    deviation,
+    BLOCK: tl.constexpr,
+    BETA1: tl.constexpr,
+    BETA2: tl.constexpr,
+    EPSILON: tl.constexpr,
+):
+    """Adam on a dense parameter. Programs: blocks."""
+    size = tl.cast(size, tl.int64)
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < size
+    values = tl.load(gradient + place, mask=inside, other=0.0)
+    _adam(state + place, size, values, rates, deviation, inside, BETA1, BETA2, EPSILON)
+
+
+@triton.jit
+def _adam(
+    state, stride, gradient, rates, deviation, inside, BETA1: tl.constexpr, BETA2: tl.constexpr, EPSILON: tl.constexpr
+):
+    """What `step` says, on weights whose means lie one and two strides behind them."""
+    weight = tl.load(state, mask=inside, other=0.0)
+    mean = tl.load(state + stride, mask=inside, other=0.0)
+    square = tl.load(state + 2 * stride, mask=inside, other=0.0)
+    mean += (1 - BETA1) * (gradient - mean)
+    square = BETA2 * square + (1 - BETA2) * gradient * gradient
+    move = tl.load(rates) * mean / (tl.sqrt(square) * tl.load(deviation) + EPSILON)
+    tl.store(state, tl.load(rates + 1) * weight - move, mask=inside)
+    tl.store(state + stride, mean, mask=inside)
+    tl.store(state + 2 * stride, square, mask=inside)

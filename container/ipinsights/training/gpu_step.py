@@ -1,0 +1,236 @@
+"""The step on a GPU: what `step.TorchStep` says, recorded once and played back as one CUDA graph.
+
+A step is about a hundred small kernels. Started one by one from Python they would take longer to start than to run; a
+graph starts them all at once. That asks for two things. No step may wait for the device or depend on a number that is
+on it, so all shapes follow from the size of the mini-batch alone; and a step reads its batch and its rates from where
+the recorded one did, so they are copied there first. Rows are the only thing whose number the device alone knows:
+torch sorts and lists them, `gpu_kernels` takes the list.
+
+Of each size of mini-batch (the usual one, and the last of an epoch) the first is computed as it is, which loads what
+has to be loaded, and the second is recorded.
+"""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from ipinsights.hyperparameters import Hyperparameters
+from ipinsights.training import sampling, step
+from ipinsights.training.step import Batch, Parameters, TorchStep
+
+_INPUTS = ("entity", "novelty", "positive", "random")
+_SMALL = 64
+"""Positives of a step by which recording is tried, and known rows of a table."""
+_TOLERANCE = 1e-3
+
+Play = Callable[[], None]
+
+
+class CudaGraphs:
+    """Records what some work starts on the GPU, without doing it.
+
+    One recording is played at a time, so all share the memory of their intermediate results. They have a stream of
+    their own: what torch keeps for a stream's recordings goes with the first of them that is given up.
+    """
+
+    def __init__(self) -> None:
+        self._memory = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+
+    def __call__(self, work: Play) -> Play:
+        """What does the work."""
+        graph = torch.cuda.CUDAGraph()
+        here = torch.cuda.current_stream()
+        with torch.cuda.stream(here), torch.cuda.graph(graph, pool=self._memory, stream=self._stream):
+            work()
+        return graph.replay
+
+
+@dataclass
+class _Recording:
+    """A step for one size of mini-batch."""
+
+    batch: Batch
+    """Where it reads its batch from."""
+    sources: torch.Tensor
+    """Whose gradient each cell of the batch's row numbers takes part in, int32 [n]: addresses, then entities."""
+    partners: list[torch.Tensor]
+    """Whose address each shuffled negative has, int64 [b] each."""
+    play: Play | None = None
+
+
+class GpuStep(TorchStep):
+    """Takes steps on parameters of float32."""
+
+    def __init__(
+        self, parameters: Parameters, weight_decay: float, record: Callable[[Play], Play] | None = None
+    ) -> None:
+        """Recordings are CUDA graphs unless something else ``record``s them. Raises ImportError without Triton."""
+        super().__init__(parameters, weight_decay)
+        from ipinsights.training import gpu_kernels  # as only builds of torch for GPUs bring Triton with them
+
+        self._kernels = gpu_kernels
+        self._record = record
+        self._rates = torch.zeros(7, device=parameters.typical.device)
+        self._recordings: dict[int, _Recording] = {}
+
+    def run(self, batch: Batch, learning_rate: float) -> None:
+        """Learn from a batch."""
+        rates = self.next_rates(learning_rate)
+        numbers = [*rates.table, *rates.typical, *rates.block, rates.deviation]
+        # From pinned memory, or the host would wait for the device.
+        self._rates.copy_(torch.tensor(numbers, pin_memory=self._rates.is_cuda), non_blocking=True)
+        size = len(batch.entity)
+        recording = self._recordings.get(size)
+        if recording is None:
+            recording = self._recordings[size] = _recording(batch)
+            self._step(recording)
+            return
+        for name in _INPUTS:
+            getattr(recording.batch, name).copy_(getattr(batch, name))
+        if recording.play is None:
+            recording.play = self._recorded(lambda: self._step(recording))
+        recording.play()
+
+    def _recorded(self, work: Play) -> Play:
+        self._record = self._record or CudaGraphs()
+        try:
+            return self._record(work)
+        except RuntimeError as error:  # for want of memory, say: nothing is done yet, and it can be done as it is
+            told = f"steps are started kernel by kernel, which is slower, as recording them failed: {_cause(error)}"
+            warnings.warn(told, RuntimeWarning, stacklevel=2)
+            return work
+
+    def _step(self, recording: _Recording) -> None:
+        """One step, from the places and with the rates that it is recorded with."""
+        p, kernels, batch, deviation = self._parameters, self._kernels, recording.batch, self._rates[6:]
+        dim, prefixes = p.prefix.shape[2], len(p.prefix)
+        learnt = self.learn(batch, recording.partners)
+        gradients = torch.cat([learnt.address, learnt.entity])
+        numbers = torch.cat([learnt.rows.view(-1), batch.entity + prefixes])
+        numbers, order = torch.sort(numbers, stable=True)
+        starts, pieces, counts = list_rows(numbers, kernels.PIECE)
+        sums = torch.empty(len(numbers), dim, device=gradients.device)
+        grid = (len(numbers), -(-dim // kernels.COLUMNS))
+        kernels.sum_pieces[grid](
+            gradients, recording.sources[order], starts, counts, sums, dim, kernels.COLUMNS, kernels.PIECE,
+            num_warps=kernels.WARPS,
+        )  # fmt: skip
+        adam = (step.BETA1, step.BETA2, step.EPSILON)
+        kernels.update_rows[grid](
+            p.prefix, p.entity, prefixes, numbers, starts, pieces, counts, sums, self._rates, deviation, dim,
+            kernels.COLUMNS, *adam, num_warps=kernels.WARPS,
+        )  # fmt: skip
+        for state, gradient, rate in ((p.typical, learnt.typical, 2), (p.w, learnt.w, 4), (p.b, learnt.b, 4)):
+            size = gradient.numel()
+            if size:
+                blocks = (-(-size // kernels.BLOCK),)
+                kernels.update_dense[blocks](state, gradient, size, self._rates[rate:], deviation, kernels.BLOCK, *adam)
+        self.totals += learnt.totals
+
+
+def _recording(batch: Batch) -> _Recording:
+    """For batches of the same size."""
+    device, levels = batch.entity.device, batch.positive.shape[1]
+    addresses = batch.addresses
+    place = torch.arange(addresses + len(batch.entity), dtype=torch.int32, device=device)
+    copies = {name: getattr(batch, name).clone() for name in _INPUTS}
+    return _Recording(
+        batch=Batch(**copies, group=batch.group, shuffled_rate=batch.shuffled_rate, tile=batch.tile),
+        sources=torch.cat([place[:addresses].repeat_interleave(levels), place[addresses:]]),
+        partners=[step.partners(len(batch.entity), batch.tile, k + 1, device) for k in range(batch.shuffled_rate)],
+    )
+
+
+def list_rows(numbers: torch.Tensor, piece: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Cut ascending row numbers, int32 [n], into rows, and those into pieces of at most so many.
+
+    Returns the first place of each piece and the first piece of each row, both int32 [n + 1] and n beyond the last; and
+    the counts of rows and pieces, int32 [2].
+    """
+    count = len(numbers)
+    place = torch.arange(count, dtype=torch.int32, device=numbers.device)
+    begins_row = step.begins(numbers)
+    begins_piece = begins_row | (place % piece == 0)
+    row, part = (begins.cumsum(0, dtype=torch.int32) for begins in (begins_row, begins_piece))
+
+    def first(begins: torch.Tensor, number: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """The values where something begins, in order. All others go to a place behind the end."""
+        found = torch.full((count + 2,), count, dtype=torch.int32, device=numbers.device)
+        place_of = (number - 1).masked_fill_(~begins, count + 1)
+        return found.scatter_(0, place_of.long(), value)[: count + 1]
+
+    counts = torch.stack([row[-1], part[-1]])
+    return first(begins_piece, part, place), first(begins_row, row, part - 1), counts
+
+
+def memory(size: int, random: int, shuffled_rate: int, levels: int, blocks: int, dim: int) -> int:
+    """Bytes that a step takes besides parameters: with so many positives and random addresses."""
+    addresses = size + random
+    cells = addresses * levels + size
+    largest = dim * max((11 + blocks) * addresses, cells + 2 * (addresses + size))
+    return 4 * (largest + 2 * shuffled_rate * size + 16 * cells + 2 * blocks * dim**2)
+
+
+def why_not(hp: Hyperparameters, levels: int, device: torch.device) -> str:
+    """Why steps cannot be recorded here, to follow "because"; empty where they can.
+
+    It is tried: small steps of the training's shape have to come to what the specification's come to.
+    """
+    try:
+        worst = deviation(hp, levels, device)
+    except Exception as error:  # whatever a driver, a compiler or a library has to say
+        return f"its steps cannot be recorded on this GPU ({_cause(error)})"
+    if not worst < _TOLERANCE:
+        return f"its steps, recorded on this GPU, do not come to what they should (they are {worst:.2g} off)"
+    return ""
+
+
+def _cause(error: BaseException) -> str:
+    """What went wrong first: how recording ends after an error is an error, too."""
+    while error.__context__:
+        error = error.__context__
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def deviation(
+    hp: Hyperparameters, levels: int, device: torch.device, record: Callable[[Play], Play] | None = None
+) -> float:
+    """How far parameters are off after four steps of either kind, relative to how far they moved: the worst."""
+    random, shuffled = hp.random_negative_sampling_rate, hp.shuffled_negative_sampling_rate
+    generator = torch.Generator().manual_seed(0)
+    table = levels + _SMALL
+
+    def integers(*shape: int) -> torch.Tensor:
+        return torch.randint(table, shape, generator=generator, dtype=torch.int32).to(device)
+
+    def state(axis: int, *shape: int) -> torch.Tensor:
+        weight = torch.randn(shape, generator=generator) / hp.vector_dim**0.5
+        return torch.stack([weight, torch.zeros_like(weight), torch.zeros_like(weight)], axis).to(device)
+
+    dim, blocks = hp.vector_dim, min(hp.num_ip_encoder_layers, 2)  # more of the same take memory and tell nothing
+    first = Parameters(
+        state(1, table, dim), state(0, dim), state(1, table, dim), state(0, blocks, dim, dim), state(0, blocks, dim)
+    )
+    parameters = [Parameters(**{name: array.clone() for name, array in vars(first).items()}) for _ in range(2)]
+    steps = GpuStep(parameters[0], 0.01, record), TorchStep(parameters[1], 0.01)
+    for _ in range(4):
+        batch = Batch(
+            entity=integers(_SMALL),
+            novelty=torch.full((_SMALL,), 0.02, device=device),
+            positive=integers(_SMALL, levels),
+            random=integers(sampling.groups(_SMALL, random), random, levels),
+            group=sampling.group_size(random),
+            shuffled_rate=shuffled,
+            tile=sampling.tile_size(random, shuffled, dim),
+        )
+        for taken in steps:
+            taken.run(batch, 0.01)
+    off = []
+    for name, before in vars(first).items():
+        ours, theirs = (getattr(own, name) for own in parameters)
+        if before.numel():
+            off.append(float((ours - theirs).norm() / (theirs - before).norm()))
+    return float(torch.tensor(off).max())  # not a number, if one is not

@@ -1,0 +1,352 @@
+"""One optimiser step: the loss, its gradients in closed form, and Adam on the rows touched.
+
+The loss is the cross entropy, summed over the records of a mini-batch: each positive (label 1) with its R random and S
+shuffled negatives (label 0). With sigma the logistic function, a record's gradient with respect to its score is
+sigma(score) - label; everything else is the chain rule, written out below, which keeps nothing that is not needed and
+gives the gradients of table rows already summed. `tests/training/test_step.py` holds it against autograd. (The sum and
+not the mean: Adam does not care about the scale, and `EPSILON` then means the same for every size of mini-batch.)
+
+A shuffled negative whose entity is the address's own is no negative: it carries no weight. Nor are the others negative
+for certain: now and then an entity comes from where it never came from, as a traveller does. So the shuffled negatives
+of a positive together have a label above 0, the entity's *novelty*. Without it training learns in the end that whoever
+is abroad is an attacker, wherever that is: every event is known by heart by then, and nothing holds up the score of
+places that others use. With it the score of such a place tends to the logarithm of the novelty, not to minus infinity.
+
+Three things compute a step. `TorchStep` is the specification: it runs on any device, and where nothing faster does.
+`native_step.NativeStep` does the same on the CPU and `gpu_step.GpuStep` on a GPU, several times as fast. In each,
+`gradients` takes rows of the tables and returns gradients of those rows, summed over duplicates, and `apply` takes
+them: between the two is the seam where several machines would exchange rows. `run` does both at once.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+
+from ipinsights.model.model import Encoder
+
+BETA1, BETA2 = 0.9, 0.999
+EPSILON = 0.005
+"""In units of a record's gradient, which is at most a weight of the other embedding: rows whose records are right
+already come to rest, where Adam with its usual, vanishing epsilon would move them by whole steps until every event is
+known by heart."""
+SHRINKAGE = 0.1
+"""Weight decay of table rows besides the hyperparameter's. What sets an entity apart from the typical one, and a
+network from others, has to show in event after event to stay."""
+ENCODER_RATE = 0.03
+"""The sum of the blocks' learning rates, relative to the tables': every step moves them, a row only when it is met."""
+_TILE = 512
+"""Rows updated at a time on the CPU, so that what an update holds stays in its cache."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """b positives with their negatives, as rows of the tables."""
+
+    entity: torch.Tensor
+    """Entity row of each positive, int32 [b]."""
+    novelty: torch.Tensor
+    """What its shuffled negatives' labels sum up to, float32 [b]."""
+    positive: torch.Tensor
+    """Prefix rows of each positive's address, int32 [b, L]."""
+    random: torch.Tensor
+    """Prefix rows of the random addresses, int32 [groups, R, L]."""
+    group: int
+    """Consecutive positives that share random addresses; the last group may have fewer."""
+    shuffled_rate: int
+    """S."""
+    tile: int
+    """Consecutive positives, a multiple of ``group``, that shuffled negatives stay within; the last tile may have
+    fewer. Negative k, from 1 to S, is the entity with the address of the positive k places before it, cyclically."""
+
+    @property
+    def addresses(self) -> int:
+        """m, the addresses to encode: b + groups * R."""
+        groups, random_rate, _ = self.random.shape
+        return len(self.entity) + groups * random_rate
+
+
+@dataclass(frozen=True)
+class RowGradients:
+    """Gradients of some rows of a table."""
+
+    rows: torch.Tensor
+    """Distinct rows, int64 [n]."""
+    values: torch.Tensor
+    """[n, D]"""
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """What one step learns from a batch."""
+
+    entity: RowGradients
+    typical: torch.Tensor
+    """[D]"""
+    prefix: RowGradients
+    w: torch.Tensor
+    """[B, D, D]"""
+    b: torch.Tensor
+    """[B, D]"""
+    totals: torch.Tensor
+    """Summed cross entropy, records classified rightly, records: [3]."""
+
+
+class Learnt(NamedTuple):
+    """The same before the gradients of table rows are summed."""
+
+    entity: torch.Tensor
+    """Gradient of each positive's entity, [b, D]."""
+    rows: torch.Tensor
+    """Prefix rows of the addresses, the positives' first, int32 [m, L]."""
+    address: torch.Tensor
+    """Gradient of each of these addresses, [m, D]."""
+    typical: torch.Tensor
+    w: torch.Tensor
+    b: torch.Tensor
+    totals: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """All that is trained, each beside the running means of its gradient and of the gradient's square (Adam's state).
+
+    An entity's embedding is its row of the table plus ``typical``.
+    """
+
+    entity: torch.Tensor
+    """[E + 1, 3, D]: a row's weights and means are neighbours, since a step needs them together."""
+    typical: torch.Tensor
+    """[3, D]"""
+    prefix: torch.Tensor
+    """[P, 3, D]"""
+    w: torch.Tensor
+    """[3, B, D, D]"""
+    b: torch.Tensor
+    """[3, B, D]"""
+
+    @property
+    def encoder(self) -> Encoder:
+        """The weights of the IP encoder, as views."""
+        return Encoder(prefix=self.prefix[:, 0], w=self.w[0], b=self.b[0])
+
+    @property
+    def entities(self) -> torch.Tensor:
+        """The embedding of each entity row, [E + 1, D]."""
+        return self.entity[:, 0] + self.typical[0]
+
+
+class Rate(NamedTuple):
+    """How far Adam moves a weight, and the share of the weight that the decay leaves."""
+
+    step: float
+    keep: float
+
+
+class Rates(NamedTuple):
+    """The numbers of one update (Kingma and Ba, ICLR 2015; decoupled decay after Loshchilov and Hutter, ICLR 2019).
+
+    The decay is decoupled: inside the gradient Adam would blow it up for rare rows, and the tuning range to 1 would
+    wipe the model. Bias correction counts the steps of all rows together.
+    """
+
+    table: Rate
+    typical: Rate
+    block: Rate
+    deviation: float
+    """What corrects the root of the mean square."""
+
+    @classmethod
+    def of(cls, steps: int, learning_rate: float, weight_decay: float, blocks: int) -> "Rates":
+        """The numbers of step ``steps``, counted from 1."""
+
+        def rate(learning_rate: float, decay: float) -> Rate:
+            return Rate(learning_rate / (1 - BETA1**steps), max(0.0, 1 - learning_rate * decay))
+
+        return cls(
+            rate(learning_rate, weight_decay + SHRINKAGE),
+            rate(learning_rate, weight_decay),
+            rate(ENCODER_RATE / max(1, blocks) * learning_rate, weight_decay),
+            1 / math.sqrt(1 - BETA2**steps),
+        )
+
+
+class Step(Protocol):
+    """Takes optimiser steps on parameters, in place."""
+
+    totals: torch.Tensor
+    """What `Gradients` calls so, summed over all steps since whoever reads it set it to 0: float64 [3], always the same
+    place in memory."""
+
+    def run(self, batch: Batch, learning_rate: float) -> None:
+        """Learn from a batch."""
+
+    def gradients(self, batch: Batch) -> Gradients:
+        """What the batch would teach."""
+
+    def apply(self, gradients: Gradients, learning_rate: float) -> None:
+        """Learn that."""
+
+    def wait(self) -> None:
+        """Until all that was begun is done."""
+
+    def resume(self, steps: int) -> None:
+        """The parameters were set from outside to what they were after so many steps."""
+
+    def score(self, entity: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """The scores of n pairs: entity rows int32 [n], prefix rows int32 [n, L] to [n]."""
+
+
+class TorchStep:
+    """Adam; on a table, of the rows that a step touches alone, whatever its size. Others neither move nor decay."""
+
+    def __init__(self, parameters: Parameters, weight_decay: float) -> None:
+        self._parameters = parameters
+        self._weight_decay = weight_decay
+        self.steps = 0
+        self.totals = torch.zeros(3, dtype=torch.float64, device=parameters.typical.device)
+
+    def run(self, batch: Batch, learning_rate: float) -> None:
+        """Learn from a batch."""
+        learnt = self.gradients(batch)
+        self.apply(learnt, learning_rate)
+        self.totals += learnt.totals
+
+    def gradients(self, batch: Batch) -> Gradients:
+        """The gradients of the cross entropy, summed over the batch's records."""
+        learnt = self.learn(batch)
+        return Gradients(
+            entity=sum_rows(batch.entity[:, None], learnt.entity),
+            typical=learnt.typical,
+            prefix=sum_rows(learnt.rows, learnt.address),
+            w=learnt.w,
+            b=learnt.b,
+            totals=learnt.totals,
+        )
+
+    def learn(self, batch: Batch, known: Sequence[torch.Tensor] = ()) -> Learnt:
+        """The gradients before those of rows are summed. The `partners` of each k may be ``known``.
+
+        No shape here depends on the numbers in the batch, and nothing waits for the device that they are on, so that
+        `gpu_step` can record this.
+        """
+        p, size = self._parameters, len(batch.entity)
+        groups, random_rate, levels = batch.random.shape
+        dim = p.prefix.shape[2]
+
+        # Forward: all addresses at once, remembering what each block saw. Weights are every third row of a table.
+        rows = torch.cat([batch.positive, batch.random.view(-1, levels)])
+        x = F.embedding_bag(3 * rows.long(), p.prefix.view(-1, dim), mode="sum")
+        seen = []
+        for w, b in zip(p.w[0], p.b[0], strict=True):
+            seen.append(x.relu())
+            x = torch.addmm(b, seen[-1], w.T).add_(x)
+        entity = p.entity.view(-1, dim).index_select(0, 3 * batch.entity.long()).add_(p.typical[0])
+        phi, phi_random = x[:size], x[size:].view(groups, random_rate, dim)
+
+        # Scores, the loss, and its gradient with respect to each score; at once back to both sides of the product.
+        grouped = F.pad(entity, (0, 0, 0, groups * batch.group - size)).view(groups, batch.group, dim)
+        score, scores = (entity * phi).sum(1), torch.bmm(grouped, phi_random.transpose(1, 2))
+        score_random = scores.view(groups * batch.group, random_rate)[:size]
+        loss = F.softplus(-score).sum() + F.softplus(score_random).sum()
+        right = (score > 0).sum() + (score_random <= 0).sum()
+        records = loss.new_full((), size + score_random.numel())
+        d_score, d_random = torch.sigmoid(score) - 1, torch.sigmoid(scores)
+        d_random.view(groups * batch.group, random_rate)[size:] = 0  # nobody is there
+        d_entity = d_score[:, None] * phi + torch.bmm(d_random, phi_random).flatten(0, 1)[:size]
+        d_x = torch.cat([d_score[:, None] * entity, torch.bmm(d_random.transpose(1, 2), grouped).flatten(0, 1)])
+        label = batch.novelty / max(1, batch.shuffled_rate)
+        for k in range(1, batch.shuffled_rate + 1):
+            partner = known[k - 1] if known else partners(size, batch.tile, k, entity.device)
+            other, weight = phi[partner], (batch.entity[partner] != batch.entity).to(x.dtype)
+            score = (entity * other).sum(1)
+            loss += ((F.softplus(score) - label * score) * weight).sum()
+            right = right + ((score <= 0) * weight).sum()
+            records += weight.sum()
+            d_score = (torch.sigmoid(score) - label) * weight
+            d_entity += d_score[:, None] * other
+            d_x.index_add_(0, partner, d_score[:, None] * entity)
+
+        # ... and through the blocks, last first.
+        d_w, d_b = torch.empty_like(p.w[0]), torch.empty_like(p.b[0])
+        for i in reversed(range(len(seen))):
+            torch.mm(d_x.T, seen[i], out=d_w[i])
+            torch.sum(d_x, 0, out=d_b[i])
+            d_x = torch.mm(d_x, p.w[0, i]).mul_(seen[i] > 0).add_(d_x)
+
+        totals = torch.stack([loss, right.to(x.dtype), records])
+        return Learnt(d_entity, rows, d_x, d_entity.sum(0), d_w, d_b, totals)
+
+    def apply(self, gradients: Gradients, learning_rate: float) -> None:
+        """Take one step."""
+        p, rates = self._parameters, self.next_rates(learning_rate)
+        for table, gradient in ((p.entity, gradients.entity), (p.prefix, gradients.prefix)):
+            tile = _TILE if table.device.type == "cpu" else max(1, len(gradient.rows))
+            for rows, values in zip(torch.split(gradient.rows, tile), torch.split(gradient.values, tile), strict=True):
+                state = table.index_select(0, rows)
+                _adam(state.unbind(1), values, rates.table, rates.deviation)
+                table.index_copy_(0, rows, state)
+        _adam(p.typical.unbind(0), gradients.typical, rates.typical, rates.deviation)
+        _adam(p.w.unbind(0), gradients.w, rates.block, rates.deviation)
+        _adam(p.b.unbind(0), gradients.b, rates.block, rates.deviation)
+
+    def next_rates(self, learning_rate: float) -> Rates:
+        """The numbers of the next step's update; it counts as taken."""
+        self.steps += 1
+        return Rates.of(self.steps, learning_rate, self._weight_decay, self._parameters.w.shape[1])
+
+    def wait(self) -> None:
+        """Until the device is done."""
+        if self.totals.is_cuda:
+            torch.cuda.synchronize()
+
+    def resume(self, steps: int) -> None:
+        """Go on after so many steps."""
+        self.steps = steps
+
+    def score(self, entity: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """The scores of n pairs, in chunks."""
+        p, encoder = self._parameters, self._parameters.encoder
+        parts = zip(torch.split(entity, _CHUNK), torch.split(rows, _CHUNK), strict=True)
+        return torch.cat([((p.entity[e.long(), 0] + p.typical[0]) * encoder(r)).sum(1) for e, r in parts])
+
+
+_CHUNK = 1 << 14
+"""Pairs scored at a time."""
+
+
+def partners(size: int, tile: int, k: int, device: torch.device | None = None) -> torch.Tensor:
+    """Whose address is negative k of each positive: int64 [size]."""
+    place = torch.arange(size, device=device)
+    first = place - place % tile
+    return first + (place - first - k) % (size - first).clamp(max=tile)
+
+
+def sum_rows(rows: torch.Tensor, gradient: torch.Tensor) -> RowGradients:
+    """Sum the gradients of embedding bags over the table rows they were summed from.
+
+    rows: int [n, L], the table rows of each bag; gradient: [n, D], that of each bag. Sorting the row numbers brings the
+    bags of a row together, so the transpose of a sum over bags is again one.
+    """
+    ordered, position = torch.sort(rows.reshape(-1))
+    starts = begins(ordered).nonzero().view(-1)
+    values = F.embedding_bag(position // rows.shape[1], gradient, starts, mode="sum")
+    return RowGradients(ordered[starts].long(), values)
+
+
+def begins(ordered: torch.Tensor) -> torch.Tensor:
+    """Where an ordered list, [n], comes to another number: bool [n]."""
+    first = torch.ones_like(ordered, dtype=torch.bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    return first
+
+
+def _adam(state: tuple[torch.Tensor, ...], gradient: torch.Tensor, rate: Rate, deviation: float) -> None:
+    """Update a weight and the means of its gradient and of its square, in place."""
+    weight, mean, square = state
+    mean.lerp_(gradient, 1 - BETA1)
+    square.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
+    weight.mul_(rate.keep).addcdiv_(mean, square.sqrt().mul_(deviation).add_(EPSILON), value=-rate.step)

@@ -1,0 +1,269 @@
+"""The state of a training, and how an epoch changes it: parameters, optimiser, and the position in the events.
+
+Everything lies on one device. `Trainer.freeze` and `Trainer.thaw` write it down as a checkpoint and go on from one.
+"""
+
+import ctypes
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ipinsights.data.events import Events
+from ipinsights.errors import UserError
+from ipinsights.hyperparameters import Hyperparameters
+from ipinsights.model.model import Encoder, Model
+from ipinsights.model.vocabulary import Vocabulary
+from ipinsights.training.batches import DRAWN, Batches, Entities
+from ipinsights.training.checkpoint import Checkpoint, Weights
+from ipinsights.training.gpu_step import GpuStep
+from ipinsights.training.native_step import NativeStep
+from ipinsights.training.progress import BatchProgress, EpochSummary, Listener
+from ipinsights.training.step import Parameters, Step, TorchStep
+
+INITIAL_SCALE = 0.01
+"""Standard deviation of the tables at the start: small, so that scores start near 0."""
+_LINE = 16
+"""Floats in a cache line."""
+_STATE = tuple(field.name for field in dataclasses.fields(Parameters))
+
+
+class Trainer:
+    """A training under way."""
+
+    def __init__(
+        self,
+        train: Events,
+        hp: Hyperparameters,
+        vocabulary: Vocabulary,
+        entities: Entities,
+        device: torch.device,
+        native: ctypes.CDLL | None,
+        threads: int,
+        earlier: Model | None = None,
+        *,
+        recorded: bool = False,
+    ) -> None:
+        """With the kernel, ``native``, it takes so many threads; with an ``earlier`` model it goes on from that.
+
+        On a GPU steps may be ``recorded`` where `gpu_step.why_not` knows no reason against it.
+        """
+        self._hp = hp
+        self.vocabulary = vocabulary
+        self.index = train.index
+        self.entities = entities
+        self._events = len(train)
+        generator = torch.Generator(device).manual_seed(hp.seed)
+        self.parameters = _initial_parameters(hp, vocabulary, entities, generator, earlier)
+        self.batches = Batches(train, hp, vocabulary, entities, generator, native)
+        self.step: Step
+        if native:
+            self.step = NativeStep(native, self.parameters, vocabulary.depth, hp.weight_decay, threads)
+        elif recorded:
+            self.step = GpuStep(self.parameters, hp.weight_decay)
+        else:
+            self.step = TorchStep(self.parameters, hp.weight_decay)
+        self.position = self.batches.start()
+        self._seconds = 0.0
+        self.last: EpochSummary | None = None
+        """The last whole epoch."""
+        self.best: EpochSummary | None = None
+        """The whole epoch with the best validation; the first, where there is none."""
+        self._best_weights: Weights | None = None
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether so many epochs have not been better than the best that training is to end early."""
+        patience = self._hp.early_stopping_patience
+        return patience > 0 and self.best is not None and self.position.epoch - 1 - self.best.epoch >= patience
+
+    def run(self, listener: Listener, stop: Callable[[], bool], save: Callable[[], object]) -> bool:
+        """Take the steps that the epoch under way still has; after each, ``save`` may freeze the training.
+
+        Returns whether all are taken: not where ``stop`` said so.
+        """
+        hp, position = self._hp, self.position
+        steps = hp.epochs * self.batches.steps_per_epoch
+        per_step, interval = hp.records_per_positive, hp.batch_metrics_publish_interval
+        next_print = -(-position.steps * per_step // interval) * interval
+        began, before = time.perf_counter() - self._seconds, (time.perf_counter(), self._records)
+        for batch in self.batches.rest_of_epoch(position):
+            number = position.epoch * self.batches.steps_per_epoch + position.steps
+            self.step.run(batch, hp.learning_rate * (1 - number / steps))
+            position.steps += 1
+            self._seconds = time.perf_counter() - began
+            listener.step_done(position.epoch, len(batch.entity))
+            if next_print < position.steps * per_step:
+                cross_entropy, accuracy = self._means()
+                now = (time.perf_counter(), self._records)
+                speed = (now[1] - before[1]) / (now[0] - before[0])
+                before = now
+            while next_print < position.steps * per_step:  # a step may hold several of them
+                listener.batches_done(BatchProgress(position.epoch, next_print, accuracy, cross_entropy, speed))
+                next_print += interval
+            if stop():
+                break
+            pause = time.perf_counter()
+            save()
+            began += time.perf_counter() - pause
+        self.step.wait()
+        self._seconds = time.perf_counter() - began
+        return position.steps == self.batches.steps_per_epoch
+
+    def summary(self, discriminator_auc: float | None, shuffled_auc: float | None) -> EpochSummary:
+        """What the epoch under way has come to so far."""
+        cross_entropy, accuracy = self._means()
+        return EpochSummary(
+            epoch=self.position.epoch,
+            records=self._records,
+            batches=self.position.steps * self._hp.records_per_positive,
+            seconds=self._seconds,
+            accuracy=accuracy,
+            cross_entropy=cross_entropy,
+            discriminator_auc=discriminator_auc,
+            shuffled_auc=shuffled_auc,
+        )
+
+    def end_epoch(self, summary: EpochSummary) -> None:
+        """Move on to the next epoch."""
+        self.last = summary
+        if self.best is None or (summary.discriminator_auc or 0) > (self.best.discriminator_auc or 0):
+            self.best = summary
+            if self._hp.saved_epoch == "best":
+                self._best_weights = Weights(  # the entities' are a copy already
+                    self.parameters.entities.numpy(force=True), **vars(self._encoder(copy=True))
+                )
+        self.batches.next_epoch(self.position)
+        self.step.totals.zero_()
+        self._seconds = 0.0
+
+    def model(self) -> tuple[Model, EpochSummary | None]:
+        """The model to save if training ends here, and the epoch it is from: None where that is under way."""
+        if self._best_weights:
+            weights, summary = self._best_weights, self.best
+        else:
+            weights = Weights(self.parameters.entities.numpy(force=True), **vars(self._encoder()))
+            summary = None if self.position.steps else self.last
+        return weights.model(self.vocabulary, self.index, self.entities.met), summary
+
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the best epoch's weights are at hand."""
+        return self._best_weights is not None
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the loss is no longer a number."""
+        return not math.isfinite(sum(self.step.totals.tolist()))
+
+    def freeze(self, subject: dict[str, Any]) -> Checkpoint:
+        """The training as it stands, in views of what it goes on to change."""
+        return Checkpoint(
+            subject=subject,
+            vocabulary=self.vocabulary,
+            index=self.index,
+            met=self.entities.met,
+            parameters={name: getattr(self.parameters, name).numpy(force=True) for name in _STATE},
+            position=self.position,
+            totals=self.step.totals.numpy(force=True),
+            seconds=self._seconds,
+            last=self.last,
+            best=self.best,
+            best_weights=self._best_weights,
+            steps=self.position.epoch * self.batches.steps_per_epoch + self.position.steps,
+        )
+
+    def thaw(self, checkpoint: Checkpoint) -> None:
+        """Go on from there: a training of the same subject."""
+        for name in _STATE:
+            array = checkpoint.parameters[name]
+            for ours, theirs in zip(getattr(self.parameters, name).split(DRAWN), _split(array), strict=True):
+                ours.copy_(torch.from_numpy(theirs))
+        self.step.resume(checkpoint.steps)
+        self.position = checkpoint.position
+        self.step.totals.copy_(torch.from_numpy(checkpoint.totals.copy()))
+        self._seconds = checkpoint.seconds
+        self.last, self.best = checkpoint.last, checkpoint.best
+        if checkpoint.best_weights:  # as copies, or the file would stay for as long as they do
+            best = vars(checkpoint.best_weights)
+            self._best_weights = Weights(**{name: array.copy() for name, array in best.items()})
+
+    @property
+    def _records(self) -> int:
+        """Records of the epoch so far, positives and negatives."""
+        return min(self.position.steps * self._hp.mini_batch_size, self._events) * self._hp.records_per_positive
+
+    def _encoder(self, copy: bool = False) -> Encoder:
+        """In numpy arrays, which on the CPU are views of what training goes on to change unless they are copies."""
+        arrays = {name: array.numpy(force=True) for name, array in vars(self.parameters.encoder).items()}
+        return Encoder(**{name: array.copy() if copy else array for name, array in arrays.items()})
+
+    def _means(self) -> tuple[float, float]:
+        """Mean cross entropy and accuracy of the epoch so far. Raises UserError where training has diverged."""
+        if self.diverged:
+            raise UserError(
+                "the training loss is no longer a number: lower learning_rate (and, where the job has checkpoints, "
+                "name an empty place for them)"
+            )
+        cross_entropy, right, records = self.step.totals.tolist()
+        return cross_entropy / records, right / records
+
+
+def _initial_parameters(
+    hp: Hyperparameters,
+    vocabulary: Vocabulary,
+    entities: Entities,
+    generator: torch.Generator,
+    earlier: Model | None,
+) -> Parameters:
+    """Entities and prefixes begin a little apart from one another, and blocks as no change.
+
+    What an earlier model knew begins as it left it, and what is new as what stood for it: an entity as the typical one,
+    a prefix as its level's unknown row. So at first the model is the earlier one.
+    """
+    device, dim, blocks = generator.device, hp.vector_dim, hp.num_ip_encoder_layers
+    prefix = _zeros(device, vocabulary.num_rows, 3, dim)
+    entity = _zeros(device, len(entities.met) + 1, 3, dim)
+    for rows in (*torch.split(prefix, DRAWN), *torch.split(entity[:-1], DRAWN)):  # the last is the typical entity
+        noise = torch.randn(len(rows), dim, generator=generator, device=device)
+        rows[:, 0] = noise.mul_(INITIAL_SCALE)
+    parameters = Parameters(
+        entity=entity,
+        typical=_zeros(device, 3, dim),
+        prefix=prefix,
+        w=_zeros(device, 3, blocks, dim, dim),
+        b=_zeros(device, 3, blocks, dim),
+    )
+    if earlier:
+        typical = earlier.entity[-1]
+        for place, met in zip(torch.split(entity[:-1], DRAWN), _split(entities.met), strict=True):
+            place[:, 0] = torch.from_numpy(earlier.entity[met] - typical)
+        parameters.typical[0] = torch.from_numpy(typical.copy())
+        origins = vocabulary.origins(earlier.vocabulary)
+        for place, rows_before in zip(torch.split(prefix, DRAWN), _split(origins), strict=True):
+            known = torch.from_numpy(rows_before >= 0)
+            place[known, 0] = torch.from_numpy(earlier.encoder.prefix[rows_before[rows_before >= 0]]).to(device)
+        parameters.w[0] = torch.from_numpy(earlier.encoder.w.copy())
+        parameters.b[0] = torch.from_numpy(earlier.encoder.b.copy())
+    return parameters
+
+
+def _zeros(device: torch.device, *shape: int) -> torch.Tensor:
+    """Zeros; on the CPU from the beginning of a cache line on, and with memory that is taken when it is first used."""
+    if device.type != "cpu":
+        return torch.zeros(shape, device=device)
+    size = math.prod(shape)
+    memory = np.zeros(size + _LINE, dtype=np.float32)
+    first = -memory.ctypes.data % (4 * _LINE) // 4
+    return torch.from_numpy(memory[first : first + size].reshape(shape))
+
+
+def _split(array: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
+    """Parts of an array along its first axis, as copies, just as `torch.split` parts a tensor."""
+    for begin in range(0, max(1, len(array)), DRAWN):
+        yield array[begin : begin + DRAWN].copy()

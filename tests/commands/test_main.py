@@ -1,0 +1,175 @@
+import gzip
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import PEAK, Traffic, Tree, to_csv
+from ipinsights.commands import main
+from ipinsights.data import addresses
+from ipinsights.data.records import parse_csv
+from ipinsights.model import artifact
+from ipinsights.model.scoring import Scorer
+
+
+def run(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from ipinsights.commands.main import main; main()", *arguments]
+    return subprocess.run(command, input=text, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.parametrize("command", [[], ["simulate"], ["score"], ["evaluate"]])
+def test_help_teaches(command: list[str]) -> None:
+    result = run(*command, "--help")
+    assert result.returncode == 0
+    assert len(result.stdout) > 300
+
+
+def test_simulate_writes_what_training_reads(tmp_path: Path) -> None:
+    result = run("simulate", "--users", "30", "--test-size", "200", "--out", str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    files = [tmp_path / name for name in ("train/log-ins.csv", "test/normal.csv", "test/attacks.csv")]
+    train, normal, attacks = (parse_csv(path.read_bytes()) for path in files)
+    assert len(normal) == len(attacks) == 200
+    assert set(normal.entities.to_pylist()) <= set(train.entities.to_pylist())
+    assert f"{len(train):,} log-ins" in result.stdout
+
+
+def test_the_walk_of_the_readme_and_of_the_help_works(tmp_path: Path) -> None:
+    """Every command of it as it stands, with fewer users."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    walk = readme.partition("pip install .\n")[2].partition("SAGEMAKER_BASE_DIR=ml serve")[0]
+    help_text = run("--help").stdout.partition("A first walk:\n")[2]
+    for commands in (walk, help_text):
+        assert commands.count("ipinsights ") == 3
+        script = commands.replace("--users 1000", "--users 60")
+        folder = tmp_path / str(len(script))
+        folder.mkdir()
+        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        result = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", script.replace("| head", "| tail -3")],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert "validation discriminator_auc" in result.stdout
+        assert "other entities' addresses" in result.stdout
+
+
+def test_simulate_draws_from_a_given_table(tmp_path: Path) -> None:
+    (tmp_path / "ranges.tsv").write_text("16777216\t16777471\t1\tAU\tX\n50331648\t50331903\t2\tUS\tY\n")
+    result = run("simulate", "--users", "5", "--out", str(tmp_path), "--ranges", str(tmp_path / "ranges.tsv"))
+    assert result.returncode == 0, result.stderr
+    train = parse_csv((tmp_path / "train/log-ins.csv").read_bytes())
+    assert set((train.addresses >> 24).tolist()) == {1, 3}
+
+
+@pytest.mark.parametrize("start", ["", "\ufeff"])
+@pytest.mark.parametrize("second", ['"user,2",5.6.7.8', "user 2,5.6.7.8 \t"])
+def test_score_appends_the_score_to_every_line_as_it_stands(
+    start: str, second: str, trained: tuple[Tree, object], tmp_path: Path
+) -> None:
+    text = f"{start}user_1, 1.2.3.4\r\n\n{second}\nNA,9.9.9.9"
+    (tmp_path / "log.csv").write_text(text)
+    by_file = run("score", "--model", str(trained[0].model), str(tmp_path / "log.csv"))
+    by_pipe = run("score", "--model", str(trained[0].model), text=text)
+    assert by_file.returncode == by_pipe.returncode == 0, by_file.stderr
+    assert by_file.stdout == by_pipe.stdout
+    lines = by_file.stdout.splitlines()
+    assert [line.rpartition(",")[0] for line in lines] == ["user_1, 1.2.3.4", second, "NA,9.9.9.9"]
+    expected = Scorer(artifact.load(trained[0].model)[0]).score(parse_csv(text.encode()))
+    np.testing.assert_allclose([float(line.rpartition(",")[2]) for line in lines], expected, atol=1e-5)
+
+
+def test_score_stops_at_a_bad_row_and_names_it(trained: tuple[Tree, object], tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("a,1.2.3.4\nb,1.2.3\n")
+    result = run("score", "--model", str(trained[0].model), str(tmp_path / "log.csv"))
+    assert result.returncode == 1
+    assert "log.csv, line 2" in result.stderr
+    assert "'b,1.2.3'" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_packed_files_and_packed_input_are_scored_and_evaluated(trained: tuple[Tree, object], tmp_path: Path) -> None:
+    text = "".join(f"u{i},1.2.3.{i}\n" for i in range(100))
+    (tmp_path / "log.csv").write_text(text)
+    (tmp_path / "packed").write_bytes(gzip.compress(text.encode()))
+    command = [sys.executable, "-c", "from ipinsights.commands.main import main; main()"]
+    score, evaluate = ([*command, name, "--model", str(trained[0].model)] for name in ("score", "evaluate"))
+    for arguments in (score, evaluate):
+        outputs = [subprocess.check_output([*arguments, tmp_path / name]) for name in ("log.csv", "packed")]
+        assert outputs[0] == outputs[1]
+    plain = subprocess.check_output([*score, tmp_path / "log.csv"])
+    assert plain.count(b"\n") == 100
+    assert subprocess.check_output(score, input=(tmp_path / "packed").read_bytes()) == plain
+    assert subprocess.check_output(score, input=text.encode()) == plain
+
+
+def test_score_runs_in_constant_memory(trained: tuple[Tree, object], tmp_path: Path) -> None:
+    peak = []
+    for blocks in (1, 6):
+        path = tmp_path / f"{blocks}.csv"
+        path.write_text(
+            "".join(f"u{i % 1000},{addresses.render(np.array([i * 7919], np.uint32))[0]}\n" for i in range(50_000))
+            * 20
+            * blocks
+        )
+        code = (
+            "import sys; from ipinsights.commands.main import main\n"
+            f"main(['score', '--model', {str(trained[0].model)!r}, {str(path)!r}])\n"
+            f"sys.stderr.write(str({PEAK}))"
+        )
+        result = subprocess.run(
+            [sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=True
+        )
+        peak.append(int(result.stderr))
+    assert peak[1] < peak[0] * 1.2
+
+
+def test_evaluate_prints_both_comparisons(
+    trained: tuple[Tree, object], traffic: Traffic, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "normal.csv").write_text(to_csv(traffic.normal))
+    main.main(["evaluate", "--model", str(trained[0].model), str(tmp_path)])
+    head, _, random, others = capsys.readouterr().out.splitlines()
+    assert "2,000 log-ins" in head
+    assert random.startswith("random addresses")
+    assert others.startswith("other entities' addresses")
+    assert 0.8 < float(random.split()[2]) <= 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["score", "--model", "/nowhere"], "there is no model in /nowhere"),
+        (["simulate", "--users", "0", "--out", "x"], "--users and --test-size must be at least 1"),
+        (["simulate", "--ranges", "/nowhere", "--out", "x"], "/nowhere: not a table"),
+        (["simulate", "--users", "9", "--out", "/dev/null"], "cannot write to /dev/null/train: Not a directory"),
+        (["score", "--model", "/dev/null"], "there is no model in /dev/null"),
+    ],
+)
+def test_a_fault_of_the_input_is_one_sentence(arguments: list[str], complaint: str) -> None:
+    result = run(*arguments)
+    assert result.returncode == 1
+    assert complaint in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_missing_file_is_told(trained: tuple[Tree, object]) -> None:
+    result = run("score", "--model", str(trained[0].model), "/nowhere.csv")
+    assert result.returncode == 1
+    assert result.stderr == "ipinsights: cannot read /nowhere.csv: No such file or directory\n"
+
+
+def test_a_reader_that_leaves_is_no_error(trained: tuple[Tree, object], tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("a,1.2.3.4\n" * 200_000)
+    score = f"{sys.executable} -c 'from ipinsights.commands.main import main; main()' score --model {trained[0].model}"
+    command = f"{score} {tmp_path}/log.csv | head -1"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert result.stdout.startswith("a,1.2.3.4,")
+    assert result.stderr == ""

@@ -1,0 +1,66 @@
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+from safetensors.numpy import load_file
+
+from ipinsights.model import tensors
+
+ARRAYS = st.dictionaries(
+    st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), min_size=1, max_size=8).filter(
+        lambda name: name != "__metadata__"
+    ),
+    npst.arrays(
+        st.sampled_from(["<u1", "<i4", "<u4", "<i8", "<u8", "<f4", "<f8"]), npst.array_shapes(min_dims=0, min_side=0)
+    ),
+    max_size=4,
+)
+
+
+@given(ARRAYS, st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=3))
+def test_what_is_written_is_read_back_by_us_and_by_the_formats_library(arrays: dict, metadata: dict) -> None:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "a.safetensors"
+        tensors.write(path, arrays, metadata)
+        read, texts = tensors.read(path)
+        library = load_file(path)
+        assert [entry.name for entry in Path(folder).iterdir()] == ["a.safetensors"]
+    assert texts == metadata
+    assert read.keys() == library.keys() == arrays.keys()
+    for name, array in arrays.items():
+        for other in (read[name], library[name]):
+            assert other.dtype == array.dtype
+            np.testing.assert_array_equal(other, array)
+
+
+def test_a_view_is_written_as_it_looks(tmp_path: Path) -> None:
+    table = np.arange(24, dtype=np.float32).reshape(4, 3, 2)
+    tensors.write(tmp_path / "a", {"middle": table[:, 1]})
+    assert (tensors.read(tmp_path / "a")[0]["middle"] == table[:, 1]).all()
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a"
+    tensors.write(path, {"x": np.zeros(3)})
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tensors, "publish", full)
+    with pytest.raises(OSError, match="No space"):
+        tensors.write(path, {"x": np.ones(3)})
+    assert not tensors.read(path)[0]["x"].any()
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("length", [0, 4, 8, 20, -1])
+def test_a_file_cut_short_is_no_file(length: int, tmp_path: Path) -> None:
+    tensors.write(tmp_path / "a", {"x": np.zeros(300)})
+    data = (tmp_path / "a").read_bytes()
+    (tmp_path / "a").write_bytes(data[:length])
+    with pytest.raises(ValueError, match=r"ends within its header|has \d+ bytes"):
+        tensors.read(tmp_path / "a")

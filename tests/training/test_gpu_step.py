@@ -1,0 +1,306 @@
+"""The step for GPUs on a machine without one.
+
+Its kernels are interpreted, as Triton can, and compiled for GPUs that are not there; what it would record in a CUDA
+graph is played back by `Recorder`; and a whole training runs on a device of which only shapes are known.
+"""
+
+import copy
+import itertools
+import os
+import subprocess
+import sys
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
+
+from ipinsights.data.entities import EntityIndex
+from ipinsights.data.events import Events
+from ipinsights.hyperparameters import Hyperparameters
+from ipinsights.training import gpu_step, trainer
+from ipinsights.training.fit import fit
+from ipinsights.training.gpu_step import GpuStep, list_rows
+from ipinsights.training.step import Batch, Parameters, TorchStep
+from training.gpu_kernels import KERNELS, Idle
+from training.test_native_step import close, make
+
+INTERPRET = {"TRITON_INTERPRET": "1"}
+"""Read when Triton, and what is written in it, is imported, which some of it is late."""
+with patch.dict(os.environ, INTERPRET):
+    pytest.importorskip("triton", reason="there is no Triton")
+    from ipinsights.training import gpu_kernels
+
+
+@pytest.fixture(autouse=True)
+def interpreted() -> Iterator[None]:
+    with patch.dict(os.environ, INTERPRET):
+        yield
+
+
+class Recorder(TorchDispatchMode):
+    """What `gpu.CudaGraphs` does, on the CPU: operations on places in memory, done again without any Python between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.done: list[Callable[[], None]] = []
+        self.before: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+
+        def again() -> None:
+            for place, value in zip(places, tree_leaves(func(*args, **kwargs)), strict=True):
+                if place.data_ptr() != value.data_ptr():
+                    place.copy_(value)
+
+        if func._schema.is_mutable:
+            self.keep(args[0], kwargs.get("out"))
+        results = func(*args, **kwargs)
+        places = tree_leaves(results)
+        self.done.append(again)
+        return results
+
+    def __call__(self, work: Callable[[], None]) -> Callable[[], None]:
+        """Record, and undo what was done meanwhile: a CUDA graph does not do what it records."""
+        self.done, self.before = [], []
+        with pytest.MonkeyPatch.context() as patched, self:
+            for name in KERNELS:
+                patched.setattr(gpu_kernels, name, Launcher(self, getattr(gpu_kernels, name)))
+            work()
+        for place, value in reversed(self.before):
+            place.copy_(value)
+        done = self.done
+        return lambda: [do() for do in done] and None
+
+    def keep(self, *places: Any) -> None:
+        self.before += [(place, place.clone()) for place in places if isinstance(place, torch.Tensor)]
+
+
+class Launcher:
+    """A kernel whose launches are recorded, too."""
+
+    def __init__(self, recorder: Recorder, kernel: Any) -> None:
+        self.recorder, self.kernel = recorder, kernel
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+        def launch(*arguments: Any, **options: Any) -> None:
+            with _disable_current_modes():
+                self.recorder.keep(*arguments)
+                self.kernel[grid](*arguments, **options)
+            self.recorder.done.append(lambda: self.kernel[grid](*arguments, **options))
+
+        return launch
+
+
+def together(parameters: Parameters, batches: list[Batch]) -> None:
+    """The same steps by either: the same totals, and the same parameters in the end."""
+    own = copy.deepcopy(parameters)
+    ours, specified = GpuStep(own, 0.01, Recorder()), TorchStep(parameters, 0.01)
+    for number, batch in enumerate(batches):
+        rate = 0.01 / (1 + number)
+        for step in (ours, specified):
+            step.run(batch, rate)
+        close(ours.totals, specified.totals)
+    for name, array in vars(parameters).items():
+        close(getattr(own, name), array)
+
+
+@settings(max_examples=8, deadline=None)
+@given(
+    dim=st.integers(4, 140),
+    blocks=st.integers(0, 2),
+    batch=st.integers(1, 40),
+    rates=st.tuples(st.integers(0, 5), st.integers(0, 3)).filter(any),
+    seed=st.integers(0, 10_000),
+)
+@example(dim=300, blocks=1, batch=10, rates=(1, 1), seed=0)
+@example(dim=8, blocks=1, batch=30, rates=(0, 3), seed=1)
+@example(dim=8, blocks=1, batch=30, rates=(5, 0), seed=2)
+def test_steps_are_the_specified_ones(dim: int, blocks: int, batch: int, rates: tuple[int, int], seed: int) -> None:
+    """The first of a size as it is, the second recorded and played, the third played; others of a size between."""
+    parameters, first = make(dim, blocks, batch, *rates, seed)
+    most = len(parameters.entity), len(parameters.prefix)
+
+    def like(batch: int, seed: int) -> Batch:
+        other = make(dim, blocks, batch, *rates, seed)[1]
+        other.entity.remainder_(most[0])
+        other.positive.remainder_(most[1])
+        other.random.remainder_(most[1])
+        return other
+
+    together(parameters, [first, like(batch, 1), like(1 + batch // 2, 2), like(batch, 3)])
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_a_row_may_have_hundreds_of_sources(number: int) -> None:
+    parameters, batch = make(16, 1, 400, 1, 1, 0)
+    batch.positive[:, 1].fill_(number % len(parameters.prefix))
+    together(parameters, [batch])
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=200), st.integers(1, 8))
+def test_rows_are_listed_in_pieces(numbers: list[int], piece: int) -> None:
+    numbers.sort()
+    starts, firsts, counts = list_rows(torch.tensor(numbers, dtype=torch.int32), piece)
+    rows_, pieces = counts.tolist()
+    members = [numbers[a:b] for a, b in itertools.pairwise(starts[: pieces + 1].tolist())]
+    assert all(0 < len(part) <= piece and len(set(part)) == 1 for part in members)
+    assert list(itertools.chain(*members)) == numbers
+    assert [members[first][0] for first in firsts[:rows_].tolist()] == sorted(set(numbers))
+    assert (starts[pieces:] == len(numbers)).all()
+    assert (firsts[rows_:] == len(numbers)).all()
+
+
+def test_a_training_by_recorded_steps_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of one, in which the last mini-batch of an epoch has another size."""
+    rng = np.random.default_rng(0)
+    address = rng.integers(8, size=230, dtype=np.uint32) << np.uint32(28)
+    train = Events(rng.integers(40, size=230, dtype=np.int32), address, EntityIndex(40))
+    hp = Hyperparameters(num_entity_vectors=40, vector_dim=8, mini_batch_size=100, epochs=3, learning_rate=0.02)
+    made = []
+
+    def on_gpu(parameters: Parameters, weight_decay: float) -> GpuStep:
+        made.append(GpuStep(parameters, weight_decay, Recorder()))
+        return made[0]
+
+    monkeypatch.setattr(fit.kernel, "library", lambda: None)
+    specified = fit(train, hp, device="cpu")
+    monkeypatch.setattr(trainer, "TorchStep", on_gpu)
+    recorded = fit(train, hp, device="cpu")
+    assert sorted(made[0]._recordings) == [30, 100]
+    assert all(recording.play for recording in made[0]._recordings.values())
+    close(torch.from_numpy(recorded.entity), torch.from_numpy(specified.entity))
+    for name, array in vars(specified.encoder).items():
+        close(torch.from_numpy(getattr(recorded.encoder, name)), torch.from_numpy(array))
+
+
+HP = Hyperparameters(num_entity_vectors=2, vector_dim=16)
+CPU = torch.device("cpu")
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of sums that nobody wrote
+def test_a_trial_tells_whether_the_kernels_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert gpu_step.deviation(HP, 2, CPU, Recorder()) < 1e-6
+    for name in KERNELS:
+        with patch.object(gpu_kernels, name, Idle()):
+            assert not gpu_step.deviation(HP, 2, CPU, Recorder()) < 0.01
+    monkeypatch.setattr(gpu_step, "deviation", lambda *_: 0.02)
+    assert gpu_step.why_not(HP, 5, CPU) == (
+        "its steps, recorded on this GPU, do not come to what they should (they are 0.02 off)"
+    )
+    monkeypatch.setattr(gpu_step, "deviation", lambda *_: float("nan"))
+    assert "do not come to what they should" in gpu_step.why_not(HP, 5, CPU)
+    monkeypatch.setattr(gpu_step, "deviation", lambda *_: 1e-6)
+    assert gpu_step.why_not(HP, 5, CPU) == ""
+
+
+def test_what_cannot_be_recorded_is_done_as_it_is_and_told() -> None:
+    def fails(_: Callable[[], None]) -> Callable[[], None]:
+        try:
+            raise torch.OutOfMemoryError("no memory")
+        finally:
+            raise RuntimeError("and so recording ended badly")
+
+    parameters, batch = make(16, 1, 30, 1, 1, 0)
+    own = copy.deepcopy(parameters)
+    ours, specified = GpuStep(own, 0.01, fails), TorchStep(parameters, 0.01)
+    for step in (ours, specified):
+        step.run(batch, 0.01)
+    with pytest.warns(RuntimeWarning, match="as recording them failed: OutOfMemoryError: no memory"):
+        ours.run(batch, 0.01)
+    ours.run(batch, 0.01)
+    for _ in range(2):
+        specified.run(batch, 0.01)
+    close(own.prefix, parameters.prefix)
+    close(own.entity, parameters.entity)
+
+
+def test_why_steps_cannot_be_recorded_is_told() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert gpu_step.why_not(HP, 5, CPU).startswith("its steps cannot be recorded on this GPU (")
+    assert gpu_step.why_not(HP, 5, torch.device("cuda")).startswith("its steps cannot be recorded on this GPU (")
+
+
+class Meter(TorchDispatchMode):
+    """The most memory that is held at a time, in bytes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = self.most = 0
+        self.known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = func(*args, **(kwargs or {}))
+        for result in tree_leaves(results):
+            if isinstance(result, torch.Tensor):
+                self.meet(result.untyped_storage())
+        return results
+
+    def meet(self, storage: torch.UntypedStorage) -> None:
+        place, size = storage._cdata, storage.nbytes()
+        if place not in self.known:
+            self.known.add(place)
+            self.held += size
+            self.most = max(self.most, self.held)
+            weakref.finalize(storage, self.leave, place, size)
+
+    def leave(self, place: int, size: int) -> None:
+        self.known.remove(place)
+        self.held -= size
+
+
+@pytest.mark.parametrize(
+    ("dim", "blocks", "batch", "random_rate", "shuffled_rate"),
+    [(128, 1, 1000, 5, 1), (16, 1, 2000, 5, 1), (64, 4, 2000, 1, 2), (64, 0, 2000, 0, 3), (512, 1, 500, 20, 5)],
+)
+def test_the_memory_of_a_step_is_known(
+    dim: int, blocks: int, batch: int, random_rate: int, shuffled_rate: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in KERNELS:
+        monkeypatch.setattr(gpu_kernels, name, Idle())
+    parameters, drawn = make(dim, blocks, batch, random_rate, shuffled_rate, 0)
+    step = GpuStep(parameters, 0.0)
+    with Meter() as meter:
+        step.run(drawn, 0.01)
+    random, levels = drawn.random[..., 0].numel(), drawn.positive.shape[1]
+    assert meter.most < gpu_step.memory(batch, random, shuffled_rate, levels, blocks, dim) < 2 * meter.most
+
+
+def run(script: str, *arguments: str, **environment: str) -> list[str]:
+    """The lines that a script of this folder prints, in an interpreter of its own."""
+    paths = os.pathsep.join(str(Path(__file__).parents[2] / name) for name in ("container", "tests", "."))
+    result = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name(script)), *arguments],
+        env=os.environ | {"PYTHONPATH": paths, "TRITON_INTERPRET": "0"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()
+
+
+def test_the_kernels_compile_for_gpus(tmp_path: Path) -> None:
+    assert run("compile_for_gpus.py", TRITON_CACHE_DIR=str(tmp_path)) == ["compiled 12"]
+
+
+def test_a_training_on_another_device_never_waits_for_it() -> None:
+    """And nothing but copies has to do with two devices: all else would be an error, or a wait."""
+    assert set(run("pretend_device.py")) == {"aten._to_copy.default", "aten.copy_.default"}
+
+
+def test_a_gpu_learns_what_the_cpu_learns() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("there is no GPU")
+    assert run("train_on_gpu.py") == ["recorded"]

@@ -1,0 +1,190 @@
+"""The closed-form step against autograd through the model as it is written down."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ipinsights.model.model import Encoder
+from ipinsights.training import sampling
+from ipinsights.training.step import (
+    ENCODER_RATE,
+    EPSILON,
+    SHRINKAGE,
+    Batch,
+    Parameters,
+    RowGradients,
+    TorchStep,
+    partners,
+    sum_rows,
+)
+
+ENTITIES, PREFIXES, LEVELS = 11, 23, 3
+
+
+def make(
+    dim: int, blocks: int, batch: int, random_rate: int, shuffled_rate: int, tile: int | None = None
+) -> tuple[Parameters, Batch]:
+    """Random parameters whose means are 0, and a random batch."""
+    g = torch.Generator().manual_seed(dim + 10 * blocks + 100 * batch)
+
+    def state(axis: int, *shape: int) -> torch.Tensor:
+        weight = torch.randn(shape, generator=g, dtype=torch.float64) / math.sqrt(dim)
+        return torch.stack([weight, torch.zeros_like(weight), torch.zeros_like(weight)], axis)
+
+    parameters = Parameters(
+        entity=state(1, ENTITIES, dim),
+        typical=state(0, dim),
+        prefix=state(1, PREFIXES, dim),
+        w=state(0, blocks, dim, dim),
+        b=state(0, blocks, dim),
+    )
+    group = sampling.group_size(random_rate)
+    return parameters, Batch(
+        entity=torch.randint(ENTITIES, (batch,), generator=g, dtype=torch.int32),
+        novelty=torch.rand(batch, generator=g, dtype=torch.float64) / 10,
+        positive=torch.randint(PREFIXES, (batch, LEVELS), generator=g, dtype=torch.int32),
+        random=torch.randint(PREFIXES, (-(-batch // group), random_rate, LEVELS), generator=g, dtype=torch.int32),
+        group=group,
+        shuffled_rate=shuffled_rate,
+        tile=group * (tile or sampling.tile_size(random_rate, shuffled_rate, dim)),
+    )
+
+
+def cross_entropy(
+    table: torch.Tensor, typical: torch.Tensor, encoder: Encoder, batch: Batch
+) -> tuple[torch.Tensor, float, int]:
+    """One record at a time, as the documentation puts it. Returns the loss, the records right, and the records."""
+    size = len(batch.entity)
+    records: list[tuple[int, torch.Tensor, float]] = []
+    for i in range(size):
+        records.append((i, batch.positive[i], 1.0))
+        records += [(i, address, 0.0) for address in batch.random[i // batch.group]]
+        first = i // batch.tile * batch.tile
+        members = min(batch.tile, size - first)
+        for k in range(1, batch.shuffled_rate + 1):
+            j = first + (i - first - k) % members
+            if batch.entity[j] != batch.entity[i]:
+                records.append((i, batch.positive[j], float(batch.novelty[i]) / batch.shuffled_rate))
+    rows = torch.stack([address for _, address, _ in records])
+    scores = ((table[batch.entity[[i for i, _, _ in records]].long()] + typical) * encoder(rows)).sum(1)
+    labels = torch.tensor([label for _, _, label in records], dtype=scores.dtype)
+    right = float(((scores > 0) == (labels > 0.5)).sum())
+    return F.binary_cross_entropy_with_logits(scores, labels, reduction="sum"), right, len(records)
+
+
+def leaves(parameters: Parameters) -> tuple[torch.Tensor, torch.Tensor, Encoder]:
+    """Copies of the weights that autograd follows: table, typical, encoder."""
+    encoder = {name: array.clone().requires_grad_() for name, array in vars(parameters.encoder).items()}
+    table, typical = (a.clone().requires_grad_() for a in (parameters.entity[:, 0], parameters.typical[0]))
+    return table, typical, Encoder(**encoder)
+
+
+def dense(gradient: RowGradients, rows: int) -> torch.Tensor:
+    return torch.zeros(rows, gradient.values.shape[1], dtype=gradient.values.dtype).index_copy(
+        0, gradient.rows, gradient.values
+    )
+
+
+@pytest.mark.parametrize("dim", [4, 37])
+@pytest.mark.parametrize("blocks", [0, 1, 3])
+@pytest.mark.parametrize(
+    ("batch", "random_rate", "shuffled_rate", "tile"),
+    [(12, 1, 1, None), (10, 5, 2, 1), (13, 5, 2, 2), (7, 5, 0, None), (9, 0, 3, 4), (1, 2, 1, None)],
+)
+def test_gradients_are_those_of_the_loss(
+    dim: int, blocks: int, batch: int, random_rate: int, shuffled_rate: int, tile: int | None
+) -> None:
+    parameters, drawn = make(dim, blocks, batch, random_rate, shuffled_rate, tile)
+    learnt = TorchStep(parameters, 0.0).gradients(drawn)
+
+    table, typical, encoder = leaves(parameters)
+    loss, right, records = cross_entropy(table, typical, encoder, drawn)
+    loss.backward()
+
+    assert learnt.totals.tolist() == pytest.approx([loss.item(), right, records])
+    torch.testing.assert_close(dense(learnt.entity, ENTITIES), table.grad)
+    torch.testing.assert_close(learnt.typical, typical.grad)
+    torch.testing.assert_close(dense(learnt.prefix, PREFIXES), encoder.prefix.grad)
+    if blocks:
+        torch.testing.assert_close(learnt.w, encoder.w.grad)
+        torch.testing.assert_close(learnt.b, encoder.b.grad)
+
+
+@given(st.integers(1, 100), st.integers(1, 30), st.integers(1, 40))
+def test_partners_are_a_permutation_of_each_tile(size: int, tile: int, k: int) -> None:
+    place, partner = torch.arange(size), partners(size, tile, k)
+    assert torch.equal(partner.sort().values, place)
+    assert torch.equal(partner // tile, place // tile)
+    members = torch.tensor([min(tile, size - int(i) // tile * tile) for i in place])
+    assert torch.equal((place - partner) % members, k % members)
+
+
+def test_a_shuffled_negative_that_is_a_true_pair_carries_no_weight() -> None:
+    parameters, drawn = make(8, 1, 6, 1, 2)
+    one_entity = dataclasses.replace(drawn, entity=torch.zeros(6, dtype=torch.int32))
+    step = TorchStep(parameters, 0.0)
+    with_shuffles = step.gradients(one_entity)
+    without = step.gradients(dataclasses.replace(one_entity, shuffled_rate=0))
+    assert torch.equal(with_shuffles.totals, without.totals)
+    torch.testing.assert_close(with_shuffles.prefix.values, without.prefix.values)
+
+
+def test_rows_are_summed_over_duplicates() -> None:
+    rows, gradient = torch.tensor([[5, 1], [1, 1]]), torch.tensor([[1.0, 2.0], [10.0, 20.0]])
+    summed = sum_rows(rows, gradient)
+    assert summed.rows.tolist() == [1, 5]
+    assert summed.values.tolist() == [[21.0, 42.0], [1.0, 2.0]]
+
+
+def test_adam_is_torchs_adamw_on_rows_met_every_step_and_leaves_others_alone() -> None:
+    """With every row touched each step, row-lazy Adam is AdamW."""
+    parameters, drawn = make(8, 2, 40, 3, 1)
+    spare = torch.ones(2, 3, 8, dtype=torch.float64)  # rows of the entity table that no batch meets
+    parameters = dataclasses.replace(parameters, entity=torch.cat([parameters.entity, spare]))
+    table, typical, encoder = leaves(parameters)
+    decay, rate = 0.01, 0.05
+    torch_adamw = torch.optim.AdamW(
+        [
+            {"params": [table, encoder.prefix], "weight_decay": decay + SHRINKAGE},
+            {"params": [typical]},
+            {"params": [encoder.w, encoder.b], "lr": rate * ENCODER_RATE / 2},
+        ],
+        lr=rate,
+        weight_decay=decay,
+        eps=EPSILON,
+    )
+    ours = TorchStep(parameters, decay)
+    met = dataclasses.replace(
+        drawn,
+        entity=torch.arange(40, dtype=torch.int32) % ENTITIES,
+        positive=(torch.arange(40 * LEVELS, dtype=torch.int32) % PREFIXES).view(40, LEVELS),
+    )
+    for _ in range(5):
+        ours.run(met, rate)
+        torch_adamw.zero_grad()
+        cross_entropy(table, typical, encoder, met)[0].backward()
+        torch_adamw.step()
+    torch.testing.assert_close(parameters.entity[:ENTITIES, 0], table[:ENTITIES])
+    torch.testing.assert_close(parameters.typical[0], typical)
+    assert torch.equal(parameters.entity[ENTITIES:], spare)
+    for name, array in vars(parameters.encoder).items():
+        torch.testing.assert_close(array, getattr(encoder, name))
+
+
+def test_a_score_of_zero_says_made_up() -> None:
+    parameters, drawn = make(8, 1, 6, 2, 0)
+    parameters.entity.zero_()
+    parameters.typical.zero_()
+    totals = TorchStep(parameters, 0.0).gradients(drawn).totals
+    assert totals.tolist() == pytest.approx([18 * math.log(2), 12, 18])  # positives wrong, negatives right
+
+
+def test_scores_are_those_of_the_model() -> None:
+    parameters, drawn = make(8, 2, 20_000, 1, 1)
+    expected = (parameters.entities[drawn.entity.long()] * parameters.encoder(drawn.positive)).sum(1)
+    torch.testing.assert_close(TorchStep(parameters, 0.0).score(drawn.entity, drawn.positive), expected)
