@@ -1,27 +1,31 @@
 """Packaging: the algorithm and its SageMaker adapter live under container/."""
 
 import platform
-import re
+import runpy
 from pathlib import Path
 
 from setuptools import Extension, find_packages, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
 
 HERE = Path(__file__).parent
-VERSION = re.search(r'__version__ = "(.+)"', (HERE / "container" / "ipinsights" / "__init__.py").read_text())[1]
 
 TEST = [
-    *("coverage", "hypothesis", "mypy", "pandas-stubs", "psutil", "pytest", "requests", "ruff", "safetensors"),
-    "scikit-learn",
+    *("clang-format", "coverage", "hypothesis", "mypy", "pandas-stubs", "psutil", "pytest", "requests", "ruff"),
+    *("safetensors", "scikit-learn"),
 ]
 DEMO = ["matplotlib", "requests"]
 
 # The kernel is a plain shared library that ctypes loads. x86-64-v3 is any server since 2013 (AVX2, FMA); 64-bit Arm
 # needs no flag. Optional: without a compiler the package installs all the same and runs a slower path, as it logs.
 NATIVE = "container/ipinsights/native"
+KERNEL = runpy.run_path(str(HERE / NATIVE / "__init__.py"))
 MACHINE = ["-march=x86-64-v3"] if platform.machine() in ("x86_64", "AMD64") else []
 LIBRARY = Extension(
-    "ipinsights.native._native",
+    f"ipinsights.native.{Path(KERNEL['LIBRARY']).stem}",
     sources=[f"{NATIVE}/{name}.cpp" for name in ("step", "reader", "scoring")],
+    depends=[f"{NATIVE}/native.h"],
+    define_macros=[("IPINSIGHTS_SOURCES", f"{KERNEL['sources']()}u")],
     language="c++",
     extra_compile_args=[
         *("-std=c++20", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra"),
@@ -31,9 +35,25 @@ LIBRARY = Extension(
     optional=True,
 )
 
+
+class BuildLibrary(build_ext):
+    """Names the library for what it is: no Python imports it, so no Python's version is in its name."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        """The library's path below the package's root."""
+        return str(Path(*fullname.split(".")[:-1]) / KERNEL["LIBRARY"])
+
+
+class PlatformWheel(bdist_wheel):
+    """Tags the wheel for any Python 3 of this platform."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """Python, its binary interface, and the platform."""
+        return "py3", "none", super().get_tag()[2]
+
+
 setup(
     name="ipinsights",
-    version=VERSION,
     description="Learns which (entity, IP address) pairs are normal: an open SageMaker algorithm container",
     long_description=(HERE / "README.md").read_text(),
     long_description_content_type="text/markdown",
@@ -41,8 +61,10 @@ setup(
     python_requires=">=3.11",
     package_dir={"": "container"},
     packages=find_packages("container"),
-    package_data={"ipinsights": ["py.typed"]},
+    # The sources of the library come along, so that it is known whether it was compiled from them.
+    package_data={"ipinsights": ["py.typed"], "ipinsights.native": ["*.h", "*.cpp"]},
     ext_modules=[LIBRARY],
+    cmdclass={"build_ext": BuildLibrary, "bdist_wheel": PlatformWheel},
     install_requires=[
         "boto3>=1.35,<2",
         "flask>=3.1,<4",

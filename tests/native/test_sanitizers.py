@@ -15,8 +15,9 @@ STEP = """
 import ctypes, sys
 sys.path.insert(0, {tests!r})
 from training.test_native_step import LEVELS, make
+from ipinsights.native import interface
 from ipinsights.training.native_step import NativeStep
-library = ctypes.CDLL({library!r})
+library = interface.declare(ctypes.CDLL({library!r}))
 for dim, blocks, batch, rates in [
     (4, 0, 1, (1, 0)), (5, 1, 7, (1, 1)), (16, 3, 33, (0, 4)), (37, 2, 501, (5, 2)), (130, 1, 257, (7, 0)),
     (8, 1, 20, (40, 60)), (4, 100, 10, (1, 1)), (300, 1, 90, (2, 1)),
@@ -36,7 +37,8 @@ import ctypes
 import numpy as np
 import pyarrow as pa
 from ipinsights import native
-library = ctypes.CDLL({library!r})
+from ipinsights.native import interface
+library = interface.declare(ctypes.CDLL({library!r}))
 native.library = lambda: library
 from ipinsights.native import reader, scoring
 lines = ["a,1.2.3.4", "a,1.2.3.4", "b,255.255.255.255 ", "é€😀,0.0.0.0", "n" * 40 + ",\\t10.20.30.40", "", "a,"]

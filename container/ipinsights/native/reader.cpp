@@ -36,9 +36,10 @@
 // steps are equally many and do not wait for one another, and halves chosen by arithmetic are never mispredicted. That
 // is five times as fast as one search after the other.
 
+#include "native.h"
+
 #include <algorithm>
 #include <bit>
-#include <cstdint>
 #include <cstring>
 #include <string>
 #include <string_view>
@@ -47,8 +48,6 @@ static_assert(std::endian::native == std::endian::little, "loads are little endi
 
 namespace {
 
-constexpr int64_t NOT_CLEAN = -1;
-constexpr int32_t FREE = -1, TAKEN = -2;
 constexpr int64_t LONGEST_QUAD = 15;
 constexpr int64_t SIDE_BY_SIDE = 16;
 constexpr int64_t LONGEST_NUMBER = 15;
@@ -389,9 +388,8 @@ void find_intervals(const Address* starts, int64_t n, const int32_t* values, con
 
 extern "C" {
 
-// Reads `size` bytes of whole lines: per line that holds a record the entity's digest and the address. Returns the
-// number of records, or NOT_CLEAN. A record takes 9 bytes and a line end, so there are (size + 1) / 10 at most.
-int64_t ipinsights_read_lines(const uint8_t* p, int64_t size, uint64_t* digests, uint32_t* addresses) {
+int64_t ipinsights_read_lines(const char* text, int64_t size, uint64_t* digests, uint32_t* addresses) {
+    const auto* p = reinterpret_cast<const uint8_t*>(text);
     const uint8_t* const end = p + size;
     if (size >= 3 && std::memcmp(p, "\xEF\xBB\xBF", 3) == 0) return NOT_CLEAN;
     int64_t n = 0;
@@ -417,9 +415,8 @@ int64_t ipinsights_read_lines(const uint8_t* p, int64_t size, uint64_t* digests,
     return n;
 }
 
-// Reads the `size` bytes of a request in JSON, or JSON Lines: per instance the entity's digest and the address. Returns the
-// number of instances, or NOT_CLEAN. An instance takes 15 bytes at least and, but for the last, a separator.
-int64_t ipinsights_read_instances(const uint8_t* p, int64_t size, bool lines, uint64_t* digests, uint32_t* addresses) {
+int64_t ipinsights_read_instances(const char* text, int64_t size, bool lines, uint64_t* digests, uint32_t* addresses) {
+    const auto* const p = reinterpret_cast<const uint8_t*>(text);
     Json json{p, p + size, lines};
     int64_t n = 0;
     if (lines) {
@@ -448,7 +445,6 @@ int64_t ipinsights_read_instances(const uint8_t* p, int64_t size, bool lines, ui
     return json.p == json.end ? n : NOT_CLEAN;
 }
 
-// The address of each of n texts, and whether it is a dotted quad; text i is data[offsets[i]:offsets[i + 1]].
 void ipinsights_parse_quads(const uint8_t* data, const int32_t* offsets, int64_t n, uint32_t* addresses, bool* valid) {
     for (int64_t i = 0; i < n; ++i) {
         const int64_t size = offsets[i + 1] - offsets[i];
@@ -460,31 +456,29 @@ void ipinsights_parse_quads(const uint8_t* data, const int32_t* offsets, int64_t
     }
 }
 
-// The digests of n texts; text i is data[offsets[i]:offsets[i + 1]].
 void ipinsights_hash(const uint8_t* data, const int32_t* offsets, int64_t n, uint64_t* digests) {
     for (int64_t i = 0; i < n; ++i) digests[i] = xxh64(data + offsets[i], offsets[i + 1] - offsets[i]);
 }
 
-// The row of each of n entities; FREE if it has none and may have one, TAKEN if all its `probes` rows are others'.
-void ipinsights_find_rows(const uint32_t* tags, uint64_t num_rows, int64_t probes, const uint64_t* digests, int64_t n,
+void ipinsights_find_rows(const uint32_t* tags, int64_t num_rows, int64_t probes, const uint64_t* digests, int64_t n,
                           int32_t* rows) {
-    const bool small = num_rows <= static_cast<uint64_t>(probes);
-    const uint64_t limit = small ? num_rows : static_cast<uint64_t>(probes);
+    const uint64_t size = static_cast<uint64_t>(num_rows);
+    const bool small = num_rows <= probes;
+    const uint64_t limit = static_cast<uint64_t>(std::min(num_rows, probes));
     for (int64_t i = 0; i < n; ++i) {
         const uint64_t high = digests[i] >> 32, tag = high ? high : 1;
-        uint64_t at = digests[i] % num_rows;
+        uint64_t at = digests[i] % size;
         rows[i] = TAKEN;
         for (uint64_t probe = 0; probe < limit; ++probe) {
             if (tags[at] == tag || tags[at] == 0) {
                 rows[i] = tags[at] == 0 ? FREE : static_cast<int32_t>(at);
                 break;
             }
-            at = (at + (small ? 1 : tag + probe)) % num_rows;
+            at = (at + (small ? 1 : tag + probe)) % size;
         }
     }
 }
 
-// The value of the interval that each of m addresses is in. The n starts ascend from 0.
 void ipinsights_find_intervals_32(const uint32_t* starts, int64_t n, const int32_t* values, const uint32_t* queries,
                                   int64_t m, int32_t* found) {
     find_intervals(starts, n, values, queries, m, found);

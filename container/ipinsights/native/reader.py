@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ipinsights.native import declared
+from ipinsights import native
 
 Digests = npt.NDArray[np.uint64]
 """xxHash64 of entities."""
@@ -24,56 +24,56 @@ def read_lines(text: bytes) -> tuple[Digests, npt.NDArray[np.uint32]] | None:
 
     Also None where a line is not clean, as ``reader.cpp`` has it: faults are among these, but not only faults.
     """
-    native = declared.library()
-    if native is None:
+    kernel = native.library()
+    if kernel is None:
         return None
     most = (len(text) + 1) // _SHORTEST_LINE
     digests, addresses = np.empty(most, dtype=np.uint64), np.empty(most, dtype=np.uint32)
-    count = native.ipinsights_read_lines(text, len(text), digests, addresses)
+    count = kernel.ipinsights_read_lines(text, len(text), digests, addresses)
     return None if count == _NOT_CLEAN else (digests[:count], addresses[:count])
 
 
 def read_instances(text: bytes, lines: bool) -> tuple[Digests, npt.NDArray[np.uint32]] | None:
     """The same of each instance of a request in JSON, or in JSON ``lines``."""
-    native = declared.library()
-    if native is None:
+    kernel = native.library()
+    if kernel is None:
         return None
     most = len(text) // _SHORTEST_INSTANCE + 1
     digests, addresses = np.empty(most, dtype=np.uint64), np.empty(most, dtype=np.uint32)
-    count = native.ipinsights_read_instances(text, len(text), lines, digests, addresses)
+    count = kernel.ipinsights_read_instances(text, len(text), lines, digests, addresses)
     return None if count == _NOT_CLEAN else (digests[:count], addresses[:count])
 
 
 def parse_quads(texts: pa.StringArray) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_]] | None:
     """The IPv4 address in each text, uint32 [n], and whether there is one, bool [n]; 0 where there is none."""
-    native = declared.library()
-    if native is None:
+    kernel = native.library()
+    if kernel is None:
         return None
     offsets, data = text_buffers(texts)
     addresses, valid = np.empty(len(texts), dtype=np.uint32), np.empty(len(texts), dtype=np.bool_)
-    native.ipinsights_parse_quads(data, offsets, len(texts), addresses, valid)
+    kernel.ipinsights_parse_quads(data, offsets, len(texts), addresses, valid)
     return addresses, valid
 
 
 def hash_texts(texts: pa.StringArray) -> Digests | None:
     """The digest of each text: uint64 [n]."""
-    native = declared.library()
-    if native is None:
+    kernel = native.library()
+    if kernel is None:
         return None
     offsets, data = text_buffers(texts)
     digests = np.empty(len(texts), dtype=np.uint64)
-    native.ipinsights_hash(data, offsets, len(texts), digests)
+    kernel.ipinsights_hash(data, offsets, len(texts), digests)
     return digests
 
 
 def find_rows(tags: npt.NDArray[np.uint32], probes: int, digests: Digests) -> npt.NDArray[np.int32] | None:
     """The row of each entity: int32 [n]; -1 if it has none and may have one, -2 if all its probes are others'."""
-    native = declared.library()
-    if native is None:
+    kernel = native.library()
+    if kernel is None:
         return None
     digests = np.ascontiguousarray(digests)
     rows = np.empty(len(digests), dtype=np.int32)
-    native.ipinsights_find_rows(tags, len(tags), probes, digests, len(digests), rows)
+    kernel.ipinsights_find_rows(tags, len(tags), probes, digests, len(digests), rows)
     return rows
 
 
@@ -81,10 +81,10 @@ def find_intervals(
     starts: npt.NDArray[np.unsignedinteger], values: npt.NDArray[np.int32], queries: npt.NDArray[np.unsignedinteger]
 ) -> npt.NDArray[np.int32] | None:
     """The value of the interval that each address is in: int32 [n]. The starts ascend from address 0."""
-    native = declared.library()
-    if native is None:
+    kernel = native.library()
+    if kernel is None:
         return None
-    find = native.ipinsights_find_intervals_32 if starts.dtype == np.uint32 else native.ipinsights_find_intervals_64
+    find = kernel.ipinsights_find_intervals_32 if starts.dtype == np.uint32 else kernel.ipinsights_find_intervals_64
     queries = np.ascontiguousarray(queries)
     found = np.empty(len(queries), dtype=np.int32)
     find(starts, len(starts), values, queries, len(queries), found)

@@ -6,10 +6,11 @@
 //
 // Lines are those of `records.record_lines`, whatever else they hold: what their scores are of is read elsewhere.
 
+#include "native.h"
+
 #include <algorithm>
 #include <charconv>
 #include <cmath>
-#include <cstdint>
 #include <cstdio>
 #include <cstring>
 
@@ -18,7 +19,6 @@ namespace {
 constexpr int64_t LANES = 8, AHEAD = 6;
 constexpr int64_t LINE = 16;  // floats in a cache line
 constexpr int64_t AT_ONCE = 1024;  // pairs whose rows are found before any is scored
-constexpr int64_t UNEQUAL = -1;
 constexpr int64_t LONGEST_SCORE = 15;  // -1.23456789e-38
 
 typedef float Vector __attribute__((vector_size(LANES * sizeof(float))));
@@ -66,12 +66,6 @@ char* write_score(float score, char* out) {
 
 extern "C" {
 
-// reader.cpp
-void ipinsights_find_rows(const uint32_t*, uint64_t, int64_t, const uint64_t*, int64_t, int32_t*);
-void ipinsights_find_intervals_32(const uint32_t*, int64_t, const int32_t*, const uint32_t*, int64_t, int32_t*);
-void ipinsights_find_intervals_64(const uint64_t*, int64_t, const int32_t*, const uint64_t*, int64_t, int32_t*);
-
-// scores[i] is the product of row rows[i] of `entity` and row leaves[i] of `ip`, both of `dim` columns.
 void ipinsights_score(const float* entity, const int32_t* rows, const float* ip, const int32_t* leaves, int64_t dim,
                       int64_t n, float* scores) {
     for (int64_t i = 0; i < n; ++i) {
@@ -82,16 +76,6 @@ void ipinsights_score(const float* entity, const int32_t* rows, const float* ip,
         scores[i] = product(entity + rows[i] * dim, ip + leaves[i] * dim, dim);
     }
 }
-
-// All that it takes to score: the entities' rows by `tags`, the addresses' by intervals from `starts` on, which are of
-// 64 bits if `wide`, and both tables. An entity without a row has one that it shares, if `sharing`, or the last.
-struct Tables {
-    const uint32_t* tags;
-    const void* starts;
-    const int32_t* values;
-    const float *entity, *ip;
-    int64_t num_rows, probes, sharing, wide, intervals, dim;
-};
 
 void ipinsights_score_hashed(const Tables* t, const uint64_t* digests, const void* addresses, int64_t n,
                              float* scores) {
@@ -113,12 +97,12 @@ void ipinsights_score_hashed(const Tables* t, const uint64_t* digests, const voi
     }
 }
 
-// Writes each line of `size` bytes of text that is not blank, with a comma, its score and LF behind it. Returns the
-// number of bytes written, or UNEQUAL where there are not n such lines. A line grows by LONGEST_SCORE + 2 at most.
-int64_t ipinsights_append_scores(const char* p, int64_t size, const float* scores, int64_t n, char* const out) {
+int64_t ipinsights_append_scores(const char* text, int64_t size, const float* scores, int64_t n, uint8_t* out) {
+    const char* p = text;
     const char* const end = p + size;
     if (size >= 3 && std::memcmp(p, "\xEF\xBB\xBF", 3) == 0) p += 3;
-    char* to = out;
+    char* const first = reinterpret_cast<char*>(out);
+    char* to = first;
     int64_t i = 0;
     while (p < end) {
         const char* const last = std::find_if(p, end, ends_line);
@@ -131,6 +115,6 @@ int64_t ipinsights_append_scores(const char* p, int64_t size, const float* score
         }
         p = last == end ? end : last + 1;
     }
-    return i == n ? to - out : UNEQUAL;
+    return i == n ? to - first : UNEQUAL;
 }
 }

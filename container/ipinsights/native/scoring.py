@@ -6,9 +6,9 @@ The caller then has another way.
 import numpy as np
 import numpy.typing as npt
 
+from ipinsights import native
 from ipinsights.errors import AlgorithmError
-from ipinsights.native import declared
-from ipinsights.native.declared import array_of
+from ipinsights.native.interface import F32, I32, U32, U64, Tables
 from ipinsights.native.reader import Digests
 
 _UNEQUAL = -1
@@ -23,11 +23,11 @@ def score_pairs(
     leaves: npt.NDArray[np.int32],
 ) -> npt.NDArray[np.float32] | None:
     """The inner products of rows of two tables of D columns, one of either for each of n pairs: float32 [n]."""
-    native = declared.library()
-    if native is None:
+    kernel = native.library()
+    if kernel is None:
         return None
     scores = np.empty(len(rows), dtype=np.float32)
-    native.ipinsights_score(entity, rows, ip, leaves, entity.shape[1], len(rows), scores)
+    kernel.ipinsights_score(entity, rows, ip, leaves, entity.shape[1], len(rows), scores)
     return scores
 
 
@@ -49,11 +49,10 @@ class PairScorer:
         """
         starts, values = intervals
         wide = starts.dtype == np.uint64
-        self._address = array_of(np.uint64 if wide else np.uint32)
+        self._address = U64 if wide else U32
         self._arrays = {"tags": tags, "starts": starts, "values": values, "entity": entity, "ip": ip}
-        u32, i32, f32 = map(array_of, (np.uint32, np.int32, np.float32))
-        kinds = {"tags": u32, "starts": self._address, "values": i32, "entity": f32, "ip": f32}
-        self._tables = declared.Tables(
+        kinds = {"tags": U32, "starts": self._address, "values": I32, "entity": F32, "ip": F32}
+        self._tables = Tables(
             **{name: kinds[name].from_param(array) for name, array in self._arrays.items()},
             num_rows=len(tags),
             probes=probes,
@@ -62,16 +61,16 @@ class PairScorer:
             intervals=len(starts),
             dim=entity.shape[1],
         )
-        native = declared.library()
-        if native is None:
+        kernel = native.library()
+        if kernel is None:
             raise AlgorithmError("there is no kernel to score with")
-        self._native = native
+        self._kernel = kernel
 
     def __call__(self, digests: Digests, addresses: npt.NDArray[np.unsignedinteger]) -> npt.NDArray[np.float32]:
         """The score of each of n pairs, entities as `hash_texts` has them: float32 [n]."""
         scores = np.empty(len(digests), dtype=np.float32)
         where = self._address.from_param(addresses)
-        self._native.ipinsights_score_hashed(self._tables, digests, where, len(digests), scores)
+        self._kernel.ipinsights_score_hashed(self._tables, digests, where, len(digests), scores)
         return scores
 
 
@@ -80,9 +79,9 @@ def append_scores(text: bytes, scores: npt.NDArray[np.float32]) -> memoryview | 
 
     Also None where there are not n such lines.
     """
-    native = declared.library()
-    if native is None:
+    kernel = native.library()
+    if kernel is None:
         return None
     out = np.empty(len(text) + _LONGEST_ENDING * len(scores), dtype=np.uint8)
-    size = native.ipinsights_append_scores(text, len(text), scores, len(scores), out)
+    size = kernel.ipinsights_append_scores(text, len(text), scores, len(scores), out)
     return None if size == _UNEQUAL else out[:size].data

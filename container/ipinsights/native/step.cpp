@@ -19,10 +19,11 @@
 // Vectors are GCC's (clang has them too), so one text serves x86-64 and Arm. Rows in buffers of our own are padded with
 // zeros to a multiple of PANEL; rows of the tables are not.
 
+#include "native.h"
+
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
@@ -32,9 +33,6 @@
 #include <vector>
 
 namespace {
-
-using std::int32_t;
-using std::int64_t;
 
 constexpr int64_t WIDTH = 8;           // floats in a vector
 constexpr int64_t ROWS = 6;            // of a product's register block: 6 x 2 vectors, of 16 that AVX2 has
@@ -284,7 +282,7 @@ inline float exp_negative(float x) {
     sum = sum * rest * rest + rest + 1.f;
     int32_t bits;
     std::memcpy(&bits, &shifted, sizeof bits);
-    bits = static_cast<int32_t>((static_cast<std::uint32_t>(bits) + 127u) << 23);
+    bits = static_cast<int32_t>((static_cast<uint32_t>(bits) + 127u) << 23);
     float power;
     std::memcpy(&power, &bits, sizeof power);
     return sum * power;
@@ -321,29 +319,7 @@ void cross_entropy(float* score, const float* label, const float* weight, int64_
     }
 }
 
-// -------------------------------------------------------------------------------------------------------- interface
-
-extern "C" {
-struct Shape {
-    int64_t dim, levels, blocks, threads;
-};
-struct Parameters {  // each with Adam's two means: [rows, 3, dim] for tables, [3, ...] for the others
-    float *entity, *typical, *prefix, *w, *b;
-};
-struct Batch {  // see step.py; random has ceil(size / group) groups; a tile is a multiple of a group
-    int64_t size, group, random_rate, shuffled_rate, tile;
-    const int32_t* entity;
-    const float* novelty;
-    const int32_t *positive, *random;
-};
-struct Rate {  // how far a step moves a weight, and the share of the weight that it keeps
-    float step, keep;
-};
-struct Update {
-    Rate table, typical, block;
-    float beta1, beta2, deviation, epsilon;
-};
-}
+// ------------------------------------------------------------------------------------------------------------- Adam
 
 void adam(float* __restrict weight, float* __restrict mean, float* __restrict square, const float* __restrict gradient,
           int64_t count, Rate rate, const Update& u) {
@@ -359,7 +335,7 @@ void adam(float* __restrict weight, float* __restrict mean, float* __restrict sq
 // ------------------------------------------------------------------------------------------------------------- rows
 
 // A number that has little to do with its neighbours' (Knuth's multiplicative hash).
-std::uint32_t scattered(int32_t row) { return static_cast<std::uint32_t>(row) * 2654435761u; }
+uint32_t scattered(int32_t row) { return static_cast<uint32_t>(row) * 2654435761u; }
 
 // The distinct rows of a step that one thread takes care of, in the order met, and where each one's gradients are.
 class Index {
@@ -427,9 +403,9 @@ struct Share {
     Index entities, prefixes;
 };
 
-class Step {
+class Steps {
   public:
-    Step(const Shape& shape, const Parameters& parameters)
+    Steps(const Shape& shape, const Parameters& parameters)
         : shape_(shape), p_(parameters), width_(padded(shape.dim)), team_(static_cast<int>(shape.threads)),
           benches_(shape.threads), shares_(shape.threads) {
         const int64_t size = shape.blocks * width_ * width_;
@@ -804,10 +780,18 @@ class Step {
 
 }  // namespace
 
+struct Step : Steps {
+    using Steps::Steps;
+};
+
 #if defined(__x86_64__)
 #define BASELINE __attribute__((target("arch=x86-64")))
 #else
 #define BASELINE
+#endif
+
+#ifndef IPINSIGHTS_SOURCES
+#define IPINSIGHTS_SOURCES 0
 #endif
 
 extern "C" {
@@ -821,8 +805,8 @@ BASELINE int ipinsights_supported() noexcept {
 #endif
 }
 
-// The prefix rows of leaves, int32 [count, levels], with those hidden that chance hides: where a leaf's number between 0
-// and 1 is below the level's, the level's unknown row, which is the level's number.
+BASELINE uint32_t ipinsights_sources() noexcept { return IPINSIGHTS_SOURCES; }
+
 void ipinsights_rows(int64_t count, int64_t levels, const int32_t* leaf, const float* drawn, const float* hidden,
                      const int32_t* chains, int32_t* rows) noexcept {
     for (int64_t i = 0; i < count; ++i, rows += levels) {
@@ -845,8 +829,8 @@ void ipinsights_step_pack(Step* step) noexcept { step->pack(); }
 void ipinsights_step_run(Step* step, const Batch* batch, const Update* update, double* totals) noexcept {
     step->run(*batch, update, totals);
 }
-int64_t ipinsights_step_touched(const Step* step, int prefix) noexcept { return step->touched(prefix); }
-void ipinsights_step_rows(Step* step, int prefix, int64_t* rows, float* values) noexcept {
+int64_t ipinsights_step_touched(const Step* step, bool prefix) noexcept { return step->touched(prefix); }
+void ipinsights_step_rows(Step* step, bool prefix, int64_t* rows, float* values) noexcept {
     step->collect(prefix, rows, values);
 }
 void ipinsights_step_dense(const Step* step, float* typical, float* w, float* b) noexcept {

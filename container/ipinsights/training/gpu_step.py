@@ -77,7 +77,7 @@ class GpuStep(TorchStep):
         self._recordings: dict[int, _Recording] = {}
 
     def run(self, batch: Batch, learning_rate: float) -> None:
-        """Learn from a batch."""
+        """Take one optimiser step on a batch."""
         rates = self.next_rates(learning_rate)
         numbers = [*rates.table, *rates.typical, *rates.block, rates.deviation]
         # From pinned memory, or the host would wait for the device.
@@ -107,9 +107,9 @@ class GpuStep(TorchStep):
         """One step, from the places and with the rates that it is recorded with."""
         p, kernels, batch, deviation = self._parameters, self._kernels, recording.batch, self._rates[6:]
         dim, prefixes = p.prefix.shape[2], len(p.prefix)
-        learnt = self.learn(batch, recording.partners)
-        gradients = torch.cat([learnt.address, learnt.entity])
-        numbers = torch.cat([learnt.rows.view(-1), batch.entity + prefixes])
+        unsummed = self.unsummed_gradients(batch, recording.partners)
+        gradients = torch.cat([unsummed.address, unsummed.entity])
+        numbers = torch.cat([unsummed.rows.view(-1), batch.entity + prefixes])
         numbers, order = torch.sort(numbers, stable=True)
         starts, pieces, counts = list_rows(numbers, kernels.PIECE)
         sums = torch.empty(len(numbers), dim, device=gradients.device)
@@ -123,12 +123,12 @@ class GpuStep(TorchStep):
             p.prefix, p.entity, prefixes, numbers, starts, pieces, counts, sums, self._rates, deviation, dim,
             kernels.COLUMNS, *adam, num_warps=kernels.WARPS,
         )  # fmt: skip
-        for state, gradient, rate in ((p.typical, learnt.typical, 2), (p.w, learnt.w, 4), (p.b, learnt.b, 4)):
+        for state, gradient, rate in ((p.typical, unsummed.typical, 2), (p.w, unsummed.w, 4), (p.b, unsummed.b, 4)):
             size = gradient.numel()
             if size:
                 blocks = (-(-size // kernels.BLOCK),)
                 kernels.update_dense[blocks](state, gradient, size, self._rates[rate:], deviation, kernels.BLOCK, *adam)
-        self.totals += learnt.totals
+        self.totals += unsummed.totals
 
 
 def _recording(batch: Batch) -> _Recording:

@@ -81,7 +81,7 @@ class RowGradients:
 
 @dataclass(frozen=True)
 class Gradients:
-    """What one step learns from a batch."""
+    """The gradients of one step."""
 
     entity: RowGradients
     typical: torch.Tensor
@@ -95,8 +95,8 @@ class Gradients:
     """Summed cross entropy, records classified rightly, records: [3]."""
 
 
-class Learnt(NamedTuple):
-    """The same before the gradients of table rows are summed."""
+class UnsummedGradients(NamedTuple):
+    """`Gradients` before those of table rows are summed."""
 
     entity: torch.Tensor
     """Gradient of each positive's entity, [b, D]."""
@@ -182,13 +182,13 @@ class Step(Protocol):
     place in memory."""
 
     def run(self, batch: Batch, learning_rate: float) -> None:
-        """Learn from a batch."""
+        """Take one optimiser step on a batch, and add to `totals`."""
 
     def gradients(self, batch: Batch) -> Gradients:
-        """What the batch would teach."""
+        """The gradients of a batch, without taking a step."""
 
     def apply(self, gradients: Gradients, learning_rate: float) -> None:
-        """Learn that."""
+        """Take one optimiser step with given gradients; `totals` stay."""
 
     def wait(self) -> None:
         """Until all that was begun is done."""
@@ -210,24 +210,24 @@ class TorchStep:
         self.totals = torch.zeros(3, dtype=torch.float64, device=parameters.typical.device)
 
     def run(self, batch: Batch, learning_rate: float) -> None:
-        """Learn from a batch."""
-        learnt = self.gradients(batch)
-        self.apply(learnt, learning_rate)
-        self.totals += learnt.totals
+        """Take one optimiser step on a batch, and add to `totals`."""
+        gradients = self.gradients(batch)
+        self.apply(gradients, learning_rate)
+        self.totals += gradients.totals
 
     def gradients(self, batch: Batch) -> Gradients:
         """The gradients of the cross entropy, summed over the batch's records."""
-        learnt = self.learn(batch)
+        unsummed = self.unsummed_gradients(batch)
         return Gradients(
-            entity=sum_rows(batch.entity[:, None], learnt.entity),
-            typical=learnt.typical,
-            prefix=sum_rows(learnt.rows, learnt.address),
-            w=learnt.w,
-            b=learnt.b,
-            totals=learnt.totals,
+            entity=sum_rows(batch.entity[:, None], unsummed.entity),
+            typical=unsummed.typical,
+            prefix=sum_rows(unsummed.rows, unsummed.address),
+            w=unsummed.w,
+            b=unsummed.b,
+            totals=unsummed.totals,
         )
 
-    def learn(self, batch: Batch, known: Sequence[torch.Tensor] = ()) -> Learnt:
+    def unsummed_gradients(self, batch: Batch, known: Sequence[torch.Tensor] = ()) -> UnsummedGradients:
         """The gradients before those of rows are summed. The `partners` of each k may be ``known``.
 
         No shape here depends on the numbers in the batch, and nothing waits for the device that they are on, so that
@@ -278,7 +278,7 @@ class TorchStep:
             d_x = torch.mm(d_x, p.w[0, i]).mul_(seen[i] > 0).add_(d_x)
 
         totals = torch.stack([loss, right.to(x.dtype), records])
-        return Learnt(d_entity, rows, d_x, d_entity.sum(0), d_w, d_b, totals)
+        return UnsummedGradients(d_entity, rows, d_x, d_entity.sum(0), d_w, d_b, totals)
 
     def apply(self, gradients: Gradients, learning_rate: float) -> None:
         """Take one step."""
