@@ -1,4 +1,4 @@
-# make demo | test | image | image-gpu | lint | clean
+# make demo | test | test-quick | lint | format | image | image-gpu | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,35 +6,57 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c container/const
 IMAGE ?= ipinsights:cpu
 # What `docker build` needs here besides, such as --build-arg PIP_EXTRA_INDEX_URL=...
 DOCKER_BUILD_ARGS ?=
+# The image's build sees no repository, so it is told the version: the newest tag, and the commits since.
+VERSION ?= $(shell git describe --tags --match 'v*' 2>/dev/null | sed -e 's/^v//' -e 's/-\(.*\)-g/.post\1+g/')
+BUILD = docker build $(if $(VERSION),--build-arg VERSION=$(VERSION)) $(DOCKER_BUILD_ARGS)
+# The least per cent of lines and branches that the tests run; set where all of them can run, as in .ci/run.
+COVERAGE_FLOOR ?=
+NATIVE := container/ipinsights/native
+PYTEST := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
 
-.PHONY: demo test image image-gpu lint clean
+.NOTPARALLEL:
+.PHONY: demo test test-quick lint format image image-gpu clean
 
-demo: $(VENV)/.demo  ## train, serve and score simulated log-ins, then real ones where IPINSIGHTS_DATA names them
+demo: $(VENV)/.native $(VENV)/.demo  ## train, serve and score simulated log-ins, then real ones where IPINSIGHTS_DATA names them
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m local_test.demo
 
-test: $(VENV)/.test lint  ## every test that can run on this machine
+test: $(VENV)/.native $(VENV)/.test lint  ## every test that can run on this machine
 	rm -f .coverage .coverage.*
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/coverage run -m pytest
 	$(BIN)/coverage combine --quiet
-	$(BIN)/coverage report
+	$(BIN)/coverage report $(if $(COVERAGE_FLOOR),--fail-under=$(COVERAGE_FLOOR))
 
-lint: $(VENV)/.test
+test-quick: $(VENV)/.native $(VENV)/.test  ## those that take no two minutes together
+	$(PYTEST) -q -m "not slow" --ignore tests/container
+
+lint: $(VENV)/.test  ## what a commit is held to
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE)/*.h $(NATIVE)/*.cpp
 	$(BIN)/mypy
 
+format: $(VENV)/.test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(NATIVE)/*.h $(NATIVE)/*.cpp
+
 image:  ## the CPU image
-	docker build $(DOCKER_BUILD_ARGS) -f Dockerfile.cpu -t $(IMAGE) .
+	$(BUILD) -f Dockerfile.cpu -t $(IMAGE) .
 
 image-gpu:
-	docker build $(DOCKER_BUILD_ARGS) -f Dockerfile.gpu -t ipinsights:gpu .
+	$(BUILD) -f Dockerfile.gpu -t ipinsights:gpu .
 
 clean:
-	rm -rf $(VENV) local_test/work build container/*.egg-info
+	rm -rf $(VENV) local_test/work build container/*.egg-info $(NATIVE)/*.so
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
+
+# Compile the native library again when its sources have changed, unless an installation below does so anyway.
+$(VENV)/.native: $(wildcard $(NATIVE)/*.h $(NATIVE)/*.cpp) | $(BIN)/python
+	if [ -e $(VENV)/.demo ] || [ -e $(VENV)/.test ]; then $(PIP) --no-deps -e .; fi
+	touch $@
 
 $(VENV)/.demo: setup.py container/constraints.txt | $(BIN)/python
 	@echo "Installing the package and its dependencies into $(VENV) (torch is large; some minutes the first time)"

@@ -34,6 +34,12 @@ from ipinsights.training.step import Batch, Step, TorchStep
 settings.register_profile("untimed", deadline=None)  # how long an example takes is no property of the code
 settings.load_profile("untimed")
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The image's tests last: they take longest, and what they show is mostly shown by others before."""
+    items.sort(key=lambda item: "container" in item.path.parts)
+
+
 SMALL = {
     "num_entity_vectors": "200",
     "vector_dim": "16",

@@ -112,7 +112,8 @@ def test_modules_and_files_are_called_by_names_that_they_have() -> None:
     """A name in a docstring or a document, of a module or a file of the package, that has moved meanwhile."""
     strange = set()
     for path, text in texts():
-        for name in set(re.findall(r"\bipinsights(?:\.[a-z]\w*)+", text)):
+        imported_names = re.findall(r"from (ipinsights[\w.]*) import (\w+)", text)
+        for name in {*re.findall(r"\bipinsights(?:\.[a-z]\w*)+", text), *map(".".join, imported_names)}:
             if not exists(name):
                 strange.add(f"{path.relative_to(REPOSITORY)}: {name}")
         for name in set(re.findall(r"(?<![\w/.])(?:container|tests|benchmarks|local_test|docs)/[\w./]+\.\w+", text)):

@@ -85,7 +85,7 @@ def test_tensors_are_mapped_not_read(tmp_path: Path, model: Model) -> None:
     big = Model(model.vocabulary, model.index, np.zeros((1_000_000, 16), np.float32), model.encoder)
     artifact.save(big, tmp_path, {})
     code = (
-        "import pathlib; from ipinsights import artifact\n"
+        "import pathlib; from ipinsights.model import artifact\n"
         f"before = {PEAK}\n"
         f"model, _ = artifact.load(pathlib.Path({str(tmp_path)!r})); model.entity[5]\n"
         f"print({PEAK} - before)"

@@ -49,7 +49,7 @@ def test_a_score_does_not_depend_on_its_company(
     np.testing.assert_allclose(afresh.score(traffic.normal), whole, atol=1e-5)
     monkeypatch.setattr(scorer, "_native", None)
     assert (scorer.score(traffic.normal) == whole).all()
-    monkeypatch.setattr(scoring.reader, "score_pairs", lambda *_: None)
+    monkeypatch.setattr(scoring, "score_pairs", lambda *_: None)
     np.testing.assert_allclose(scorer.score(traffic.normal), whole, atol=1e-5)
 
 

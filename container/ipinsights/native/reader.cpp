@@ -208,10 +208,8 @@ __attribute__((noinline)) uint64_t digest_without_escapes(std::string_view text)
     std::string without;
     const auto* p = reinterpret_cast<const uint8_t*>(text.data());
     for (const auto* const end = p + text.size(); p < end;) {
-        if (*p == '\\')
-            p += escape(p, end, &without);
-        else
-            without += static_cast<char>(*p++);
+        if (*p == '\\') p += escape(p, end, &without);
+        else without += static_cast<char>(*p++);
     }
     return digest_of(without);
 }
@@ -378,8 +376,7 @@ void find_intervals(const Address* starts, int64_t n, const int32_t* values, con
         Address query[SIDE_BY_SIDE];
         for (int64_t k = 0; k < SIDE_BY_SIDE; ++k) query[k] = queries[std::min(i + k, m - 1)];
         for (int64_t size = n; size > 1; size -= size / 2)
-            for (int64_t k = 0; k < SIDE_BY_SIDE; ++k)
-                at[k] += starts[at[k] + size / 2] <= query[k] ? size / 2 : 0;
+            for (int64_t k = 0; k < SIDE_BY_SIDE; ++k) at[k] += starts[at[k] + size / 2] <= query[k] ? size / 2 : 0;
         for (int64_t k = 0; k < std::min(SIDE_BY_SIDE, m - i); ++k) found[i + k] = values[at[k]];
     }
 }

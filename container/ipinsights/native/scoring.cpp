@@ -17,8 +17,8 @@
 namespace {
 
 constexpr int64_t LANES = 8, AHEAD = 6;
-constexpr int64_t LINE = 16;  // floats in a cache line
-constexpr int64_t AT_ONCE = 1024;  // pairs whose rows are found before any is scored
+constexpr int64_t LINE = 16;           // floats in a cache line
+constexpr int64_t AT_ONCE = 1024;      // pairs whose rows are found before any is scored
 constexpr int64_t LONGEST_SCORE = 15;  // -1.23456789e-38
 
 typedef float Vector __attribute__((vector_size(LANES * sizeof(float))));

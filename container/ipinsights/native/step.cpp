@@ -34,15 +34,15 @@
 
 namespace {
 
-constexpr int64_t WIDTH = 8;           // floats in a vector
-constexpr int64_t ROWS = 6;            // of a product's register block: 6 x 2 vectors, of 16 that AVX2 has
-constexpr int64_t PANEL = 2 * WIDTH;   // columns of it
-constexpr int64_t STRIP = 4 * ROWS;    // rows that meet a panel while it is in the first-level cache
-constexpr int64_t DEPTH = 128;         // rows of a tile that a product over rows takes at a time
-constexpr int64_t AHEAD = 12;          // table rows that are asked for before they are needed
+constexpr int64_t WIDTH = 8;          // floats in a vector
+constexpr int64_t ROWS = 6;           // of a product's register block: 6 x 2 vectors, of 16 that AVX2 has
+constexpr int64_t PANEL = 2 * WIDTH;  // columns of it
+constexpr int64_t STRIP = 4 * ROWS;   // rows that meet a panel while it is in the first-level cache
+constexpr int64_t DEPTH = 128;        // rows of a tile that a product over rows takes at a time
+constexpr int64_t AHEAD = 12;         // table rows that are asked for before they are needed
 constexpr int64_t AHEAD_ENCODE = 4, AHEAD_SOURCES = 4;
 constexpr int64_t LINE = 64 / sizeof(float);
-constexpr int SPINS = 4000;            // looks at a shared word, some 50 microseconds, before a thread goes to sleep
+constexpr int SPINS = 4000;  // looks at a shared word, some 50 microseconds, before a thread goes to sleep
 
 typedef float Vector __attribute__((vector_size(WIDTH * sizeof(float))));
 typedef float Unaligned __attribute__((vector_size(WIDTH * sizeof(float)), aligned(4), may_alias));
@@ -254,12 +254,11 @@ void multiply_transposed(const float* d, const float* a, int64_t m, int64_t widt
                     store(panel + p * PANEL + c, load(a + (begin + p) * width + column + c));
             for (int64_t row = 0, rows; row < width; row += rows) {
                 rows = next_rows(width - row);
-                block(rows, d + begin * width + row, 1, width, panel, depth,
-                      [&](int64_t i, Vector left, Vector right) {
-                          float* to = out + (row + i) * width + column;
-                          store(to, load(to) + left);
-                          store(to + WIDTH, load(to + WIDTH) + right);
-                      });
+                block(rows, d + begin * width + row, 1, width, panel, depth, [&](int64_t i, Vector left, Vector right) {
+                    float* to = out + (row + i) * width + column;
+                    store(to, load(to) + left);
+                    store(to + WIDTH, load(to + WIDTH) + right);
+                });
             }
         }
     }
@@ -770,10 +769,10 @@ class Steps {
     const Parameters p_;
     const int64_t width_;  // dim, padded
     Team team_;
-    std::vector<Bench> benches_;  // one a thread
-    std::vector<Share> shares_;  // likewise
+    std::vector<Bench> benches_;                 // one a thread
+    std::vector<Share> shares_;                  // likewise
     Buffer<float> forward_, backward_, biases_;  // the blocks' matrices, packed, and their biases, padded
-    Buffer<float> d_entity_, d_address_;   // gradients of each positive's entity, and of each address, tile by tile
+    Buffer<float> d_entity_, d_address_;  // gradients of each positive's entity, and of each address, tile by tile
     Batch batch_ = {};
     int64_t groups_ = 0, tiles_ = 0, tile_addresses_ = 0;
 };
