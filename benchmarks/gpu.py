@@ -24,6 +24,7 @@ from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.model.vocabulary import Vocabulary
 from ipinsights.training import gpu_step
 from ipinsights.training.batches import Entities
+from ipinsights.training.placement import Placement, StepName
 from ipinsights.training.step import Batch
 from ipinsights.training.trainer import Trainer
 
@@ -31,6 +32,7 @@ BATCHES = (1000, 10_000)
 ROUNDS = 7
 _COPIED = 1 << 27
 """Floats that are copied to measure how fast that is."""
+_STEPS: dict[str, StepName] = {"one by one": "torch", "recorded": "graph"}
 
 _CAPTION = """\
 {events:,} simulated log-ins, {rows:,} rows x {dim}, R = {random}, S = {shuffled}; median of {rounds} rounds of
@@ -64,9 +66,9 @@ def table(device: torch.device, users: int, piece: int, synthetic: bool) -> str:
         hp = Hyperparameters(num_entity_vectors=2 * users, **chosen)
         why_not = gpu_step.why_not(hp, vocabulary.depth, device)
         trainers = {
-            name: Trainer(events, hp, vocabulary, entities, device, None, 1, recorded=recorded)
-            for name, recorded in (("one by one", False), ("recorded", True))
-            if not (recorded and why_not)
+            name: Trainer(events, hp, vocabulary, entities, Placement(device, step), 1)
+            for name, step in _STEPS.items()
+            if not (step == "graph" and why_not)
         }
         speeds = take_turns({name: steps(trainer) for name, trainer in trainers.items()}, device, piece)
         trainer = trainers["one by one"]

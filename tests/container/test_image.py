@@ -183,7 +183,7 @@ def test_process_1_stops_on_sigterm_and_goes_on_after_sigkill(image: str, folder
             assert "Going on from the checkpoint after" in log
             assert "because it was told to stop" in log
             manifest = json.loads((base / "model" / "manifest.json").read_text())
-            assert manifest["training"]["ended"] == "it was told to stop"
+            assert manifest["training"]["ended"] == "stopped"
             assert not (base / "output" / "failure").exists()
 
 

@@ -84,7 +84,7 @@ def test_stopped_within_an_epoch_it_leaves_what_it_has(ready: Tree, traffic: Tra
     assert "because it was told to stop" in job.log
     assert not ready.failure.exists()
     model, manifest = artifact.load(ready.model)
-    assert manifest["training"]["ended"] == "it was told to stop"
+    assert manifest["training"]["ended"] == "stopped"
     assert manifest["training"]["epochs"] >= 2
     assert manifest["metrics"]["discriminator_auc"] == aucs(job.log)[-1] > 0.9
     assert Scorer(model).score(traffic.normal).mean() > Scorer(model).score(traffic.attacks).mean() + 1
@@ -113,7 +113,7 @@ def test_stopped_before_training_it_leaves_a_model_that_says_nothing(ready: Tree
     job.wait_for("Docker entrypoint")  # the line comes before anything is read
     assert job.stop() == 0, job.log
     model, manifest = artifact.load(ready.model)
-    if manifest["training"]["ended"] == "stopped before it began":  # it may have been faster
+    if manifest["training"]["ended"] == "before_training":  # it may have been faster
         assert not Scorer(model).score(parse_csv(b"user_1,192.0.2.1\n")).any()
         assert "The model saved has learnt nothing: it scores everything 0" in job.log
 
@@ -167,7 +167,7 @@ def test_stopped_while_it_reads_it_has_what_it_had(change: str, kept: bool, read
     )
     assert job.returncode == 0, job.stdout + job.stderr
     manifest = json.loads((ready.model / "manifest.json").read_text())
-    assert manifest["training"]["ended"] == "stopped before it began"
+    assert manifest["training"]["ended"] == "before_training"
     assert ((ready.model / artifact.TENSORS).read_bytes() == before) == kept
     assert (manifest["metrics"].get("discriminator_auc") == aucs(first.stdout)[-1]) == kept
 
@@ -293,7 +293,7 @@ def test_under_the_toolkit_a_stop_is_the_same(ready: Tree) -> None:
     job = Job(ready, SAGEMAKER_TRAINING_MODULE="ipinsights.sagemaker.job:train")
     job.wait_for("epoch=1, train")
     assert job.stop() == 0, job.log
-    assert artifact.load(ready.model)[1]["training"]["ended"] == "it was told to stop"
+    assert artifact.load(ready.model)[1]["training"]["ended"] == "stopped"
     assert not ready.failure.exists()
 
 

@@ -20,6 +20,7 @@ from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.model.vocabulary import Vocabulary
 from ipinsights.training import gpu_kernels, gpu_step
 from ipinsights.training.batches import Entities
+from ipinsights.training.placement import Placement
 from ipinsights.training.progress import Listener
 from ipinsights.training.trainer import Trainer
 from ipinsights.training.validation import Validator
@@ -71,7 +72,9 @@ train = Events(rng.integers(50, size=3000, dtype=np.int32), address, EntityIndex
 hp = Hyperparameters(num_entity_vectors=50, vector_dim=16, mini_batch_size=400, epochs=2, learning_rate=0.01)
 vocabulary = Vocabulary.build(train.address)
 with FakeTensorMode(allow_non_fake_inputs=True), Watch():
-    trainer = Trainer(train, hp, vocabulary, Entities.of(train, 50), torch.device("privateuseone"), None, 1)
+    trainer = Trainer(
+        train, hp, vocabulary, Entities.of(train, 50), Placement(torch.device("privateuseone"), "torch"), 1
+    )
     trainer.step = gpu_step.GpuStep(trainer.parameters, 0.0, lambda work: work)
     assert trainer.run(Listener(), lambda: False, lambda: None)
     validator = Validator(train, trainer, 0)

@@ -147,7 +147,7 @@ def test_what_ended_ends_again_without_a_step(train: Events, validation: Events,
     assert again.steps == 0
     assert again.ending is not None
     assert again.ending.saved is not None
-    assert again.ending.reason == ""
+    assert again.ending.ended == "all_epochs"
 
 
 def test_few_are_kept_and_nothing_else_is_touched(train: Events, tmp_path: Path) -> None:

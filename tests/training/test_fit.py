@@ -255,7 +255,9 @@ def test_what_a_training_is_made_of(train: Events, monkeypatch: pytest.MonkeyPat
 def test_the_encoder_starts_as_the_sum_of_small_prefix_rows(train: Events) -> None:
     vocabulary = Vocabulary.build(train.address)
     entities = batches.Entities.of(train, HP.num_entity_vectors)
-    p = trainer.Trainer(train, HP, vocabulary, entities, torch.device("cpu"), None, 1).parameters
+    p = trainer.Trainer(
+        train, HP, vocabulary, entities, placement.Placement(torch.device("cpu"), "torch"), 1
+    ).parameters
     rows = torch.arange(18).view(2, 9)
     torch.testing.assert_close(p.encoder(rows), p.encoder.prefix[rows].sum(1))
     assert float(p.entity[:-1, 0].std()) == pytest.approx(0.01, rel=0.1)
@@ -293,26 +295,30 @@ def test_a_gpu_with_too_little_memory_is_passed_over_with_the_reason(monkeypatch
 def test_a_gpu_that_cannot_be_used_is_passed_over_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its driver may be too old for torch, itself too old, or broken by what was tried on it."""
     cuda, cpu = torch.cuda, torch.device("cpu")
+    on_cpu: placement.StepName = "native" if native.library() else "torch"
 
-    def choose(device: str | None = None) -> tuple[object, str]:
+    def choose(device: str | None = None) -> placement.Placement:
         return placement.choose(device, HP, Vocabulary.blank(IPV4), 100, 0)
 
     monkeypatch.setattr(cuda, "is_available", lambda: False)
     monkeypatch.setattr(cuda, "device_count", lambda: 1)
-    place, because = choose()
-    assert (place, because[:35]) == (cpu, "the GPU's driver is too old for thi")
+    chosen = choose()
+    assert (chosen.device, chosen.step) == (cpu, on_cpu)
+    assert chosen.slower_because.startswith("the GPU's driver is too old for this torch")
 
     def fails(*_: object, **__: object) -> None:
         raise RuntimeError("CUDA error: no kernel image is available\nCompile with")
 
     monkeypatch.setattr(cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch, "zeros", fails)
-    told = (cpu, "the GPU cannot be used (CUDA error: no kernel image is available)")
+    told = placement.Placement(cpu, on_cpu, "the GPU cannot be used (CUDA error: no kernel image is available)")
     assert choose() == told
     monkeypatch.setattr(placement, "_best_device", lambda _: (torch.device("meta"), ""))
-    monkeypatch.setattr(placement.gpu, "why_not", lambda *_: "something is slow")
+    monkeypatch.setattr(placement.gpu_step, "why_not", lambda *_: "something is slow")
     assert choose() == told
-    assert choose("meta") == (torch.device("meta"), "something is slow")
+    assert choose("meta") == placement.Placement(torch.device("meta"), "torch", "something is slow")
+    monkeypatch.setattr(placement.gpu_step, "why_not", lambda *_: "")
+    assert choose("meta") == placement.Placement(torch.device("meta"), "graph")
 
 
 def test_the_documented_defaults_learn_who_is_who(traffic: Traffic, train: Events) -> None:
@@ -406,7 +412,7 @@ def test_a_stop_returns_what_is_learnt_so_far(traffic: Traffic, train: Events) -
         stopper = Stopper()
         model = fit(train, HP, validation, stopper, stop=lambda s=stopper, n=after: s.steps >= n)
         assert (stopper.ending.epochs, stopper.ending.steps) == divmod(after, steps)
-        assert stopper.ending.reason == "it was told to stop"
+        assert stopper.ending.ended == "stopped"
         assert len(stopper.epochs) == after // steps
         saved = stopper.ending.saved
         assert saved is not None

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
+from ipinsights import native
 from ipinsights.data.entities import EntityIndex
 from ipinsights.data.events import Events
 from ipinsights.hyperparameters import Hyperparameters
@@ -172,7 +173,7 @@ def test_a_training_by_recorded_steps_learns_the_same(monkeypatch: pytest.Monkey
         made.append(GpuStep(parameters, weight_decay, Recorder()))
         return made[0]
 
-    monkeypatch.setattr(fit.kernel, "library", lambda: None)
+    monkeypatch.setattr(native, "library", lambda: None)
     specified = fit(train, hp, device="cpu")
     monkeypatch.setattr(trainer, "TorchStep", on_gpu)
     recorded = fit(train, hp, device="cpu")

@@ -99,7 +99,7 @@ def run(paths: Paths) -> None:
         except stopping.Stopped:
             logger.warning("The job was told to stop before training began")
             model, metrics = _best_known(hp, base, checkpoints)
-            training = {"events": model.vocabulary.events, "ended": "stopped before it began"}
+            training = {"events": model.vocabulary.events, "ended": "before_training"}
             _save(paths, model, hp, training, metrics)
 
 
@@ -161,14 +161,17 @@ def _train(
         stop=stopping.requested,
     )
     saving = time.time()
+    ending = report.ending
+    if ending is None:
+        raise AlgorithmError("training ended without reporting how")
     facts = {
         "events": len(data["train"]),
         "seconds": round(saving - started, 3),
-        "epochs": report.ending.epochs,
-        "steps_beyond": report.ending.steps,
-        "ended": report.ending.reason or "all epochs are trained",
+        "epochs": ending.epochs,
+        "steps_beyond": ending.steps,
+        "ended": ending.ended,
     }
-    metrics = dataclasses.asdict(report.ending.saved) if report.ending.saved else {}
+    metrics = dataclasses.asdict(ending.saved) if ending.saved else {}
     _save(paths, model, report.hyperparameters, facts, metrics)
     report.finished(saving)
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from ipinsights.data.networks import LABELS
 from ipinsights.hyperparameters import Hyperparameters
-from ipinsights.training.progress import BatchProgress, Ending, EpochSummary, Listener, Plan
+from ipinsights.training.progress import BatchProgress, Ended, Ending, EpochSummary, Listener, Plan
 
 METRIC_DEFINITIONS = {
     "train:binary_classification_accuracy": (
@@ -37,6 +37,12 @@ METRIC_DEFINITIONS = {
     "train:throughput": r"#throughput_metric: host=\S+, train throughput=(\S+) records/second",
 }
 """Metric name -> regular expression with the value as its group."""
+
+_REASONS: dict[Ended, str] = {
+    "early_stopping": "validation discriminator_auc rises no more",
+    "stopped": "it was told to stop",
+}
+"""Why a training ended before its last epoch, to follow "because"."""
 
 logger = logging.getLogger("ipinsights")
 
@@ -114,8 +120,8 @@ class TrainingReport(Listener):
         self._seen = {"records": 0, "batches": 0}
         self._printed: EpochSummary | None = None
         self._validated = False
-        self.ending = Ending(0, 0, "it has not begun", None)
-        """How training ended."""
+        self.ending: Ending | None = None
+        """How training ended; None as long as it has not."""
 
     def initialized(self, started: float, reading: tuple[float, float]) -> None:
         """The data is in memory. ``reading`` is when it began and ended, in Unix seconds."""
@@ -249,13 +255,13 @@ class TrainingReport(Listener):
         """Why it ended, and, where the model is not as of the last line on validation, one that is."""
         self._close_bar()
         self.ending = ending
-        if ending.reason:
+        if ending.ended != "all_epochs":
             logger.warning(
                 "Training ended after %d of %d epochs and %d steps of the next, because %s",
                 ending.epochs,
                 self._epochs,
                 ending.steps,
-                ending.reason,
+                _REASONS[ending.ended],
             )
         saved = ending.saved
         if saved is not None and saved != self._printed:

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from ipinsights import native
 from ipinsights.data.addresses import FAMILIES
 from ipinsights.data.events import Events
 from ipinsights.data.networks import Networks
@@ -26,7 +25,7 @@ from ipinsights.model.vocabulary import Vocabulary
 from ipinsights.training import placement
 from ipinsights.training.batches import Entities
 from ipinsights.training.checkpoint import Checkpoint, Checkpoints, subject_of
-from ipinsights.training.progress import Ending, Listener, Plan
+from ipinsights.training.progress import Ended, Ending, Listener, Plan
 from ipinsights.training.trainer import Trainer
 from ipinsights.training.validation import Validator
 
@@ -78,19 +77,19 @@ def fit(
     entities = Entities.of(train, hp.num_entity_vectors, earlier)
     memory = placement.memory(hp, vocabulary, len(train), len(entities.met))
     placement.require_memory(table + memory)
-    place, because = placement.choose(device, hp, vocabulary, len(train), memory)
-    library = native.library() if place.type == "cpu" else None
+    place = placement.choose(device, hp, vocabulary, len(train), memory)
     threads = torch.get_num_threads()
-    listener.training_planned(Plan(hp, vocabulary, str(place), threads, because, memory, before))
-    with _one_torch_thread(bool(library)), _memory_errors(), placement.current(place):
-        recorded = place.type == "cuda" and not because
-        trainer = Trainer(train, hp, vocabulary, entities, place, library, threads, earlier, recorded=recorded)
+    listener.training_planned(
+        Plan(hp, vocabulary, str(place.device), place.step, threads, place.slower_because, memory, before)
+    )
+    with _one_torch_thread(place.step == "native"), _memory_errors(), place.current:
+        trainer = Trainer(train, hp, vocabulary, entities, place, threads, earlier)
         validator = Validator(validation, trainer, hp.seed) if validation is not None else None
         saver = None
         if checkpoints:
             subject = subject_of(
                 hp,
-                place.type,
+                place.device.type,
                 len(train),
                 training_data={"entity": train.entity, "address": train.address},
                 validation_data={"entity": validation.entity, "address": validation.address} if validation else None,
@@ -155,12 +154,12 @@ def _run(
         listener.epoch_done(summary)
         if saver and not stopping():
             saver.write()
-    reason = ""
+    ended: Ended = "all_epochs"
     if position.epoch < hp.epochs:
-        reason = "validation discriminator_auc rises no more" if trainer.out_of_patience else "it was told to stop"
+        ended = "early_stopping" if trainer.out_of_patience else "stopped"
     if saver and stopping():
         saver.write_last()
-    return Ending(position.epoch, position.steps, reason, cut_off)
+    return Ending(position.epoch, position.steps, ended, cut_off)
 
 
 class _Stopping:

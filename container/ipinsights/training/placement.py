@@ -1,10 +1,12 @@
-"""Where a training runs, and the memory that it takes there.
+"""Where a training runs, which step it takes, and the memory that it needs there.
 
-On a GPU, if there is one that works and has memory enough, else on the CPU. Whatever makes training slower than it
-could be is told with its reason, before anything is taken.
+On a GPU, if there is one that works and has enough memory, else on the CPU. Where training will be slower than it could
+be, the placement says why, before any memory is allocated.
 """
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 
@@ -19,27 +21,48 @@ _GPU_SLACK = 512 << 20
 """Bytes of a GPU's memory that torch and the driver take for themselves."""
 
 
-def choose(
-    device: str | None, hp: Hyperparameters, vocabulary: Vocabulary, events: int, memory: int
-) -> tuple[torch.device, str]:
-    """Where to train, unless a ``device`` is given; and why that is slower than it could be.
+StepName = Literal["native", "graph", "torch"]
+"""`NativeStep` on the CPU, `GpuStep` as a recorded CUDA graph, or `TorchStep`, which runs anywhere."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where to train, and how."""
+
+    device: torch.device
+    step: StepName
+    slower_because: str = ""
+    """Why this is slower than it could be, in words to follow "because"; empty where nothing is known."""
+
+    @property
+    def current(self) -> AbstractContextManager[object]:
+        """Makes a GPU the one that kernels start on."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+
+
+def choose(device: str | None, hp: Hyperparameters, vocabulary: Vocabulary, events: int, memory: int) -> Placement:
+    """The best place for a training; on the ``device``, if one is given.
 
     ``memory`` is what training takes anywhere, in bytes.
     """
     on_gpu = memory + _gpu_memory(hp, vocabulary, events)
-    place, because = (torch.device(device), "") if device else _best_device(on_gpu)
+    place, fault = (torch.device(device), "") if device else _best_device(on_gpu)
     if place.type == "cpu":
-        return place, because or native.why_absent()
-    with current(place):
-        because = gpu_step.why_not(hp, vocabulary.depth, place)
-    if because and not device and (fault := _gpu_fault()):  # what was tried may have been too much for it
-        return torch.device("cpu"), fault
-    return place, because
+        return _on_cpu(fault)
+    plain = Placement(place, "torch")
+    with plain.current:
+        obstacle = gpu_step.why_not(hp, vocabulary.depth, place)
+    if not obstacle:
+        return replace(plain, step="graph")
+    if not device and (fault := _gpu_fault()):  # the trial itself may have broken it
+        return _on_cpu(fault)
+    return replace(plain, slower_because=obstacle)
 
 
-def current(place: torch.device) -> AbstractContextManager[object]:
-    """Makes a GPU the one that kernels start on."""
-    return torch.cuda.device(place) if place.type == "cuda" else nullcontext()
+def _on_cpu(fault: str) -> Placement:
+    """On the CPU, perhaps because of a fault of the GPU."""
+    step: StepName = "native" if native.library() else "torch"
+    return Placement(torch.device("cpu"), step, fault or native.why_absent())
 
 
 def require_memory(needed: int) -> None:

@@ -1,6 +1,7 @@
 """What training tells while it runs: the numbers, and who hears them."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,8 @@ class Plan:
     """Adapted to the data."""
     vocabulary: Vocabulary
     device: str
+    step: str
+    """Which of the steps it takes: a `placement.StepName`."""
     threads: int
     """That compute; on the CPU."""
     slower_because: str
@@ -71,6 +74,10 @@ class EpochSummary:
     """The same against addresses of other entities' validation events; None without any."""
 
 
+Ended = Literal["all_epochs", "early_stopping", "stopped"]
+"""Why a training ended: all epochs are trained; validation rose no more; or it was asked to stop."""
+
+
 @dataclass(frozen=True)
 class Ending:
     """How a training ended."""
@@ -79,8 +86,7 @@ class Ending:
     """Whole epochs trained."""
     steps: int
     """Optimiser steps taken in one more, which was not ended."""
-    reason: str
-    """"" where all epochs were trained, else what stopped it, in words to follow "because"."""
+    ended: Ended
     saved: EpochSummary | None
     """What the model came to: the epoch whose weights it has, or the part of one; None where there is none."""
 

@@ -3,7 +3,6 @@
 Everything lies on one device. `Trainer.freeze` and `Trainer.thaw` write it down as a checkpoint and go on from one.
 """
 
-import ctypes
 import dataclasses
 import math
 import time
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ipinsights import native
 from ipinsights.data.events import Events
 from ipinsights.errors import UserError
 from ipinsights.hyperparameters import Hyperparameters
@@ -23,6 +23,7 @@ from ipinsights.training.batches import DRAWN, Batches, Entities
 from ipinsights.training.checkpoint import Checkpoint, Weights
 from ipinsights.training.gpu_step import GpuStep
 from ipinsights.training.native_step import NativeStep
+from ipinsights.training.placement import Placement
 from ipinsights.training.progress import BatchProgress, EpochSummary, Listener
 from ipinsights.training.step import Parameters, Step, TorchStep
 
@@ -42,29 +43,24 @@ class Trainer:
         hp: Hyperparameters,
         vocabulary: Vocabulary,
         entities: Entities,
-        device: torch.device,
-        native: ctypes.CDLL | None,
+        place: Placement,
         threads: int,
         earlier: Model | None = None,
-        *,
-        recorded: bool = False,
     ) -> None:
-        """With the kernel, ``native``, it takes so many threads; with an ``earlier`` model it goes on from that.
-
-        On a GPU steps may be ``recorded`` where `gpu_step.why_not` knows no reason against it.
-        """
+        """The native step uses so many ``threads``; with an ``earlier`` model, training goes on from that."""
         self._hp = hp
         self.vocabulary = vocabulary
         self.index = train.index
         self.entities = entities
         self._events = len(train)
-        generator = torch.Generator(device).manual_seed(hp.seed)
+        generator = torch.Generator(place.device).manual_seed(hp.seed)
         self.parameters = _initial_parameters(hp, vocabulary, entities, generator, earlier)
-        self.batches = Batches(train, hp, vocabulary, entities, generator, native)
+        library = native.library() if place.step == "native" else None
+        self.batches = Batches(train, hp, vocabulary, entities, generator, library)
         self.step: Step
-        if native:
-            self.step = NativeStep(native, self.parameters, vocabulary.depth, hp.weight_decay, threads)
-        elif recorded:
+        if library:
+            self.step = NativeStep(library, self.parameters, vocabulary.depth, hp.weight_decay, threads)
+        elif place.step == "graph":
             self.step = GpuStep(self.parameters, hp.weight_decay)
         else:
             self.step = TorchStep(self.parameters, hp.weight_decay)
