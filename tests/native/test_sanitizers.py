@@ -14,7 +14,7 @@ NATIVE = Path(native.__file__).parent
 STEP = """
 import ctypes, sys
 sys.path.insert(0, {tests!r})
-from training.test_native_step import LEVELS, make
+from training.steps import LEVELS, make
 from ipinsights.native import interface
 from ipinsights.training.native_step import NativeStep
 library = interface.declare(ctypes.CDLL({library!r}))

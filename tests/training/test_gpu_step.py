@@ -18,9 +18,9 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ipinsights import native
@@ -30,122 +30,16 @@ from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.training import gpu_step, trainer
 from ipinsights.training.fit import fit
 from ipinsights.training.gpu_step import GpuStep, list_rows
-from ipinsights.training.step import Batch, Parameters, TorchStep
+from ipinsights.training.step import Parameters, TorchStep
 from training.gpu_kernels import KERNELS, Idle
-from training.test_native_step import close, make
-
-INTERPRET = {"TRITON_INTERPRET": "1"}
-"""Read when Triton, and what is written in it, is imported, which some of it is late."""
-with patch.dict(os.environ, INTERPRET):
-    pytest.importorskip("triton", reason="there is no Triton")
-    from ipinsights.training import gpu_kernels
+from training.recorder import INTERPRET, Recorder, gpu_kernels
+from training.steps import close, make
 
 
 @pytest.fixture(autouse=True)
 def interpreted() -> Iterator[None]:
     with patch.dict(os.environ, INTERPRET):
         yield
-
-
-class Recorder(TorchDispatchMode):
-    """What `gpu.CudaGraphs` does, on the CPU: operations on places in memory, done again without any Python between."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.done: list[Callable[[], None]] = []
-        self.before: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-
-        def again() -> None:
-            for place, value in zip(places, tree_leaves(func(*args, **kwargs)), strict=True):
-                if place.data_ptr() != value.data_ptr():
-                    place.copy_(value)
-
-        if func._schema.is_mutable:
-            self.keep(args[0], kwargs.get("out"))
-        results = func(*args, **kwargs)
-        places = tree_leaves(results)
-        self.done.append(again)
-        return results
-
-    def __call__(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Record, and undo what was done meanwhile: a CUDA graph does not do what it records."""
-        self.done, self.before = [], []
-        with pytest.MonkeyPatch.context() as patched, self:
-            for name in KERNELS:
-                patched.setattr(gpu_kernels, name, Launcher(self, getattr(gpu_kernels, name)))
-            work()
-        for place, value in reversed(self.before):
-            place.copy_(value)
-        done = self.done
-        return lambda: [do() for do in done] and None
-
-    def keep(self, *places: Any) -> None:
-        self.before += [(place, place.clone()) for place in places if isinstance(place, torch.Tensor)]
-
-
-class Launcher:
-    """A kernel whose launches are recorded, too."""
-
-    def __init__(self, recorder: Recorder, kernel: Any) -> None:
-        self.recorder, self.kernel = recorder, kernel
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        def launch(*arguments: Any, **options: Any) -> None:
-            with _disable_current_modes():
-                self.recorder.keep(*arguments)
-                self.kernel[grid](*arguments, **options)
-            self.recorder.done.append(lambda: self.kernel[grid](*arguments, **options))
-
-        return launch
-
-
-def together(parameters: Parameters, batches: list[Batch]) -> None:
-    """The same steps by either: the same totals, and the same parameters in the end."""
-    own = copy.deepcopy(parameters)
-    ours, specified = GpuStep(own, 0.01, Recorder()), TorchStep(parameters, 0.01)
-    for number, batch in enumerate(batches):
-        rate = 0.01 / (1 + number)
-        for step in (ours, specified):
-            step.run(batch, rate)
-        close(ours.totals, specified.totals)
-    for name, array in vars(parameters).items():
-        close(getattr(own, name), array)
-
-
-@settings(max_examples=8, deadline=None)
-@given(
-    dim=st.integers(4, 140),
-    blocks=st.integers(0, 2),
-    batch=st.integers(1, 40),
-    rates=st.tuples(st.integers(0, 5), st.integers(0, 3)).filter(any),
-    seed=st.integers(0, 10_000),
-)
-@example(dim=300, blocks=1, batch=10, rates=(1, 1), seed=0)
-@example(dim=8, blocks=1, batch=30, rates=(0, 3), seed=1)
-@example(dim=8, blocks=1, batch=30, rates=(5, 0), seed=2)
-def test_steps_are_the_specified_ones(dim: int, blocks: int, batch: int, rates: tuple[int, int], seed: int) -> None:
-    """The first of a size as it is, the second recorded and played, the third played; others of a size between."""
-    parameters, first = make(dim, blocks, batch, *rates, seed)
-    most = len(parameters.entity), len(parameters.prefix)
-
-    def like(batch: int, seed: int) -> Batch:
-        other = make(dim, blocks, batch, *rates, seed)[1]
-        other.entity.remainder_(most[0])
-        other.positive.remainder_(most[1])
-        other.random.remainder_(most[1])
-        return other
-
-    together(parameters, [first, like(batch, 1), like(1 + batch // 2, 2), like(batch, 3)])
-
-
-@pytest.mark.parametrize("number", [0, -1])
-def test_a_row_may_have_hundreds_of_sources(number: int) -> None:
-    parameters, batch = make(16, 1, 400, 1, 1, 0)
-    batch.positive[:, 1].fill_(number % len(parameters.prefix))
-    together(parameters, [batch])
 
 
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=200), st.integers(1, 8))
