@@ -104,7 +104,7 @@ Outcome = tuple[list[int], list[int], list[Fault]]
 
 
 def outcome(block: Block) -> Outcome:
-    digests, addresses, faults = block.parse_hashed(IPV4)
+    (digests, addresses), faults = block.salvage(IPV4)
     assert (digests.dtype, addresses.dtype) == (np.uint64, np.uint32)
     return digests.tolist(), addresses.tolist(), faults
 

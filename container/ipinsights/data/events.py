@@ -18,11 +18,10 @@ import numpy.typing as npt
 
 from ipinsights.data.addresses import IPV4, Addresses, Family
 from ipinsights.data.entities import EntityIndex
-from ipinsights.data.records import Block, Fault, demand, line_blocks
+from ipinsights.data.records import Block, Fault, Pairs, demand, line_blocks
 from ipinsights.data.sources import Source, stream
 from ipinsights.errors import UserError
 from ipinsights.machine import usable_cores
-from ipinsights.native.reader import Digests
 
 Scalar = TypeVar("Scalar", bound=np.integer[Any])
 
@@ -110,7 +109,7 @@ def read(
     once a second while a pipe has nothing. What it raises ends the reading.
     """
     entity, address, malformed = _Growing(np.dtype(np.int32)), _Growing(family.dtype), Malformed()
-    for name, (digests, addresses, faults) in _parse(sources, family, progress):
+    for name, ((digests, addresses), faults) in _parse(sources, family, progress):
         entity.extend((index.claim_hashed if claim else index.find_hashed)(digests))
         address.extend(addresses)
         malformed.add(name, faults)
@@ -126,7 +125,7 @@ def read(
     return events
 
 
-_Parsed = tuple[Digests, Addresses, list[Fault]]
+_Parsed = tuple[Pairs, list[Fault]]
 
 
 def _parse(
@@ -138,7 +137,7 @@ def _parse(
     pool = ThreadPoolExecutor(threads)
     try:
         for block in _blocks(sources, progress):
-            parsing.append((block.name, pool.submit(block.parse_hashed, family)))
+            parsing.append((block.name, pool.submit(block.salvage, family)))
             if len(parsing) > threads:
                 name, parsed = parsing.popleft()
                 yield name, parsed.result()

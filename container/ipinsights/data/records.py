@@ -168,10 +168,18 @@ def salvage_csv(data: bytes, family: Family = IPV4, first_line: int = 1, most: i
     return Salvaged.concat(parts)
 
 
-def clean_pairs(data: bytes, family: Family) -> Pairs | None:
-    """The pairs in whole lines of CSV, by the native kernel; None where that leaves them to the readers here."""
+def salvage_hashed(
+    data: bytes, family: Family = IPV4, first_line: int = 1, most: int | None = None
+) -> tuple[Pairs, dict[int, Fault]]:
+    """`salvage_csv` where the entities' hashes are all that is wanted: the pairs, and the faults by their rows.
+
+    The native kernel reads text of clean lines. All other text is for the exact reader.
+    """
     pairs = reader.read_lines(data) if family is IPV4 else None
-    return Pairs(*pairs) if pairs else None
+    if pairs is not None:
+        return Pairs(*pairs), {}
+    salvaged = salvage_csv(data, family, first_line, most)
+    return salvaged.records.hashed(), salvaged.faults_by_row()
 
 
 def parse_stream(
@@ -188,10 +196,12 @@ def parse_stream(
 def hash_stream(
     stream: Text, name: str, family: Family = IPV4, block_size: int = BLOCK_SIZE
 ) -> Iterator[tuple[bytes, Pairs]]:
-    """`parse_stream` with the pairs as a model knows them, which the native kernel reads where it can."""
+    """`parse_stream` with the pairs as a model knows them."""
     for block in line_blocks(stream, name, block_size):
-        pairs = clean_pairs(block.text, family)
-        yield block.text, block.parse(family).hashed() if pairs is None else pairs
+        pairs, faults = block.salvage(family)
+        if faults:
+            raise block.error(faults, family)
+        yield block.text, pairs
 
 
 def demand(family: Family) -> str:
@@ -211,21 +221,19 @@ class Block:
 
     def parse(self, family: Family) -> Records:
         """Its records. Raises UserError that begins with the stream's name where a row cannot be read."""
-        try:
-            return parse_csv(self.text, family, self.first_line)
-        except MalformedRecords as error:
-            raise UserError(f"{self.name}, {error}. {demand(family)}") from error
+        records, _, faults = salvage_csv(self.text, family, self.first_line)
+        if faults:
+            raise self.error(faults, family)
+        return records
 
-    def parse_hashed(self, family: Family) -> tuple[Digests, Addresses, list[Fault]]:
-        """The n records that can be read, entities as `hash_names` has them: uint64 [n], and the addresses [n].
+    def salvage(self, family: Family) -> tuple[Pairs, list[Fault]]:
+        """The pairs that can be read, as a model knows them; and what is wrong with the other rows."""
+        pairs, faults = salvage_hashed(self.text, family, self.first_line)
+        return pairs, list(faults.values())
 
-        And what is wrong with the other rows.
-        """
-        pairs = clean_pairs(self.text, family)
-        if pairs is None:
-            records, _, faults = salvage_csv(self.text, family, self.first_line)
-            return *records.hashed(), faults
-        return *pairs, []
+    def error(self, faults: list[Fault], family: Family) -> UserError:
+        """What is wrong with its rows, and what is asked of them."""
+        return UserError(f"{self.name}, {MalformedRecords(faults, unit='line')}. {demand(family)}")
 
 
 def line_blocks(stream: Text, name: str, size: int = BLOCK_SIZE, first_line: int = 1) -> Iterator[Block]:

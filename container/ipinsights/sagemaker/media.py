@@ -209,12 +209,8 @@ def _numbers(values: Any) -> bytes:
 
 
 def _read_csv(body: bytes, family: Family, most: int | None) -> Rows:
-    pairs = records.clean_pairs(body, family)
-    if pairs:
-        return Rows(pairs, {}, "line")
-    salvaged = records.salvage_csv(body, family, most=most)
-    faults = salvaged.faults_by_row()
-    return Rows(salvaged.records.hashed(), faults, "line", cut=most is not None and len(faults) > most)
+    pairs, faults = records.salvage_hashed(body, family, most=most)
+    return Rows(pairs, faults, "line", cut=most is not None and len(faults) > most)
 
 
 def _read_json(body: bytes, family: Family, most: int | None) -> Rows:
