@@ -1,8 +1,8 @@
 """The hyperparameters, each declared once: name, type, range, default, help and tuning range.
 
-Validation and the README's table are made from these declarations. Names, ranges and defaults are the built-in's as
-documented (its container's own default file differs: mini_batch_size 5000, num_entity_vectors 100000, vector_dim 128);
-``ip_version`` and all that follow it are ours.
+Validation and the table in docs/hyperparameters.md are made from these declarations. Names, ranges and defaults are the
+built-in's as documented (its container's own default file differs: mini_batch_size 5000, num_entity_vectors 100000,
+vector_dim 128); ``ip_version`` and all that follow it are ours.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
-"""What the environment tells the server, each variable declared once: name, default, what it may be, what it does.
+"""The settings of the server, each environment variable declared once: name, default, allowed values, help.
 
-The README's table is made from these declarations. Names that begin with ``SAGEMAKER_`` are the platform's or its
-toolkits'; those that begin with ``IPINSIGHTS_`` are ours.
+The table in docs/serving.md is made from these declarations. Names that begin with ``SAGEMAKER_`` are the platform's or
+its toolkits'; those that begin with ``IPINSIGHTS_`` are ours.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ class Variable:
 
     name: str
     default: str
-    """As the README has it."""
+    """As the table shows it."""
     help: str
     read: Callable[[str], Any]
     """The setting that a text is. Raises ValueError with what it must be."""
