@@ -99,59 +99,61 @@ class Hyperparameters:
 
     num_entity_vectors: int = _declare(
         (1, 250_000_000),
-        "Rows of the entity table. Entities are hashed to rows; twice the number of unique entities is good. "
-        "The table takes 4 x num_entity_vectors x vector_dim bytes; training three times that, for the rows it meets.",
+        "Rows of the entity table. Entities are hashed to rows. Twice the number of unique entities is a good value. "
+        "The table takes 4 x num_entity_vectors x vector_dim bytes. Training takes three times that for the rows of "
+        "the entities that it sees.",
         tuning=(10_000, 1_000_000),
     )
     vector_dim: int = _declare(
         (4, 4096),
-        "Length of the embeddings of entities and addresses. 128 is good; too long overfits.",
+        "Length of the embeddings of entities and addresses. 128 is good. Embeddings that are too long overfit.",
         tuning=(8, 256),
     )
     batch_metrics_publish_interval: int = _declare(
-        (1, _UNBOUNDED), "Mini-batches between two prints of speed and training metrics.", default=1000
+        (1, _UNBOUNDED), "Mini-batches between two log lines with the speed and the training metrics.", default=1000
     )
     epochs: int = _declare((1, _UNBOUNDED), "Passes over the training data.", default=10, tuning=(1, 100))
     learning_rate: float = _declare(
         (1e-6, 10.0),
-        "Adam's step size for the tables at the start; it falls linearly to 0 over the training. The encoder's blocks "
-        "share 0.03 of it. Not set, and with few steps to take, it is raised: "
+        "Adam's step size for the embedding tables at the start. It falls linearly to 0 over the training. The blocks "
+        "of the encoder share 0.03 of it. If you do not set it and the training has few steps, it is raised to "
         f"{_RATE_OF_ONE_STEP} / sqrt(steps), at most {_HIGHEST_RATE}.",
         default=_DefaultFloat(0.001),
         tuning=(1e-4, 0.1),
     )
     mini_batch_size: int = _declare(
         (1, 500_000),
-        "Positive pairs in one optimiser step, each with its negatives. The log counts mini-batches of this many "
-        "records, negatives included, as the built-in does: a step is 1 + R + S of them. Not set, it is lowered where "
-        f"the training would have fewer than {MIN_STEPS} steps.",
+        "Positive samples in one optimiser step, each with its negative samples. The log counts mini-batches of this "
+        "many records, negative samples included, as the built-in does, so a step counts as 1 + R + S mini-batches. If "
+        f"you do not set it and the training would have fewer than {MIN_STEPS} steps, it is lowered.",
         default=_DefaultInt(10_000),
         tuning=(100, 50_000),
     )
     num_ip_encoder_layers: int = _declare(
         (0, 100),
-        "Fully connected layers of the IP encoder, each a residual block; with 0 it is the plain sum of prefix rows.",
+        "Fully connected layers of the IP encoder. Each is a residual block. With 0 it is the sum of prefix rows.",
         default=1,
         tuning=(1, 10),
     )
     random_negative_sampling_rate: int = _declare(
         (0, MAX_NEGATIVES),
-        "R: random negatives a positive, the entity with an address of four uniformly drawn octets. 1 <= R + S <= 500.",
+        "R: random negative samples per positive sample. Each is the entity with an address of four uniformly drawn "
+        "octets. 1 <= R + S <= 500.",
         default=1,
         tuning=(0, 10),
     )
     shuffled_negative_sampling_rate: int = _declare(
         (0, MAX_NEGATIVES),
-        "S: shuffled negatives a positive, the entity with the address of another event of its mini-batch. "
-        "1 <= R + S <= 500.",
+        "S: shuffled negative samples per positive sample. Each is the entity with the address of another event of its "
+        "mini-batch. 1 <= R + S <= 500.",
         default=1,
         tuning=(0, 10),
     )
     weight_decay: float = _declare(
         (0.0, 10.0),
-        "Share of a weight that a step takes away, times the learning rate: of the blocks, and of the table rows that "
-        "the step touches; the others keep what they have. Whatever is set, those rows lose 0.1 more, so that an "
-        "entity seen rarely stays near the typical one.",
+        "A step removes this share of a weight, times the learning rate. It applies to the blocks and to the table "
+        "rows that the step touches. Other rows do not change. The touched rows always lose 0.1 more, so that the "
+        "embedding of a rare entity stays near the typical one.",
         default=0.00001,
         tuning=(0.0, 1.0),
     )
@@ -163,40 +165,39 @@ class Hyperparameters:
     )
     seed: int = _declare(
         (0, _UNBOUNDED),
-        "Decides every random draw: the same seed, data, machine and number of threads give the same model.",
+        "The seed of all random draws. The same seed, data, machine and number of threads give the same model.",
         default=0,
     )
     malformed_rows: str = _declare(
         None,
-        "What becomes of a row that cannot be read. fail: the job fails, and names the first ones and how many there "
-        "are. skip: they are left out, counted, and the first ones shown in the log.",
+        "What the job does with malformed rows. fail: it fails, and reports the first ones and their number. skip: it "
+        "skips them, counts them, and reports the first ones in the log.",
         default="fail",
         choices=("fail", "skip"),
     )
     malformed_rows_limit: float = _declare(
         (0.0, 1.0),
-        "With malformed_rows=skip, the job fails all the same where more than this share of a channel's rows is "
-        "malformed.",
+        "With malformed_rows=skip, the job still fails if more than this share of a channel's rows is malformed.",
         default=0.1,
     )
     saved_epoch: str = _declare(
         None,
-        "Which epoch's weights the model has: the last one's, or those of the one with the best validation "
-        "discriminator_auc, which takes a validation channel.",
+        "The epoch whose weights the model has. last: the last epoch. best: the epoch with the best validation "
+        "discriminator_auc, which needs a validation channel.",
         default="last",
         choices=("last", "best"),
     )
     early_stopping_patience: int = _declare(
         (0, _UNBOUNDED),
-        "Training ends after so many epochs in a row without a better validation discriminator_auc, which takes a "
-        "validation channel; 0: it does not. learning_rate falls as if all epochs were to come, so best with "
-        "saved_epoch=best.",
+        "Training ends after this many epochs in a row without a better validation discriminator_auc, which needs a "
+        "validation channel. 0: training never ends early. learning_rate falls as if all epochs followed, so combine "
+        "it with saved_epoch=best.",
         default=0,
     )
     checkpoint_interval_minutes: float = _declare(
         (0.0, 100_000.0),
-        "Where the job has a folder of checkpoints, one is written after every epoch and, within an epoch, after so "
-        "many minutes; 0: after epochs alone.",
+        "If the job has a checkpoint folder, it writes a checkpoint after every epoch and, within an epoch, every so "
+        "many minutes. 0: after epochs only.",
         default=10.0,
     )
 
@@ -243,7 +244,7 @@ class Hyperparameters:
             (f"early_stopping_patience={self.early_stopping_patience}", self.early_stopping_patience > 0),
         ):
             if used and not validated:
-                raise UserError(f"{name} needs to know how good an epoch is: give the job a validation channel")
+                raise UserError(f"{name} compares epochs by their validation: give the job a validation channel")
 
     @property
     def records_per_positive(self) -> int:

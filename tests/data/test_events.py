@@ -173,13 +173,13 @@ def test_what_too_many_malformed_rows_come_to_is_told_with_their_number(
     listed = "; ".join(f"a.csv, line {line}: {text}" for line in (8, 9, 10))
     assert str(caught.value) == (
         f"5 of 1,000 rows of channel 'train' are malformed: {listed}; and 2 more. Each line must be an entity and an "
-        "IPv4 address. Mend them, or set malformed_rows=skip to leave them out."
+        "IPv4 address. Correct them, or set malformed_rows=skip to skip them."
     )
     with pytest.raises(UserError) as caught:
         events.read(events.find_files(Path()), EntityIndex(10), channel="validation", tolerated=0.004)
     assert str(caught.value) == (
         "5 of 1,000 rows of channel 'validation' are malformed, more than malformed_rows_limit=0.004 allows: "
-        f"{listed}; and 2 more. Each line must be an entity and an IPv4 address. Mend them."
+        f"{listed}; and 2 more. Each line must be an entity and an IPv4 address. Correct them."
     )
     assert len(events.read(events.find_files(Path()), EntityIndex(10), tolerated=0.005)) == 995
     with pytest.raises(UserError, match="more than malformed_rows_limit=0 allows"):
@@ -210,7 +210,7 @@ def test_whatever_the_rows_hold_the_message_fits_where_a_thousand_characters_are
                 events.read([folder / "a.csv"], EntityIndex(10), family)
             text = str(caught.value)
             assert len(text) <= 1000
-            assert text.endswith("set malformed_rows=skip to leave them out.")
+            assert text.endswith("set malformed_rows=skip to skip them.")
             assert "d/a.csv, line 1: " in text
 
 
@@ -253,7 +253,7 @@ def test_of_a_packed_file_without_text_progress_is_told_too(tmp_path: Path) -> N
 
 def test_damaged_gzip_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(gzip.compress(b"u,1.2.3.4\n" * 1000)[:-4])
-    with pytest.raises(UserError, match=r"a\.csv is gzip, and cut short or damaged"):
+    with pytest.raises(UserError, match=r"a\.csv is a truncated or damaged gzip file"):
         events.read([tmp_path / "a.csv"], EntityIndex(10))
 
 

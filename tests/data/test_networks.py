@@ -53,11 +53,11 @@ def test_a_family_takes_its_ranges_of_several_tables(tmp_path: Path) -> None:
     [
         ("", "not a table of networks"),
         ("1.0.0.0,1.0.0.255,1,US\n", "not a table of networks"),
-        ("1.0.0.9\t1.0.0.0\t1\tUS\n", "last below first"),
-        ("1.0.0.0\t1.0.0.256\t1\tUS\n", r"line 1: '1\.0\.0\.256' is no address"),
-        (TABLE + "1.0.9.0\t1.0.9.9\tAS5\tUS\n", "line 4: 'AS5' is no AS number"),
+        ("1.0.0.9\t1.0.0.0\t1\tUS\n", "a range ends before it begins"),
+        ("1.0.0.0\t1.0.0.256\t1\tUS\n", r"line 1: '1\.0\.0\.256' is not an address"),
+        (TABLE + "1.0.9.0\t1.0.9.9\tAS5\tUS\n", "line 4: 'AS5' is not an AS number"),
         (TABLE + "1.0.7.0\t1.0.9.9\t5\tUS\n", r"from 1\.0\.4\.0 and from 1\.0\.7\.0 overlap"),
-        (IPV6_TABLE, "no IPv4 range"),
+        (IPV6_TABLE, "the table has no IPv4 range"),
         ("4294967296\t4294967297\t5\tUS\n", "must be IPv4"),
     ],
 )

@@ -87,7 +87,7 @@ def test_gzip_that_is_damaged_is_named(tmp_path: Path, harm: str) -> None:
         "tail": data + b"u,1.2.3.4\n",
     }[harm]
     (tmp_path / "a.csv").write_bytes(harmed)
-    with pytest.raises(UserError, match=rf"^{tmp_path}/a\.csv is gzip, and cut short or damaged: "):
+    with pytest.raises(UserError, match=rf"^{tmp_path}/a\.csv is a truncated or damaged gzip file: "):
         read_all(tmp_path / "a.csv")
 
 

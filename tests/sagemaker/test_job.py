@@ -142,7 +142,7 @@ def test_malformed_rows_are_left_out_where_that_is_asked_for(ready: Tree) -> Non
     job = ready.train()
     assert job.returncode == 0, job.stdout
     assert re.search(
-        r"WARNING \d+\] Left out of channel 'train': 2 malformed rows of 102 \(2%\): .*/a\.csv, line 3: .*'-,NULL'; ",
+        r"WARNING \d+\] Channel 'train': skipped 2 malformed rows of 102 \(2%\): .*/a\.csv, line 3: .*'-,NULL'; ",
         job.stdout,
     )
     assert "Read 100 training and 0 validation events" in job.stdout
@@ -155,7 +155,7 @@ def test_of_malformed_rows_no_more_are_left_out_than_the_limit_allows(ready: Tre
     fails(ready, "3 of 10 rows of channel 'validation' are malformed, more than malformed_rows_limit=0.2 allows: ")
     ready.channel("validation", **{"v.csv": "x\n" * 10})
     ready.configure({**SMALL, "malformed_rows": "skip", "malformed_rows_limit": "1"})
-    fails(ready, "channel 'validation' holds no rows but malformed ones")
+    fails(ready, "channel 'validation' has no rows except malformed ones")
 
 
 def test_files_may_be_gzip_whatever_their_names(ready: Tree) -> None:
@@ -165,7 +165,7 @@ def test_files_may_be_gzip_whatever_their_names(ready: Tree) -> None:
     assert "Read 102 training" in job.stdout
     (ready.channel("train") / "b").write_bytes(gzip.compress(b"w,9.9.9.9\n")[:-3])
     ready.model.joinpath("manifest.json").unlink()
-    fails(ready, "train/b is gzip, and cut short or damaged")
+    fails(ready, "train/b is a truncated or damaged gzip file")
 
 
 def test_channels_in_pipe_mode_are_read_once_they_come(ready: Tree) -> None:
@@ -173,7 +173,7 @@ def test_channels_in_pipe_mode_are_read_once_they_come(ready: Tree) -> None:
     ready.channel("validation", **{"v.csv": "u,1.2.3.4\nnew,5.6.7.8\n"})
     plain = ready.train()
     assert plain.returncode == 0
-    assert "2 entities have a row of their own" in plain.stdout  # one that only validation has is unknown
+    assert "2 entities have their own row" in plain.stdout  # one that only validation has is unknown
     weights = (ready.model / "model.safetensors").read_bytes()
     rows = {
         name: (ready.channel(name) / file).read_bytes() for name, file in (("train", "a.csv"), ("validation", "v.csv"))
@@ -186,7 +186,7 @@ def test_channels_in_pipe_mode_are_read_once_they_come(ready: Tree) -> None:
     with subprocess.Popen(command, env=ready.environment({}), stdout=subprocess.PIPE, text=True) as job:
         for line in job.stdout or []:
             shown.append(line)
-            waiting = re.search("Waiting for data in channel '(.*)', for 0 s", line)
+            waiting = re.search("Waiting for data in channel '(.*)' for 0 s", line)
             if waiting:
                 pipe = ready.channel(f"{waiting[1]}_0")
                 os.mkfifo(pipe)
@@ -227,7 +227,7 @@ def test_a_channel_is_waited_for_with_reminders_and_not_for_ever(
             hear(0)
         assert len(caplog.records) == 14
         clock[0] += 1
-        with pytest.raises(UserError, match="nothing has come through channel 'train' for 15 minutes"):
+        with pytest.raises(UserError, match="channel 'train' delivered no data for 15 minutes"):
             hear(0)
 
 
@@ -265,12 +265,12 @@ def test_names_that_people_use_are_taken_with_a_warning(ready: Tree) -> None:
     assert job.returncode == 0, job.stdout
     warnings = re.findall(r"WARNING \d+\] (.*)", job.stdout)
     assert warnings == [
-        "There is no channel 'train': channel 'Training' is taken for it",
-        "Ignored channels: test. Known ones are train, validation, networks, model.",
-        "Channel 'Training' has content type 'csv', which is read as text/csv, its proper name",
+        "There is no channel 'train': channel 'Training' is used instead",
+        "Ignored unknown channels: test. The known channels are train, validation, networks, model.",
+        "Channel 'Training' has content type 'csv', which is read as text/csv: use that name",
     ]
     ready.channel("train", **{"b.csv": "u,1.2.3.4\n"})
-    assert "Ignored channels: Training, test." in ready.train().stdout
+    assert "Ignored unknown channels: Training, test." in ready.train().stdout
 
 
 def test_a_folder_that_can_only_be_read_is_enough(ready: Tree) -> None:
@@ -292,9 +292,15 @@ def test_a_model_channel_that_was_promised_is_not_done_without(ready: Tree) -> N
     ("others", "complaint"),
     [
         ({"inputdataconfig": {"train": {"ContentType": "application/x-recordio"}}}, "it must be text/csv"),
-        ({"inputdataconfig": {"train": {"RecordWrapperType": "RecordIO"}}}, "channel 'train' is wrapped as RecordIO"),
-        ({"inputdataconfig": {"networks": {"TrainingInputMode": "Pipe"}}}, "'networks' comes in Pipe mode; use File"),
-        ({"inputdataconfig": {"model": {"TrainingInputMode": "Pipe"}}}, "'model' comes in Pipe mode; use File"),
+        (
+            {"inputdataconfig": {"train": {"RecordWrapperType": "RecordIO"}}},
+            "channel 'train' has RecordWrapperType RecordIO",
+        ),
+        (
+            {"inputdataconfig": {"networks": {"TrainingInputMode": "Pipe"}}},
+            "'networks' does not support Pipe mode: use File",
+        ),
+        ({"inputdataconfig": {"model": {"TrainingInputMode": "Pipe"}}}, "'model' does not support Pipe mode: use File"),
         ({"resourceconfig": {"current_host": "algo-1", "hosts": ["algo-1", "algo-2"]}}, "several hosts"),
     ],
 )
@@ -308,10 +314,10 @@ def test_missing_input_is_told(tree: Tree) -> None:
     tree.configure(SMALL)
     fails(tree, "channel 'train' has no data")
     tree.channel("train", **{"a.csv": "\n\n"})
-    fails(tree, "channel 'train' holds no rows")
+    fails(tree, "channel 'train' has no rows")
     tree.channel("train", **{"a.csv": "u,1.2.3.4\n"})
     tree.channel("validation", **{"a.csv": "\n\n"})
-    fails(tree, "channel 'validation' holds no rows")
+    fails(tree, "channel 'validation' has no rows")
 
 
 def test_a_validation_channel_that_was_promised_is_not_done_without(ready: Tree) -> None:
@@ -437,10 +443,10 @@ def test_what_the_data_made_of_the_defaults_is_logged_with_its_reason(ready: Tre
     ready.configure({"num_entity_vectors": "4", "vector_dim": "8"})
     job = ready.train()
     assert job.returncode == 0
-    assert re.search(
-        r"mini_batch_size is not set: \d+ in place of the default 10000, with which 100 events", job.stdout
-    )
-    assert re.search(r"learning_rate is not set: 0.03 in place of the default 0.001", job.stdout)
+    reason = "which gives too few or too small steps for 100 events"
+    expected = rf"mini_batch_size is not set: training uses \d+ instead of the default 10000, {reason}"
+    assert re.search(expected, job.stdout)
+    assert re.search(r"learning_rate is not set: training uses 0.03 instead of the default 0.001", job.stdout)
     manifest = json.loads((ready.model / "manifest.json").read_text())
     assert manifest["hyperparameters"]["learning_rate"] == 0.03
     ready.configure(SMALL)
@@ -455,10 +461,12 @@ def test_training_without_shuffled_negatives_is_warned_of(ready: Tree) -> None:
 
 
 def test_what_is_known_of_entities_and_prefixes_is_logged(trained: Trained, ready: Tree) -> None:
-    assert "100 entities have a row of their own, of 200 rows" in trained[1].stdout
+    assert "100 entities have their own row in the entity table of 200 rows" in trained[1].stdout
     assert re.search(r"Known prefixes: [\d,]+ of /8 \(100% of the events\), .* of /24 \(\d+% of the", trained[1].stdout)
     ready.configure({**SMALL, "num_entity_vectors": "1"})
-    assert re.search(r"WARNING .* 1 entities found no row of their own and share another's", ready.train().stdout)
+    assert re.search(
+        r"WARNING .* 1 entities found no free row and share the row of another entity", ready.train().stdout
+    )
 
 
 def test_a_networks_channel_adds_providers_and_countries(ready: Tree, traffic: Traffic) -> None:

@@ -289,7 +289,7 @@ def test_a_setting_that_cannot_be_is_told(trained: tuple[Tree, object], name: st
 def test_a_default_that_is_none_is_told(trained: tuple[Tree, object]) -> None:
     result = trained[0].run("ipinsights.sagemaker", "serve", SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT="image/png")
     assert result.returncode == 1
-    assert "variable SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT='image/png' is refused: Accept 'image/png'" in result.stdout
+    assert "variable SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT='image/png' is rejected: Accept 'image/png'" in result.stdout
 
 
 def test_a_model_of_ipv6_scores_both_versions(tree: Tree) -> None:

@@ -104,7 +104,7 @@ def test_stopped_while_it_waits_for_data_it_does_not_wait(ready: Tree) -> None:
     job = Job(ready)
     job.wait_for("Waiting for data in channel 'train'")
     assert job.stop() == 0, job.log
-    assert "The model saved has learnt nothing: it scores everything 0" in job.log
+    assert "The saved model is untrained: it scores every pair 0" in job.log
     artifact.load(ready.model)
 
 
@@ -115,7 +115,7 @@ def test_stopped_before_training_it_leaves_a_model_that_says_nothing(ready: Tree
     model, manifest = artifact.load(ready.model)
     if manifest["training"]["ended"] == "before_training":  # it may have been faster
         assert not Scorer(model).score(parse_csv(b"user_1,192.0.2.1\n")).any()
-        assert "The model saved has learnt nothing: it scores everything 0" in job.log
+        assert "The saved model is untrained: it scores every pair 0" in job.log
 
 
 def test_a_stopped_job_goes_on_where_it_was(ready: Tree, tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_a_stopped_job_goes_on_where_it_was(ready: Tree, tmp_path: Path) -> None
     assert 1 <= len(kept) <= 2
     again = ready.train()
     assert again.returncode == 0, again.stdout
-    assert "Going on from the checkpoint after" in again.stdout
+    assert "Resuming from the checkpoint after" in again.stdout
     assert f"epoch={0}, train" not in again.stdout
     # A job of its own makes the same model of the same data.
     unbroken = Tree(tmp_path / "other")
@@ -231,10 +231,12 @@ def test_training_goes_on_from_the_model_channel(
     job = ready.train()
     assert job.returncode == 0, job.stdout
     assert (
-        "Going on from the model in channel 'model', of 36,021 events: it knows 100 entities, and 1 are new"
+        "Continuing from the model in channel 'model', trained on 36,021 events: it knows 100 entities, and 1 are new"
         in job.stdout
     )
-    assert re.search(r"Of [\d,]+ prefixes that the earlier model knew [\d,]+ are kept; [\d,]+ are new", job.stdout)
+    assert re.search(
+        r"The earlier model knew [\d,]+ prefixes: this model keeps [\d,]+ of them and adds [\d,]+\n", job.stdout
+    )
     model, manifest = artifact.load(ready.model)
     assert manifest["vocabulary"]["events"] == 36_021 + 600
     assert manifest["entities"]["owning_a_row"] == 101
@@ -254,7 +256,7 @@ def test_a_damaged_archive_is_told(trained: tuple[Tree, object], ready: Tree) ->
         path.write_bytes(data)
         job = ready.train()
         assert job.returncode == 1
-        assert f"{path} cannot be unpacked" in ready.failure.read_text()
+        assert f"cannot unpack {path}: " in ready.failure.read_text()
         data[place] ^= 1
 
 
@@ -263,7 +265,7 @@ def test_what_does_not_go_together_is_told_before_anything_is_read(trained: tupl
     unpack(trained[0].model, ready.base / "input" / "data" / "model")
     ready.configure({**SMALL, "vector_dim": "8"})
     assert ready.train().returncode == 1
-    assert "the model to go on from has vector_dim=16, not 8" in ready.failure.read_text()
+    assert "the earlier model has vector_dim=16, not 8: set vector_dim to 16" in ready.failure.read_text()
     ready.configure({**SMALL, "early_stopping_patience": "2"})
     for path in ready.channel("validation").iterdir():
         path.unlink()
@@ -274,7 +276,7 @@ def test_what_does_not_go_together_is_told_before_anything_is_read(trained: tupl
 
 def test_a_model_channel_without_a_model_is_told(ready: Tree) -> None:
     channel = ready.channel("model", **{"notes.txt": "none here"})
-    for fault in ("holds none", "cannot be unpacked"):
+    for fault in ("contains none", "cannot unpack"):
         job = ready.train()
         assert job.returncode == 1
         assert ready.failure.read_text().startswith("ClientError: ")

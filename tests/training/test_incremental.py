@@ -119,7 +119,9 @@ def test_other_shapes_are_refused_with_the_value_to_set(
 ) -> None:
     [name] = changes
     was = getattr(HP, name)
-    with pytest.raises(UserError, match=f"the model to go on from has {name}={was}, not {changes[name]}"):
+    with pytest.raises(
+        UserError, match=f"the earlier model has {name}={was}, not {changes[name]}: set {name} to {was}"
+    ):
         go_on(earlier, traffic.train, dataclasses.replace(HP, **changes))
 
 

@@ -1,4 +1,4 @@
-"""``ipinsights evaluate``: how well a model tells real log-ins from made-up ones."""
+"""``ipinsights evaluate``: how well a model tells real log-ins from fabricated ones."""
 
 import argparse
 from pathlib import Path
@@ -16,15 +16,16 @@ def add(commands: Commands) -> None:
     """Add the command."""
     command = commands.add_parser(
         "evaluate",
-        help="measure how well a model tells real log-ins from made-up ones",
-        description=f"Real log-ins against as many made-up ones: ROC AUC, and what a threshold catches. {CSV}",
+        help="measure how well a model tells real log-ins from fabricated ones",
+        description="Compare real log-ins with as many fabricated ones. The command prints the ROC AUC and what a "
+        f"threshold catches. {CSV}",
     )
     command.add_argument("--model", type=Path, required=True, help="the folder of a model")
     command.add_argument(
-        "data", type=Path, help="real log-ins that training did not see: a CSV file or a folder of them"
+        "data", type=Path, help="real log-ins that training did not see: a CSV file or a folder of CSV files"
     )
     command.add_argument("--threshold", type=float, default=0.0, help="flag scores below this (default 0)")
-    command.add_argument("--seed", type=seed, default=0, help="decides the made-up addresses (default 0)")
+    command.add_argument("--seed", type=seed, default=0, help="the seed of the fabricated addresses (default 0)")
     command.set_defaults(run=run)
 
 

@@ -31,8 +31,8 @@ def main(arguments: Sequence[str] | None = None, extend: Callable[[Commands], No
 def _parser() -> tuple[argparse.ArgumentParser, Commands]:
     parser = argparse.ArgumentParser(
         prog="ipinsights",
-        description="Which (entity, IP address) pairs are normal? Train with `train`, serve with `serve`; this is for "
-        "the shell.",
+        description="Learns which (entity, IP address) pairs are normal, and scores new ones. `train` trains a model "
+        "and `serve` serves it. This command is for the shell.",
         epilog="A first walk:\n"
         "  ipinsights simulate --users 1000 --out traffic\n"
         "  mkdir -p ml/input/config ml/input/data && cp -r traffic/train traffic/validation ml/input/data\n"

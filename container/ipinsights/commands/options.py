@@ -7,8 +7,8 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """Where a command is added, whose parser has a default ``run``: what is to be done with its options."""
 
 CSV = (
-    "Headerless CSV, one log-in a line: the entity (any string) and an IPv4 address, or, for a model trained with "
-    "ip_version=6, an IPv6 or IPv4 address."
+    "The input is CSV without a header. Each line is a log-in: the entity (any string) and an IPv4 address. A model "
+    "trained with ip_version=6 takes IPv6 and IPv4 addresses."
 )
 """What a command reads, in its description."""
 
@@ -16,5 +16,5 @@ CSV = (
 def seed(text: str) -> int:
     """The type of an option that decides every random draw."""
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
     return int(text)

@@ -1,4 +1,4 @@
-"""``ipinsights score``: a score behind each line of a CSV file."""
+"""``ipinsights score``: append a score to each line of a CSV file."""
 
 import argparse
 import sys
@@ -16,13 +16,21 @@ def add(commands: Commands) -> None:
     command = commands.add_parser(
         "score",
         help="append a score to each line of a CSV file",
-        description=f"{CSV} Every line is written again with its score behind it: higher is more normal; below 0 "
-        "the model holds the pair for made up. Reads and writes as it goes, in constant memory.",
+        description="Write each line of a CSV file again with its score appended. A higher score is more normal. Below "
+        f"0 the model takes the pair for fabricated. The command needs constant memory. {CSV}",
     )
     command.add_argument(
-        "--model", type=Path, required=True, help="the folder of a model: what `train` wrote, or model.tar.gz unpacked"
+        "--model",
+        type=Path,
+        required=True,
+        help="the folder of a model: the output of `train`, or model.tar.gz unpacked",
     )
-    command.add_argument("file", nargs="?", default="-", help="the file to score; - or nothing: standard input")
+    command.add_argument(
+        "file",
+        nargs="?",
+        default="-",
+        help="the file to score. Without it, or with -, the command reads standard input",
+    )
     command.set_defaults(run=run)
 
 

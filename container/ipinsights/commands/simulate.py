@@ -1,4 +1,4 @@
-"""``ipinsights simulate``: log-ins like the AWS tutorial's."""
+"""``ipinsights simulate``: simulate log-ins like those of the AWS tutorial."""
 
 import argparse
 from pathlib import Path
@@ -15,26 +15,26 @@ def add(commands: Commands) -> None:
     """Add the command."""
     command = commands.add_parser(
         "simulate",
-        help="make log-ins like the AWS tutorial's",
-        description="Make ten days of log-ins like the AWS tutorial's: users with a home and a work network, who "
-        "travel now and then. Writes OUT/train/log-ins.csv (the first seven days), OUT/test/normal.csv (later log-ins "
-        "of known users), OUT/test/attacks.csv (as many, from random networks) and OUT/validation/log-ins.csv (other "
-        "later log-ins).",
+        help="simulate log-ins like those of the AWS tutorial",
+        description="Simulate ten days of log-ins like those of the AWS tutorial. Each user has a home network and a "
+        "work network, and travels now and then. The command writes OUT/train/log-ins.csv (the first seven days), "
+        "OUT/test/normal.csv (later log-ins of known users), OUT/test/attacks.csv (as many log-ins, from random "
+        "networks) and OUT/validation/log-ins.csv (other later log-ins).",
     )
     command.add_argument("--out", type=Path, required=True, help="the folder to write to")
     command.add_argument(
-        "--users", type=int, default=10_000, help="how many users; 10000, the default, make 3 million log-ins"
+        "--users", type=int, default=10_000, help="number of users. The default, 10000, makes 3 million log-ins"
     )
     command.add_argument(
         "--ranges",
         type=Path,
-        help="a table of address ranges in iptoasn's format (first TAB last TAB ..., as integers; may be gzip); "
-        "without it an allocation of the address space is made up",
+        help="a table of address ranges in iptoasn's format (first TAB last TAB ..., as integers; may be gzip). "
+        "Without it the command simulates an allocation of the address space",
     )
     command.add_argument(
-        "--test-size", type=int, default=100_000, help="log-ins to test with, and attacks (default 100000)"
+        "--test-size", type=int, default=100_000, help="number of test log-ins, and of attacks (default 100000)"
     )
-    command.add_argument("--seed", type=seed, default=0, help="decides every random draw (default 0)")
+    command.add_argument("--seed", type=seed, default=0, help="the seed of all random draws (default 0)")
     command.set_defaults(run=run)
 
 

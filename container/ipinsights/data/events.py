@@ -67,7 +67,7 @@ class Events:
     index: EntityIndex
     """Which row is whose."""
     malformed: Malformed = field(default_factory=Malformed)
-    """What was left out."""
+    """The rows that were skipped."""
 
     def __len__(self) -> int:
         return len(self.entity)
@@ -102,10 +102,10 @@ def read(
     """Read a channel's CSV with addresses of a family.
 
     With ``claim`` an entity new to the ``index`` is given a row there; without, it has the row of the unknown.
-    Rows that cannot be read are left out, and claim nothing. Raises UserError that tells of them where there are any
-    and ``tolerated`` is None, or where they are more than that share of all; and where a source cannot be read.
+    Malformed rows are skipped, and claim nothing. Raises UserError that reports them where there are any and
+    ``tolerated`` is None, or where they are more than that share of all; and where a source cannot be read.
 
-    ``progress`` is told in the calling thread of the bytes of each block, as they lie on disk, and of 0 bytes about
+    ``progress`` is called, in the calling thread, with the bytes of each block, as they lie on disk, and with 0 about
     once a second while a pipe has nothing. What it raises ends the reading.
     """
     entity, address, malformed = _Growing(np.dtype(np.int32)), _Growing(family.dtype), Malformed()
@@ -117,7 +117,7 @@ def read(
     rows = len(events) + malformed.count
     if malformed.count > rows * (tolerated or 0.0):
         allowed = "" if tolerated is None else f", more than malformed_rows_limit={tolerated:g} allows"
-        advice = "Mend them" + (", or set malformed_rows=skip to leave them out." if tolerated is None else ".")
+        advice = "Correct them" + (", or set malformed_rows=skip to skip them." if tolerated is None else ".")
         raise UserError(
             f"{malformed.count:,} of {rows:,} rows of channel {channel!r} "
             f"{'is' if malformed.count == 1 else 'are'} malformed{allowed}: {malformed}. {demand(family)} {advice}"

@@ -42,14 +42,14 @@ class Networks:
 
     @classmethod
     def read(cls, files: Sequence[Path], family: Family) -> "Networks":
-        """Read the ranges of a family from tables; those of another are passed over. Raises UserError."""
+        """Read the ranges of a family from tables; those of another are skipped. Raises UserError."""
         parts = [_read(path, family) for path in files]
         columns = [np.concatenate(column, axis=-1) for column in zip(*parts, strict=True)]
         order = np.argsort(columns[0], kind="stable")
         first, last, labels = (column[..., order] for column in columns)
         names = ", ".join(map(str, files))
         if not len(first):
-            raise UserError(f"{names}: no IPv{family.version} range")
+            raise UserError(f"{names}: the table has no IPv{family.version} range")
         if family is addresses.IPV6:  # ranges may meet inside one /64, which our 64 bits cannot part: the first has it
             first[1:] += last[:-1] == first[1:]
             kept = first <= last
@@ -115,12 +115,14 @@ def _read(path: Path, family: Family) -> _Columns:
     first, last = (_addresses(path, table[name], family) for name in ("first", "last"))
     kept = first[1] & last[1]
     if not len(table) or (first[0] > last[0])[kept].any():
-        raise UserError(f"{path}: not a table of networks ({_FORMAT}): no rows, or last below first")
+        raise UserError(
+            f"{path}: not a table of networks ({_FORMAT}): it has no rows, or a range ends before it begins"
+        )
     numbers = pd.to_numeric(table["provider"], errors="coerce")
     wrong = numbers.isna() | (numbers < 0) | (numbers >= 1 << 32)
     if wrong.any():
         row = int(np.argmax(wrong))
-        raise UserError(f"{path}, line {row + 1}: {table['provider'][row]!r} is no AS number ({_FORMAT})")
+        raise UserError(f"{path}, line {row + 1}: {table['provider'][row]!r} is not an AS number ({_FORMAT})")
     country = table["country"].where(table["country"].str.fullmatch("[A-Z]{2}"), "\0\0")
     codes = np.frombuffer("".join(country).encode(), dtype=">u2")
     labels = np.stack([numbers.to_numpy().astype(np.uint32), codes.astype(np.uint32)])
@@ -144,5 +146,5 @@ def _addresses(
     values, valid = addresses.parse(pa.array(texts, pa.string()), family)
     for row in np.flatnonzero(~valid):
         if ":" not in texts.iloc[row]:
-            raise UserError(f"{path}, line {row + 1}: {texts.iloc[row]!r} is no address ({_FORMAT})")
+            raise UserError(f"{path}, line {row + 1}: {texts.iloc[row]!r} is not an address ({_FORMAT})")
     return values, valid

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 _GZIP = b"\x1f\x8b"
 _BUFFER = 1 << 17
 _QUIET = 1000
-"""Milliseconds without a byte after which a pipe's reader is told so."""
+"""Milliseconds without a byte after which a pipe's reader hears of it."""
 _LOOK_AGAIN = 0.25
 """Seconds between two looks for a pipe that is not there yet."""
 
@@ -148,10 +148,10 @@ class _PipeEnd(io.FileIO):
 
 @contextmanager
 def _named(name: str) -> Iterator[None]:
-    """Let what the system or gzip has to complain of name the source."""
+    """Add the source's name to errors of the system and of gzip."""
     try:
         yield
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{name} is gzip, and cut short or damaged: {error}") from error
+        raise UserError(f"{name} is a truncated or damaged gzip file: {error}") from error
     except OSError as error:
         raise UserError(f"cannot read {name}: {error.strerror}") from error

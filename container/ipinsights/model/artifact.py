@@ -60,7 +60,7 @@ def load(folder: Path) -> tuple[Model, dict[str, Any]]:
         encoder = Encoder(**{name: arrays[f"encoder.{name}"] for name in _ENCODER})
         return Model(vocabulary, index, arrays["entity"], encoder), manifest
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged or incomplete ({error!r}): train again or restore it") from error
+        raise UserError(f"{path} is damaged or incomplete ({error!r}): restore it or train again") from error
 
 
 def describe(vocabulary: Vocabulary, index: EntityIndex) -> tuple[Arrays, dict[str, Any]]:
@@ -117,5 +117,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     if version != FORMAT_VERSION:
         raise UserError(f"{path} has format version {version}; this release reads version {FORMAT_VERSION}")
     if manifest.get("entity_hash") != {"name": entities.HASH, "seed": entities.HASH_SEED}:
-        raise UserError(f"{path} hashes entities with {manifest.get('entity_hash')}; this release cannot")
+        raise UserError(
+            f"{path} hashes entities with {manifest.get('entity_hash')}, which this release does not support"
+        )
     return dict(manifest)

@@ -1,8 +1,8 @@
 """The model: an entity table, an IP encoder, and their inner product.
 
 The score of (entity, address) is <e, phi(a)>: e is the entity's row of a table, phi(a) the encoding of the address.
-It is the log odds that the pair was observed rather than made up: more is more normal, 0 the natural threshold. Every
-row is the typical entity, which all events teach, and what sets this entity apart; an entity that training never
+It is the log odds that the pair was observed rather than fabricated: higher is more normal, 0 the natural threshold.
+Every row is the typical entity, which all events teach, plus what sets this entity apart. An entity that training never
 saw is the typical one.
 
 The encoder starts from networks: s is the sum of the address's rows, one a level, of the prefix table (`vocabulary`).
@@ -90,7 +90,7 @@ class Model:
         return cls(vocabulary, EntityIndex(num_entity_vectors), entity, encoder)
 
     def require(self, hyperparameters: Hyperparameters) -> None:
-        """Raise UserError unless training with those can go on from this model."""
+        """Raise UserError unless training with those can continue from this model."""
         blocks, dim = self.encoder.b.shape
         for name, value in (
             ("num_entity_vectors", self.index.num_rows),
@@ -100,7 +100,7 @@ class Model:
         ):
             asked = getattr(hyperparameters, name)
             if asked != value:
-                raise UserError(f"the model to go on from has {name}={value}, not {asked}: set it to that")
+                raise UserError(f"the earlier model has {name}={value}, not {asked}: set {name} to {value}")
 
     @property
     def vector_dim(self) -> int:

@@ -36,18 +36,18 @@ def read(name: str, sources: Sequence[Source], index: EntityIndex, hp: Hyperpara
             tolerated=tolerated,
             progress=_Reception(name, bar),
         )
-    left_out, rows = data.malformed.count, data.malformed.count + len(data)
-    if left_out:
+    skipped, rows = data.malformed.count, data.malformed.count + len(data)
+    if skipped:
         logger.warning(
-            "Left out of channel %r: %s malformed rows of %s (%.2g%%): %s",
+            "Channel %r: skipped %s malformed rows of %s (%.2g%%): %s",
             name,
-            f"{left_out:,}",
+            f"{skipped:,}",
             f"{rows:,}",
-            100 * left_out / rows,
+            100 * skipped / rows,
             data.malformed,
         )
     if sources and not len(data):
-        raise UserError(f"channel {name!r} holds no rows" + (" but malformed ones" if left_out else ""))
+        raise UserError(f"channel {name!r} has no rows" + (" except malformed ones" if skipped else ""))
     return data
 
 
@@ -69,7 +69,7 @@ class _Reception:
             return
         silence = now - self._heard
         if silence >= _PATIENCE:
-            raise UserError(f"nothing has come through channel {self._name!r} for {_PATIENCE // 60} minutes")
+            raise UserError(f"channel {self._name!r} delivered no data for {_PATIENCE // 60} minutes")
         if silence >= self._remind_after:
-            logger.info("Waiting for data in channel %r, for %.0f s so far", self._name, silence)
+            logger.info("Waiting for data in channel %r for %.0f s so far", self._name, silence)
             self._remind_after += _REMINDER

@@ -19,10 +19,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _add(commands: Commands) -> None:
     command = commands.add_parser(
         "algorithm-spec",
-        help="make the image an Algorithm resource of SageMaker",
-        description="The CreateAlgorithm request, as JSON: hyperparameters with their ranges, channels, metrics, "
-        "objectives, instance types and formats. `aws sagemaker create-algorithm --cli-input-json` takes it, and "
-        "--register sends it.",
+        help="print or send the request that makes the image a SageMaker Algorithm resource",
+        description="Print the CreateAlgorithm request as JSON: hyperparameters with their ranges, channels, metrics, "
+        "objectives, instance types and formats. `aws sagemaker create-algorithm --cli-input-json` accepts it. With "
+        "--register the command sends it.",
     )
     command.add_argument("--image", required=True, help="the image's URI in ECR, in the region of the resource")
     command.add_argument(
@@ -31,9 +31,9 @@ def _add(commands: Commands) -> None:
     command.add_argument(
         "--register",
         action="store_true",
-        help="create the resource, with the credentials that the AWS command line would use, and print its ARN",
+        help="create the resource with the credentials of the AWS command line, and print its ARN",
     )
-    command.add_argument("--region", help="where to; without it the region that the AWS command line would use")
+    command.add_argument("--region", help="the region of the resource (default: the region of the AWS command line)")
     command.set_defaults(run=_algorithm_spec)
 
 

@@ -1,4 +1,4 @@
-"""What the platform tells a training job: hyperparameters, channels and hosts, read from /opt/ml/input/config."""
+"""The configuration of a training job: hyperparameters, channels and hosts, read from /opt/ml/input/config."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ from ipinsights.sagemaker.paths import Paths
 
 @dataclass(frozen=True)
 class Channel:
-    """What is promised of one channel."""
+    """One channel."""
 
     content: str
     """What it holds."""
@@ -36,7 +36,7 @@ CHANNELS = {
         "an earlier model.tar.gz", content_types=("application/x-sagemaker-model",), input_modes=("File",)
     ),
 }
-"""Channel name -> what is promised of it."""
+"""Channel name -> its declaration."""
 
 logger = logging.getLogger("ipinsights")
 
@@ -75,7 +75,7 @@ def read(paths: Paths) -> Configuration:
     """Read and check a job's input. Raises UserError."""
     values = _read_json(paths.hyperparameters)
     if values is None:
-        raise UserError(f"{paths.hyperparameters} is missing: num_entity_vectors and vector_dim must be given")
+        raise UserError(f"{paths.hyperparameters} is missing: num_entity_vectors and vector_dim are required")
     provided = {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
     resources = _read_json(paths.resource_config) or {}
     if len(resources.get("hosts", [])) > 1:
@@ -120,18 +120,18 @@ class _Channel:
         """Take what was declared of a channel. Raises UserError where it cannot be read so."""
         if declared.get("RecordWrapperType", "None") != "None":
             raise UserError(
-                f"channel {name!r} is wrapped as {declared['RecordWrapperType']}; leave RecordWrapperType out"
+                f"channel {name!r} has RecordWrapperType {declared['RecordWrapperType']}: remove RecordWrapperType"
             )
         piped = declared.get("TrainingInputMode") == "Pipe"
         if piped and "Pipe" not in CHANNELS[use].input_modes:
             modes = " or ".join(CHANNELS[use].input_modes)
-            raise UserError(f"channel {name!r} comes in Pipe mode; use {modes} mode for it")
+            raise UserError(f"channel {name!r} does not support Pipe mode: use {modes} mode")
         # Parameters, such as the label_size=0 that generic CSV channels carry, change nothing.
         content_type, _ = parse_options_header(declared.get("ContentType") or "text/csv")
         if use not in ("train", "validation"):
             pass  # the others are read under any type
         elif content_type.lower() == "csv":
-            logger.warning("Channel %r has content type 'csv', which is read as text/csv, its proper name", name)
+            logger.warning("Channel %r has content type 'csv', which is read as text/csv: use that name", name)
         elif content_type.lower() != "text/csv":
             raise UserError(f"channel {name!r} has content type {content_type!r}; it must be text/csv")
         return cls(name, piped)
@@ -144,11 +144,13 @@ def _channels(paths: Paths) -> dict[str, _Channel]:
     names = {name: name for name in sorted({*declared, *folders})}
     training = next((name for name in names if name.lower() == "training"), None)
     if training and "train" not in names:
-        logger.warning("There is no channel 'train': channel %r is taken for it", training)
+        logger.warning("There is no channel 'train': channel %r is used instead", training)
         names["train"] = names.pop(training)
     unknown = [name for name in names if name not in CHANNELS]
     if unknown:
-        logger.warning("Ignored channels: %s. Known ones are %s.", ", ".join(unknown), ", ".join(CHANNELS))
+        logger.warning(
+            "Ignored unknown channels: %s. The known channels are %s.", ", ".join(unknown), ", ".join(CHANNELS)
+        )
     return {use: _Channel.check(use, names[use], declared.get(names[use], {})) for use in CHANNELS if use in names}
 
 
@@ -168,5 +170,5 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} must hold a JSON object")
+        raise UserError(f"{path} must contain a JSON object")
     return content

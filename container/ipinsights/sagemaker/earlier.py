@@ -1,4 +1,4 @@
-"""The ``model`` channel: an earlier artifact that training goes on from, as model.tar.gz or unpacked."""
+"""The ``model`` channel: an earlier artifact that training continues from, as model.tar.gz or unpacked."""
 
 import tarfile
 import zlib
@@ -22,13 +22,13 @@ def load(channel: Path, scratch: Path) -> Model:
                 while file.fileobj and file.fileobj.read(_PIECE):  # gzip's checksum stands behind the archive's end
                     pass
         except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-            raise UserError(f"{archive} cannot be unpacked: {error}") from error
+            raise UserError(f"cannot unpack {archive}: {error}") from error
     manifests = [*channel.rglob(artifact.MANIFEST), *scratch.rglob(artifact.MANIFEST)]
     if len(manifests) != 1:
         found = "none" if not manifests else f"{len(manifests)} of them"
         raise UserError(
-            f"channel 'model' must hold one model, as model.tar.gz or unpacked ({artifact.MANIFEST} and "
-            f"{artifact.TENSORS}); {channel} holds {found}"
+            f"channel 'model' must contain one model, as model.tar.gz or unpacked ({artifact.MANIFEST} and "
+            f"{artifact.TENSORS}); {channel} contains {found}"
         )
     try:
         return artifact.load(manifests[0].parent)[0]

@@ -72,12 +72,12 @@ def _verdict(error: Exception) -> str:
     if isinstance(error, AlgorithmError):
         return f"AlgorithmError: {error}"
     if isinstance(error, MemoryError):
-        return "ClientError: the machine has too little memory for this job: take a larger instance"
+        return "ClientError: the machine has too little memory for this job: use a larger instance"
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         where = f" for {error.filename}" if error.filename else ""
-        return f"ClientError: there is no space left on the disk{where}: give the job a larger volume"
-    logger.error("A fault of the program", exc_info=error)
-    return f"AlgorithmError: a fault of the program, please report it: {error!r}"
+        return f"ClientError: there is no space left on the disk{where}: use a larger volume"
+    logger.error("Internal error", exc_info=error)
+    return f"AlgorithmError: internal error, please report it: {error!r}"
 
 
 def run(paths: Paths) -> None:
@@ -97,7 +97,7 @@ def run(paths: Paths) -> None:
         try:
             _train(paths, job, base, checkpoints, started)
         except stopping.Stopped:
-            logger.warning("The job was told to stop before training began")
+            logger.warning("The job was asked to stop before training began")
             model, metrics = _best_known(hp, base, checkpoints)
             training = {"events": model.vocabulary.events, "ended": "before_training"}
             _save(paths, model, hp, training, metrics)
@@ -120,20 +120,23 @@ def _train(
     networks = Networks.read(job.networks, family) if job.networks else None
     read = time.time()
     logger.info("Read %s training and %s validation events", *(f"{len(data[c]):,}" for c in ("train", "validation")))
-    logger.info("%s entities have a row of their own, of %s rows", f"{index.owned:,}", f"{index.num_rows:,}")
+    logger.info(
+        "%s entities have their own row in the entity table of %s rows", f"{index.owned:,}", f"{index.num_rows:,}"
+    )
     if base and not base.vocabulary.events:
-        logger.warning("The model in channel 'model' has learnt nothing; training begins anew")
+        logger.warning("The model in channel 'model' is untrained: training starts from scratch")
     elif base:
         logger.info(
-            "Going on from the model in channel 'model', of %s events: it knows %s entities, and %s are new",
+            "Continuing from the model in channel 'model', trained on %s events: it knows %s entities, and %s are new",
             f"{base.vocabulary.events:,}",
             f"{base.index.owned:,}",
             f"{index.owned - base.index.owned:,}",
         )
     if index.sharing:
         logger.warning(
-            "%s entities found no row of their own and share another's: raise num_entity_vectors, best to twice the "
-            "number of entities. Until then an entity that training never saw scores as the row it is hashed to.",
+            "%s entities found no free row and share the row of another entity: raise num_entity_vectors, ideally to "
+            "twice the number of entities. Until then an entity that training never saw gets the score of the row that "
+            "it is hashed to.",
             f"{index.sharing:,}",
         )
     if networks is not None:
@@ -187,13 +190,13 @@ def _best_known(
         except UserError as error:
             logger.warning("%s", error)
     if found and checkpoints and found.source == checkpoints.source and found.made_with(hp):
-        logger.warning("The model saved is that of the checkpoint after %s epochs", found.position.epoch)
+        logger.warning("The saved model is the one of the checkpoint after %s epochs", found.position.epoch)
         summary = found.best if found.best_weights else None if found.position.steps else found.last
         return found.model(), dataclasses.asdict(summary) if summary else {}
     if base:
-        logger.warning("The model saved is that of channel 'model', as it was")
+        logger.warning("The saved model is the unchanged model of channel 'model'")
         return base, {}
-    logger.warning("The model saved has learnt nothing: it scores everything 0")
+    logger.warning("The saved model is untrained: it scores every pair 0")
     return Model.blank(FAMILIES[hp.ip_version], hp.num_entity_vectors, hp.vector_dim, hp.num_ip_encoder_layers), {}
 
 
@@ -210,7 +213,7 @@ def _fail(paths: Paths, message: str) -> NoReturn:
         paths.failure.parent.mkdir(parents=True, exist_ok=True)
         paths.failure.write_text(message[:FAILURE_LIMIT], errors="backslashreplace")
     except OSError as error:
-        logger.error("%s cannot be written: %s", paths.failure, error.strerror)  # noqa: TRY400  # one cause is enough
+        logger.error("Cannot write %s: %s", paths.failure, error.strerror)  # noqa: TRY400  # one cause is enough
     toolkit_errors = sys.modules.get(f"{_TOOLKIT}.errors")
     if toolkit_errors is None:
         sys.exit(1)

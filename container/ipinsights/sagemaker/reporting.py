@@ -139,8 +139,8 @@ class TrainingReport(Listener):
             value, default = getattr(hp, name), getattr(asked, name)
             if value != default:
                 logger.info(
-                    "%s is not set: %g in place of the default %g, with which %s events would train in too few or too "
-                    "small steps",
+                    "%s is not set: training uses %g instead of the default %g, which gives too few or too small steps "
+                    "for %s events",
                     name,
                     value,
                     default,
@@ -148,8 +148,9 @@ class TrainingReport(Listener):
                 )
         if not hp.shuffled_negative_sampling_rate:
             logger.warning(
-                "shuffled_negative_sampling_rate is 0: the model learns which addresses anybody uses, and hardly who "
-                "uses which. validation discriminator_auc cannot see that; look at validation shuffled_auc."
+                "shuffled_negative_sampling_rate is 0: the model learns which addresses are in use, but hardly which "
+                "entity uses which address. validation discriminator_auc does not show this; look at validation "
+                "shuffled_auc."
             )
         levels = [
             f"{n:,} of /{level} ({share:.0%} of the events)"
@@ -166,7 +167,7 @@ class TrainingReport(Listener):
             kept = len(set(origins[vocabulary.depth :].tolist()) - set(range(plan.earlier.depth)))
             known = plan.earlier.num_rows - plan.earlier.depth
             logger.info(
-                "Of %s prefixes that the earlier model knew %s are kept; %s are new",
+                "The earlier model knew %s prefixes: this model keeps %s of them and adds %s",
                 f"{known:,}",
                 f"{kept:,}",
                 f"{vocabulary.num_rows - vocabulary.depth - kept:,}",
@@ -238,26 +239,29 @@ class TrainingReport(Listener):
         self._epoch_started = ended
 
     def resumed(self, epoch: int, steps: int, damaged: list[str]) -> None:
-        """Where training goes on, and what could not be used."""
+        """Where training resumes, and which checkpoints are damaged."""
         for reason in damaged:
-            logger.warning("A checkpoint is damaged and passed over: %s", reason)
-        logger.info("Going on from the checkpoint after %d epochs and %d steps of the next", epoch, steps)
+            logger.warning("Skipped a damaged checkpoint: %s", reason)
+        logger.info("Resuming from the checkpoint after %d epochs and %d steps of the next epoch", epoch, steps)
 
     def checkpoint_written(self, where: str, seconds: float) -> None:
         """One line."""
         logger.info("Wrote the checkpoint %s in %.1f s", where, seconds)
 
     def checkpoint_failed(self, error: OSError) -> None:
-        """What it means, too."""
-        logger.error("A checkpoint could not be written (%s); training goes on, and resumes from an older one", error)
+        """The reason, and what follows."""
+        logger.error(
+            "Could not write a checkpoint (%s). Training continues, and a restarted job resumes from an older one",
+            error,
+        )
 
     def training_ended(self, ending: Ending) -> None:
-        """Why it ended, and, where the model is not as of the last line on validation, one that is."""
+        """Why it ended; and the validation metrics of the saved model, unless they are the last ones printed."""
         self._close_bar()
         self.ending = ending
         if ending.ended != "all_epochs":
             logger.warning(
-                "Training ended after %d of %d epochs and %d steps of the next, because %s",
+                "Training ended after %d of %d epochs and %d steps of the next epoch, because %s",
                 ending.epochs,
                 self._epochs,
                 ending.steps,
@@ -265,11 +269,13 @@ class TrainingReport(Listener):
             )
         saved = ending.saved
         if saved is not None and saved != self._printed:
-            partly = ", as far as it went" if ending.steps and saved.epoch == ending.epochs else ""
-            logger.info("The model saved has the weights of epoch %d%s", saved.epoch, partly)
+            partly = ", which did not end" if ending.steps and saved.epoch == ending.epochs else ""
+            logger.info("The saved model has the weights of epoch %d%s", saved.epoch, partly)
             self._validation(saved)
             if saved.discriminator_auc is None and self._validated:
-                logger.warning("There was no time to validate it: what was printed before is of another epoch")
+                logger.warning(
+                    "There was no time to validate the saved model: the last validation metrics are of another epoch"
+                )
 
     def finished(self, saving_started: float) -> None:
         """The model is saved; ``saving_started`` is when that began, in Unix seconds."""

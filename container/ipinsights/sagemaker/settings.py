@@ -22,14 +22,14 @@ _MOST = 2**31 - 1
 
 @dataclass(frozen=True)
 class Variable:
-    """What is promised of one environment variable."""
+    """One environment variable."""
 
     name: str
     default: str
     """As the table shows it."""
     help: str
     read: Callable[[str], Any]
-    """The setting that a text is. Raises ValueError with what it must be."""
+    """Converts the text. Raises ValueError that says what it must be."""
 
 
 def _declared(default: Any, name: str, help_: str, read: Callable[[str], Any], shown: str | None = None) -> Any:
@@ -63,7 +63,7 @@ def _accept(text: str) -> str:
     try:
         media.writer(text)
     except UserError as error:
-        raise ValueError(f"is refused: {error}") from error
+        raise ValueError(f"is rejected: {error}") from error
     return text
 
 
@@ -71,98 +71,98 @@ def _accept(text: str) -> str:
 class ServerSettings:
     """The server's settings with their defaults."""
 
-    port: int = _declared(8080, "SAGEMAKER_BIND_TO_PORT", "the port", _whole(1, 65535))
+    port: int = _declared(8080, "SAGEMAKER_BIND_TO_PORT", "the port that the server listens on", _whole(1, 65535))
     workers: int = _declared(
         1,
         "SAGEMAKER_MODEL_SERVER_WORKERS",
-        "worker processes; they share one memory-mapped copy of the model. On a serverless endpoint set 1",
+        "worker processes. They share one memory-mapped copy of the model. Set 1 on a serverless endpoint",
         _whole(1, 1000),
-        shown="one a core",
+        shown="one per core",
     )
     threads: int = _declared(
         128,
         "SAGEMAKER_MODEL_SERVER_THREADS",
-        "requests that a worker holds at a time, of which it scores two. `/ping` is one of them, so it waits where all "
-        "are taken",
+        "requests that a worker accepts at a time. It scores two of them at a time. `/ping` is a request, too, so it "
+        "waits if all threads are busy",
         _whole(2, 900),
     )
     timeout: int = _declared(
         60,
         "SAGEMAKER_MODEL_SERVER_TIMEOUT",
-        "seconds for which a client may send nothing of a body that has not ended, or take nothing of an answer; and "
-        "after which a worker that shows no sign of life is replaced. Scoring itself has no limit, so asynchronous "
-        "inference may take its hour",
+        "seconds after which the server gives up a client that sends no more of its request's body, or reads no more "
+        "of its answer. After as many seconds without a sign of life, a worker is replaced. Scoring has no time limit, "
+        "so asynchronous inference may take its hour",
         _whole(1, 3600),
     )
     max_content_length: int = _declared(
         BATCH_PAYLOAD_MB << 20,
         "MAX_CONTENT_LENGTH",
-        "bytes of a request's body at most; asynchronous inference may send 1073741824",
+        "the largest request body in bytes. Asynchronous inference may send 1073741824",
         _whole(1, _MOST),
     )
     default_accept: str = _declared(
         media.JSON,
         "SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT",
-        "what is answered where a request leaves the choice",
+        "the format of the answer if the request does not choose one",
         _accept,
     )
     malformed_rows: str = _declared(
         "fail",
         "IPINSIGHTS_MALFORMED_ROWS",
-        "what a row that cannot be read does. `fail`: the request is answered with 400 (and a Batch Transform job "
-        'fails). `mark`: the row keeps its place in the answer, as `{"dot_product":null,"error":"..."}`, or as `nan` '
-        "in CSV, and the access log counts it",
+        "what the server does with malformed rows. `fail`: it rejects the request with 400, and a Batch Transform job "
+        'fails. `mark`: a malformed row keeps its place in the answer, as `{"dot_product":null,"error":"..."}`, or as '
+        "`nan` in CSV, and the access log counts it",
         _one_of("fail", "mark"),
     )
     access_log: bool = _declared(
         True,
         "IPINSIGHTS_ACCESS_LOG",
-        "a line of JSON for every request, but for good pings and for what is no HTTP",
+        "a line of JSON for every request, except for successful pings and for what is not HTTP",
         _flag,
         shown="true",
     )
     batch: bool = _declared(
         False,
         "SAGEMAKER_BATCH",
-        "`true` in a Batch Transform job: answers in lines end with a line feed, so that those to parts of a file can "
-        "be put behind one another",
+        "`true` in a Batch Transform job. Answers in lines then end with a line feed, so that the answers to the parts "
+        "of a file can be joined",
         _flag,
         shown="",
     )
     payload_mb: int | None = _declared(
         None,
         "SAGEMAKER_MAX_PAYLOAD_IN_MB",
-        "set in a Batch Transform job that asks for it; `/execution-parameters` then offers no more concurrent "
-        "requests than the limit of 100 MB leaves",
+        "set in a Batch Transform job that chooses its payload. `/execution-parameters` then offers only as many "
+        "concurrent requests as the limit of 100 MB allows",
         _whole(0, BATCH_PAYLOAD_MB),
         shown="",
     )
     transforms: int | None = _declared(
         None,
         "SAGEMAKER_MAX_CONCURRENT_TRANSFORMS",
-        "likewise; the payload is then what that limit leaves",
+        "set in a Batch Transform job that chooses its concurrency. The payload is then what that limit allows",
         _whole(1, BATCH_PAYLOAD_MB),
         shown="",
     )
     multi_model: bool = _declared(
         False,
         "SAGEMAKER_MULTI_MODEL",
-        "`true` on a multi-model endpoint: models come and go by `/models`, in one worker",
+        "`true` on a multi-model endpoint. The platform loads and unloads models by `/models`, in one worker",
         _flag,
         shown="",
     )
     models_memory_mb: int | None = _declared(
         None,
         "IPINSIGHTS_MODELS_MEMORY_MB",
-        "what the models of a multi-model endpoint may take together. For more, those longest not asked are put aside, "
-        "and opened again when they are",
+        "memory that the models of a multi-model endpoint may take together, in MB. If a further model does not fit, "
+        "the least recently used model is evicted. A request for an evicted model loads it again",
         _whole(1, _MOST),
-        shown="4/5 of what is free",
+        shown="4/5 of the free memory",
     )
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "ServerSettings":
-        """Read the settings; an empty variable is as good as none. Raises UserError."""
+        """Read the settings; an empty variable counts as not set. Raises UserError."""
         found: dict[str, Any] = {"workers": usable_cores()}
         for field, variable in declarations().items():
             text = environment.get(variable.name, "")
@@ -172,7 +172,7 @@ class ServerSettings:
                 except ValueError as error:
                     raise UserError(f"environment variable {variable.name}={text!r} {error}") from error
         settings = cls(**found)
-        # Another worker would not know the models that this one was told of.
+        # Another worker would not know the models that this one has loaded.
         return dataclasses.replace(settings, workers=1) if settings.multi_model else settings
 
     @property
