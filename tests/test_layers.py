@@ -104,7 +104,8 @@ def texts() -> Iterator[tuple[Path, str]]:
     """The files that speak of modules."""
     for pattern in ("*.md", "*.toml", "Makefile", "Dockerfile*", "setup.py", ".ci/*", "[bcdlnt]*/**/*"):
         for path in REPOSITORY.glob(pattern):
-            if path.suffix in (".py", ".md", ".toml", ".cpp", ".h", ".sh", "") and path.is_file():
+            generated = any(part.endswith(".egg-info") for part in path.parts)
+            if path.is_file() and not generated and path.suffix in (".py", ".md", ".toml", ".cpp", ".h", ".sh", ""):
                 yield path, path.read_text()
 
 

@@ -126,3 +126,11 @@ def test_a_truncated_tensor_file_is_told(model: Model, tmp_path: Path, keep: int
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(UserError, match="damaged or incomplete"):
         artifact.load(tmp_path)
+
+
+@pytest.mark.parametrize("header", [b"[]", b"7", b"{}", b'{"entity":{}}'])
+def test_a_header_that_describes_no_tensors_is_told(model: Model, tmp_path: Path, header: bytes) -> None:
+    artifact.save(model, tmp_path, {})
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(UserError, match="damaged or incomplete"):
+        artifact.load(tmp_path)

@@ -1,3 +1,5 @@
+import json
+import struct
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -34,6 +36,7 @@ def test_what_is_written_is_read_back_by_us_and_by_the_formats_library(arrays: d
     for name, array in arrays.items():
         for other in (read[name], library[name]):
             assert other.dtype == array.dtype
+            assert other.flags.aligned
             np.testing.assert_array_equal(other, array)
 
 
@@ -64,3 +67,38 @@ def test_a_file_cut_short_is_no_file(length: int, tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(data[:length])
     with pytest.raises(ValueError, match=r"ends within its header|has \d+ bytes"):
         tensors.read(tmp_path / "a")
+
+
+def written(path: Path, header: object, data: bytes) -> Path:
+    """A file with any header."""
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    return path
+
+
+def tensor(begin: int, end: int) -> dict[str, object]:
+    return {"dtype": "U8", "shape": [end - begin], "data_offsets": [begin, end]}
+
+
+@pytest.mark.parametrize("header", [[], 7, None, "text"])
+def test_a_header_is_an_object(header: object, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="not an object"):
+        tensors.read(written(tmp_path / "a", header, b""))
+
+
+@pytest.mark.parametrize(
+    "offsets",
+    [[(0, 4), (5, 8)], [(0, 5), (4, 8)], [(1, 8)], [(0, 8), (0, 8)], [(0, 8), (8, 4)], [(-4, 4), (4, 8)]],
+    ids=["hole", "overlap", "late", "twice", "backwards", "negative"],
+)
+def test_tensors_follow_one_another(offsets: list[tuple[int, int]], tmp_path: Path) -> None:
+    header = {f"t{i}": tensor(*pair) for i, pair in enumerate(offsets)}
+    with pytest.raises(ValueError, match="follows one that ends at"):
+        tensors.read(written(tmp_path / "a", header, bytes(8)))
+
+
+def test_the_largest_items_come_first(tmp_path: Path) -> None:
+    """So that each tensor is aligned, whatever the lengths of those before it."""
+    arrays = {"bytes": np.zeros(3, np.uint8), "wide": np.zeros(5), "floats": np.zeros(1, np.float32)}
+    tensors.write(tmp_path / "a", arrays)
+    assert list(tensors.read(tmp_path / "a")[0]) == ["wide", "floats", "bytes"]

@@ -1,11 +1,13 @@
 """Named arrays in one file, in the safetensors format: nothing is pickled, and reading is mapping.
 
 A file is written beside its place and then renamed, so there is the old one or the new one, also after a power cut.
-Format: https://github.com/huggingface/safetensors#format
+The rules are those of the format's own library: the tensors with the largest items come first, so that each is aligned,
+and they follow one another without holes or overlaps. Format: https://github.com/huggingface/safetensors#format
 """
 
 import json
 import os
+import reprlib
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,8 +29,9 @@ def write(path: Path, arrays: Mapping[str, npt.NDArray[Any]], metadata: Mapping[
     (The format's own library writes to a file of an unknown name first, which stays where the process is killed.)
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    ordered = dict(sorted(arrays.items(), key=lambda entry: -entry[1].itemsize))
     end = 0
-    for name, array in arrays.items():
+    for name, array in ordered.items():
         begin, end = end, end + array.nbytes
         header[name] = {"dtype": _NAMES[array.dtype.str[1:]], "shape": array.shape, "data_offsets": (begin, end)}
     text = json.dumps(header).encode()
@@ -37,7 +40,7 @@ def write(path: Path, arrays: Mapping[str, npt.NDArray[Any]], metadata: Mapping[
     try:
         with temporary.open("wb") as file:
             file.write(struct.pack("<Q", len(text)) + text)
-            for array in arrays.values():
+            for array in ordered.values():
                 file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         publish(temporary, path)
     finally:
@@ -45,7 +48,10 @@ def write(path: Path, arrays: Mapping[str, npt.NDArray[Any]], metadata: Mapping[
 
 
 def read(path: Path) -> tuple[Arrays, dict[str, str]]:
-    """The arrays, each a read-only view of the mapped file, and the texts. Raises OSError, ValueError or KeyError."""
+    """The arrays, each a read-only view of the mapped file, and the texts.
+
+    Raises OSError where the file cannot be read; ValueError, KeyError or TypeError where it is not such a file.
+    """
     with path.open("rb") as file:
         length = os.fstat(file.fileno()).st_size
         start = file.read(8)
@@ -53,9 +59,16 @@ def read(path: Path) -> tuple[Arrays, dict[str, str]]:
         if 8 + size > length:
             raise ValueError("the file ends within its header")
         header = json.loads(file.read(size))
+    if not isinstance(header, dict):
+        raise TypeError(f"its header is {reprlib.repr(header)}, not an object")
     metadata = header.pop("__metadata__", {})
-    if 8 + size + max((entry["data_offsets"][1] for entry in header.values()), default=0) != length:
-        raise ValueError(f"the file has {length} bytes, which its header does not tell of")
+    reached = 0
+    for begin, end in sorted(entry["data_offsets"] for entry in header.values()):
+        if not reached == begin <= end:
+            raise ValueError(f"a tensor at bytes {begin} to {end} follows one that ends at {reached}")
+        reached = end
+    if 8 + size + reached != length:
+        raise ValueError(f"the file has {length} bytes, and its header describes {8 + size + reached}")
     data = np.memmap(path, dtype=np.uint8, mode="r", offset=8 + size) if length > 8 + size else np.zeros(0, np.uint8)
     arrays: Arrays = {}
     for name, entry in header.items():
