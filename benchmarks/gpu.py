@@ -131,7 +131,7 @@ def take_turns(running: dict[str, Iterator[int]], device: torch.device, piece: i
 
 def timed(work: Callable[[], int], device: torch.device) -> tuple[int, float]:
     """What some work gives, and the seconds until the device has done it."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     wait()
     started = time.perf_counter()
     result = work()
@@ -173,7 +173,7 @@ def multiply_rate(batch: Batch, hp: Hyperparameters, device: torch.device) -> fl
 def row_bytes(batch: Batch, hp: Hyperparameters) -> float:
     """Bytes of table rows that a step reads and writes, a positive."""
     cells = torch.cat([batch.positive.flatten(), batch.random.flatten()])
-    changed = len(cells.unique()) + len(batch.entity.unique())
+    changed = len(torch.unique(cells)) + len(torch.unique(batch.entity))
     return 4 * hp.vector_dim * (len(cells) + len(batch.entity) + 6 * changed) / len(batch.entity)
 
 

@@ -282,7 +282,8 @@ class Measurement:
             clients.cores.update(small)  # what they take of a core there is no matter
             clients.statuses["200"] -= sum(turn["answers"] for turn in turns)
             server.kill()
-        return max(turn["answers"] / turn["seconds"] for turn in turns)
+        rates: list[float] = [turn["answers"] / turn["seconds"] for turn in turns]
+        return max(rates)
 
     def _score(self) -> list[tuple[float, float]]:
         """Lines a second that `ipinsights score` makes, on the clock and of processor time, in each round."""

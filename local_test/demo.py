@@ -16,11 +16,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import requests
 from matplotlib.figure import Figure
@@ -149,7 +150,7 @@ def serving(tree: Path) -> Iterator[str]:
         server.wait(timeout=30)
 
 
-def post(url: str, text: str) -> np.ndarray:
+def post(url: str, text: str) -> npt.NDArray[np.float64]:
     """Score CSV lines at an endpoint, in payloads that it takes."""
     started, lines, scores = time.monotonic(), text.splitlines(keepends=True), []
     while lines:
@@ -169,7 +170,7 @@ def to_csv(entities: Sequence[str], ips: Sequence[str]) -> str:
     return pd.DataFrame({"entity": entities, "ip": ips}).to_csv(header=False, index=False)
 
 
-def threshold_table(log_ins: np.ndarray, attacks: np.ndarray, thresholds: Sequence[float]) -> str:
+def threshold_table(log_ins: metrics.Scores, attacks: metrics.Scores, thresholds: Sequence[float]) -> str:
     """What flagging ``-dot_product > threshold`` catches, as in the tutorial."""
     names = ("flagged", "true pos.", "precision", "recall", "F1", "FPR")
     lines = [f"{'threshold':>20}" + "".join(f"{name:>11}" for name in names)]
@@ -184,12 +185,12 @@ def row(detection: metrics.Detection) -> str:
     return f"{detection.flagged:>11,}{detection.true_positives:>11,}" + "".join(f"{share:>11.4f}" for share in shares)
 
 
-def picture(path: Path, title: str, scores: dict[str, np.ndarray]) -> None:
+def picture(path: Path, title: str, scores: Mapping[str, metrics.Scores]) -> None:
     """Draw the distributions of the scores."""
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.subplots()
     low, high = np.quantile(np.concatenate(list(scores.values())), (0.001, 0.999))
-    bins = np.linspace(low, high, 120)
+    bins = np.linspace(low, high, 120).tolist()
     for (kind, values), colour in zip(scores.items(), ("#2a6fbb", "#d1495b", "#e9a23b"), strict=False):
         axes.hist(
             np.clip(values, low, high), bins, density=True, alpha=0.55, color=colour, label=f"{kind} ({len(values):,})"

@@ -53,11 +53,10 @@ def main() -> None:
 def walk(image: str, out: Path) -> dict[str, Any]:
     """Train, serve and transform with an image."""
     from sagemaker.deserializers import JSONDeserializer
+    from sagemaker.estimator import Estimator
     from sagemaker.inputs import TrainingInput
     from sagemaker.local import LocalSession
     from sagemaker.serializers import CSVSerializer
-
-    import sagemaker
 
     shutil.copytree(DATA, out / "data")
     (out / "rows").mkdir()
@@ -67,7 +66,7 @@ def walk(image: str, out: Path) -> dict[str, Any]:
         port = free.getsockname()[1]
     session = LocalSession()
     session.config = {"local": {"local_code": True, "container_root": str(out), "serving_port": port}}
-    estimator = sagemaker.estimator.Estimator(
+    estimator = Estimator(
         image,
         "arn:aws:iam::000000000000:role/none",
         instance_count=1,

@@ -186,7 +186,7 @@ def until(holds: Callable[[], bool]) -> None:
 class Server:
     """`serve` as a process on a port of its own."""
 
-    def __init__(self, tree: Tree, output: int | None = None, **environment: str) -> None:
+    def __init__(self, tree: Tree, output: int | None = None, /, **environment: str) -> None:
         """On a model; with a file descriptor for what it prints, unless it is to be kept."""
         port = self.port = free_port()
         self.url = f"http://127.0.0.1:{port}"
@@ -224,8 +224,11 @@ class Server:
         **headers: str,
     ) -> requests.Response:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
-        all_headers = {"Content-Type": content_type, "Accept": accept, **named}
-        return requests.post(self.url + path, data=body, headers=all_headers, timeout=60)
+        given = {"Content-Type": content_type, "Accept": accept, **named}
+        with requests.Session() as session:
+            del session.headers["Accept"]  # or it would send one where none is given
+            present = {name: value for name, value in given.items() if value is not None}
+            return session.post(self.url + path, data=body, headers=present, timeout=60)
 
     def connect(self) -> socket.socket:
         """A connection, to say on it what no client does."""

@@ -26,8 +26,14 @@ from ipinsights.errors import UserError
 from ipinsights.hyperparameters import Hyperparameters
 
 REPOSITORY = Path(__file__).parents[1]
-EVERY_STEP = {"random_negative_sampling_rate": 5, "batch_metrics_publish_interval": 7}
-SMALL = Hyperparameters(num_entity_vectors=200, vector_dim=16, mini_batch_size=500, learning_rate=0.01, **EVERY_STEP)
+SMALL = Hyperparameters(
+    num_entity_vectors=200,
+    vector_dim=16,
+    mini_batch_size=500,
+    learning_rate=0.01,
+    random_negative_sampling_rate=5,
+    batch_metrics_publish_interval=7,  # every step
+)
 
 
 def measure(*options: str) -> list[list[str]]:

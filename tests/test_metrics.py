@@ -7,19 +7,20 @@ from hypothesis import strategies as st
 from sklearn import metrics as reference
 
 from ipinsights import metrics
+from ipinsights.metrics import Scores
 
 scores = st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0]) | st.floats(-5, 5), min_size=1, max_size=30).map(np.array)
 
 
 @given(scores, scores)
-def test_auc_is_sklearns(positive: np.ndarray, negative: np.ndarray) -> None:
+def test_auc_is_sklearns(positive: Scores, negative: Scores) -> None:
     labels = np.repeat([1, 0], [len(positive), len(negative)])
     expected = reference.roc_auc_score(labels, np.concatenate([positive, negative]))
     assert metrics.auc(positive, negative) == pytest.approx(expected)
 
 
 @given(scores, scores, st.floats(-5, 5))
-def test_detection_is_sklearns(log_ins: np.ndarray, attacks: np.ndarray, threshold: float) -> None:
+def test_detection_is_sklearns(log_ins: Scores, attacks: Scores, threshold: float) -> None:
     labels = np.repeat([0, 1], [len(log_ins), len(attacks)])
     flagged = np.concatenate([log_ins, attacks]) < threshold
     detection = metrics.Detection.at(threshold, log_ins, attacks)

@@ -131,7 +131,14 @@ def test_the_tutorials_calls_work_by_the_sdk(image: str, tmp_path: Path) -> None
         pytest.skip("version 2 of the SageMaker SDK is not installed in .venv/sdk")
     if shutil.which("docker-compose") is None and docker("compose", "version").returncode:
         pytest.skip("local mode needs Compose")
-    script = [python, ROOT / "local_test" / "sagemaker_local.py", "--image", image, "--out", tmp_path / "sdk"]
+    script: list[str | Path] = [
+        python,
+        ROOT / "local_test" / "sagemaker_local.py",
+        "--image",
+        image,
+        "--out",
+        tmp_path / "sdk",
+    ]
     walk = subprocess.run(script, capture_output=True, text=True, timeout=400, check=False)
     assert walk.returncode == 0, walk.stdout[-3000:] + walk.stderr[-3000:]
     result = json.loads(walk.stdout.splitlines()[-1])

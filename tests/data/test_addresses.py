@@ -1,6 +1,7 @@
 import ipaddress
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pytest
 from hypothesis import example, given
@@ -71,7 +72,7 @@ def test_explain_names_what_is_wrong(text: str, reason: str) -> None:
     assert reason in addresses.explain(text)
 
 
-def read(*texts: str, family: Family = IPV6) -> tuple[Addresses, np.ndarray]:
+def read(*texts: str, family: Family = IPV6) -> tuple[Addresses, npt.NDArray[np.bool_]]:
     return addresses.parse(pa.array(texts, pa.string()), family)
 
 

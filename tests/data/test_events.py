@@ -138,7 +138,8 @@ def test_good_rows_are_kept_in_order_and_faulty_ones_counted_and_claim_nothing(
 ) -> None:
     """Of two files of some blocks each, with every kind of fault anywhere among rows of every kind."""
     rng = np.random.default_rng(0)
-    lines, where = [], []
+    lines: list[bytes] = []
+    where: list[int] = []
     for i in range(600_000):
         if rng.random() < 0.0001:
             lines.append(BAD[len(where) % len(BAD)])

@@ -209,9 +209,9 @@ def test_columns_may_be_empty_or_missing_or_of_ipv6() -> None:
 
 def test_of_columns_what_is_not_utf8_cannot_be_read() -> None:
     names, texts = [b"a", b"b\xff", b"c", "é".encode()], [b"1.2.3.4", b"1.2.3.4", b"1.2.3.\xff", b"5.6.7.8"]
-    both = [pa.array(values).view(pa.string()) for values in (names, texts)]
+    entities, written = (pa.array(values).view(pa.string()) for values in (names, texts))
     for family in (IPV4, IPV6):
-        found, readable = columns.salvage_columns(*both, family)
+        found, readable = columns.salvage_columns(entities, written, family)
         assert readable.tolist() == [True, False, False, True]
         assert found.entities.to_pylist() == ["a", "é"]
 

@@ -1,9 +1,11 @@
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ipinsights.data.addresses import Addresses
 from ipinsights.evaluation.baselines import LongestPrefix
 
 Pair = tuple[int, int]
@@ -29,7 +31,7 @@ def cases(draw: st.DrawFn) -> tuple[int, list[Pair], list[Pair]]:
     return width, training, draw(pairs(width, 0)) + draw(st.lists(near, max_size=10))
 
 
-def columns(pairs: list[Pair], width: int) -> tuple[np.ndarray, np.ndarray]:
+def columns(pairs: list[Pair], width: int) -> tuple[npt.NDArray[np.int64], Addresses]:
     return np.array([e for e, _ in pairs], np.int64), np.array([a for _, a in pairs], WIDTHS[width])
 
 

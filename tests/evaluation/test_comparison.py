@@ -1,23 +1,29 @@
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
 from ipinsights.data.addresses import IPV4, IPV6, Family, mapped_share
 from ipinsights.data.records import Records
 from ipinsights.evaluation import comparison
+from ipinsights.model.scoring import Scorer
 
 
-class Knows:
+class Knows(Scorer):
     """Scores 1 what it has seen and -1 the rest."""
 
     def __init__(self, log_ins: Records, family: Family = IPV4) -> None:
-        self.family = family
+        self._family = family
         self.scored: list[Records] = []
         self.seen = set(zip(log_ins.entities.to_pylist(), log_ins.addresses.tolist(), strict=True))
 
-    def score(self, pairs: Records) -> np.ndarray:
-        self.scored.append(pairs)
-        rows = zip(pairs.entities.to_pylist(), pairs.addresses.tolist(), strict=True)
+    @property
+    def family(self) -> Family:
+        return self._family
+
+    def score(self, records: Records) -> npt.NDArray[np.float32]:
+        self.scored.append(records)
+        rows = zip(records.entities.to_pylist(), records.addresses.tolist(), strict=True)
         return np.array([1.0 if row in self.seen else -1.0 for row in rows], np.float32)
 
 
@@ -47,7 +53,8 @@ def test_an_entity_that_uses_every_address_has_nobody_to_compare_with() -> None:
 def test_negatives_of_ipv6_are_pairs_that_nobody_observed(shift: int) -> None:
     """Addresses may differ in their first bits alone or in their last, and no bit of them is to spare."""
     rng = np.random.default_rng(0)
-    log_ins = Records(pa.array([f"u{i % 9}" for i in range(500)]), rng.integers(30, size=500, dtype=np.uint64) << shift)
+    address = rng.integers(30, size=500, dtype=np.uint64) << np.uint64(shift)
+    log_ins = Records(pa.array([f"u{i % 9}" for i in range(500)]), address)
     scorer = Knows(log_ins, IPV6)
     random, others = comparison.evaluate(scorer, log_ins, threshold=0.0)
     assert random.auc == others.auc == 1.0

@@ -19,7 +19,7 @@ from ipinsights.data.networks import Networks
 from ipinsights.data.records import Records
 from ipinsights.errors import UserError
 from ipinsights.hyperparameters import Hyperparameters
-from ipinsights.model import artifact
+from ipinsights.model import artifact, tensors
 from ipinsights.model.model import Model
 from ipinsights.model.scoring import Scorer
 from ipinsights.model.vocabulary import Vocabulary
@@ -101,7 +101,7 @@ def test_an_interrupted_save_leaves_no_model_rather_than_halves_of_two(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     artifact.save(model, tmp_path, {})
-    monkeypatch.setattr(artifact.tensors, "publish", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr(tensors, "publish", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         artifact.save(model, tmp_path, {})
     with pytest.raises(UserError, match=r"no model in .*manifest\.json cannot be read"):

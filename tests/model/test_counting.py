@@ -98,7 +98,8 @@ def test_likelihood_ratio_by_hand() -> None:
     # The lower half: 3 of 4 events, 2 of 3 pairs of entity and child; uniformly, 1/2.
     by_events, by_entities = (3 + 1) / (4 + 2), (2 + 1) / (3 + 2)
     made_up = 0.25 / 2 + 0.75 * by_events
-    for back_off, base in (("entities", by_entities), ("events", by_events)):
+    bases: dict[Literal["entities", "events"], float] = {"entities": by_entities, "events": by_events}
+    for back_off, base in bases.items():
         fitted = LikelihoodRatio.fit(entity, address, levels=(1,), smoothing=Smoothing(back_off, **settings))
         own = (2 - 0.5 + (1 + 0.5 * 1) * base) / (2 + 1)
         never_seen = base

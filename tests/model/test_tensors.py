@@ -4,6 +4,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +14,7 @@ from safetensors.numpy import load_file
 from ipinsights.model import tensors
 
 ARRAYS = st.dictionaries(
-    st.text(st.characters(codec="utf-8", exclude_categories=("Cs",)), min_size=1, max_size=8).filter(
+    st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=8).filter(
         lambda name: name != "__metadata__"
     ),
     npst.arrays(
@@ -24,7 +25,9 @@ ARRAYS = st.dictionaries(
 
 
 @given(ARRAYS, st.dictionaries(st.text(max_size=5), st.text(max_size=5), max_size=3))
-def test_what_is_written_is_read_back_by_us_and_by_the_formats_library(arrays: dict, metadata: dict) -> None:
+def test_what_is_written_is_read_back_by_us_and_by_the_formats_library(
+    arrays: dict[str, npt.NDArray[np.generic]], metadata: dict[str, str]
+) -> None:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "a.safetensors"
         tensors.write(path, arrays, metadata)

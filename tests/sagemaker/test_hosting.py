@@ -343,7 +343,7 @@ def test_without_access_log_there_is_none(trained: tuple[Tree, object]) -> None:
 def test_a_log_that_nobody_reads_stops_no_request(trained: tuple[Tree, object]) -> None:
     """A pipe holds 64 KB; then whoever writes to it waits."""
     reader, writer = os.pipe()
-    with Server(trained[0], output=writer) as server:
+    with Server(trained[0], writer) as server:
         os.close(writer)
         for _ in range(1000):
             assert server.post("a,1.2.3.4", X_Request_Id="x" * 300).status_code == 200

@@ -24,7 +24,8 @@ JSONLINES = "\n".join(map(json.dumps, SHAPES))
 
 @pytest.fixture(scope="module")
 def expected(trained: tuple[Tree, object]) -> list[float]:
-    return Scorer(artifact.load(trained[0].model)[0]).score(parse_csv(CSV.encode())).tolist()
+    scores: list[float] = Scorer(artifact.load(trained[0].model)[0]).score(parse_csv(CSV.encode())).tolist()
+    return scores
 
 
 @pytest.mark.parametrize(

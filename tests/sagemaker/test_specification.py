@@ -37,7 +37,7 @@ HYPERPARAMETERS = {h["Name"]: h for h in TRAINING["SupportedHyperParameters"]}
 CREATE_ALGORITHM = (
     botocore.session.get_session().get_service_model("sagemaker").operation_model("CreateAlgorithm").input_shape
 )
-TYPES = {"structure": dict, "list": list, "string": str, "boolean": bool}
+TYPES: dict[str, type[Any]] = {"structure": dict, "list": list, "string": str, "boolean": bool}
 
 
 def faults(value: Any, shape: Shape = CREATE_ALGORITHM, path: str = "") -> list[str]:
@@ -342,7 +342,7 @@ def test_what_cannot_be_registered_is_one_sentence(
 
 def test_an_endpoint_that_does_not_answer_is_one_sentence(tmp_path: Path) -> None:
     environment = {"AWS_ENDPOINT_URL_SAGEMAKER": "http://127.0.0.1:9", "AWS_MAX_ATTEMPTS": "1"}
-    result = register(tmp_path, **environment, **CREDENTIALS, **REGION)
+    result = register(tmp_path, stub=None, **environment, **CREDENTIALS, **REGION)
     assert result.returncode == 1
     assert re.fullmatch("ipinsights: cannot register algorithm .*Could not connect.*\n", result.stderr)
 

@@ -11,7 +11,7 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -321,7 +321,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> interruptions.Site:
 
 
 @pytest.mark.parametrize("kind", [interruptions.stop, interruptions.kill], ids=["stopped", "killed"])
-def test_at_random_moments(kind: Callable[..., object], site: interruptions.Site) -> None:
+def test_at_random_moments(
+    kind: Callable[[interruptions.Site, random.Random, int], Iterator[str]], site: interruptions.Site
+) -> None:
     """As `local_test.interruptions`, which does it more often, from another seed every time."""
     seed = int.from_bytes(os.urandom(4))
     assert [*kind(site, random.Random(seed), 4)] == [""] * 4, f"seed {seed}"

@@ -3,8 +3,10 @@
 import dataclasses
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +15,10 @@ from conftest import Traffic, lose_after, to_events
 from ipinsights.data.events import Events
 from ipinsights.errors import UserError
 from ipinsights.hyperparameters import Hyperparameters
+from ipinsights.model import tensors
 from ipinsights.model.model import Model
 from ipinsights.training import batches, checkpoint
-from ipinsights.training.checkpoint import KEPT, Checkpoints
+from ipinsights.training.checkpoint import KEPT, Checkpoint, Checkpoints
 from ipinsights.training.fit import fit
 from ipinsights.training.progress import Ending, EpochSummary, Listener
 
@@ -45,6 +48,10 @@ class Watcher(Listener):
         self.resumptions: list[tuple[int, int, list[str]]] = []
         self.failures: list[OSError] = []
         self.ending: Ending | None = None
+
+    def after(self, steps: int) -> Callable[[], bool]:
+        """Whether so many steps are done."""
+        return lambda: self.steps >= steps
 
     def step_done(self, epoch: int, positives: int) -> None:
         if self.steps == self.kill_after:
@@ -194,7 +201,7 @@ def test_one_that_cannot_be_read_for_now_is_not_given_up(
     def no_memory(*_: object, **__: object) -> None:
         raise OSError(12, "Cannot allocate memory")
 
-    monkeypatch.setattr(checkpoint.tensors.np, "memmap", no_memory)
+    monkeypatch.setattr(np, "memmap", no_memory)
     with pytest.raises(UserError, match=f"cannot read the checkpoint {before[-1]}: Cannot allocate memory"):
         fit(train, HP, validation, checkpoints=Checkpoints(tmp_path))
     assert sorted(tmp_path.iterdir()) == before
@@ -212,7 +219,7 @@ def test_a_lost_loss_is_not_written_down(
 
 def test_the_next_is_due_so_long_after_the_last_was_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
 
     def slow(*_: object) -> None:
         now[0] += 90
@@ -286,7 +293,7 @@ def test_a_damaged_one_is_passed_over(
     ],
 )
 def test_one_of_other_hyperparameters_is_refused(
-    changes: dict[str, object], complaint: str, train: Events, validation: Events, tmp_path: Path
+    changes: dict[str, Any], complaint: str, train: Events, validation: Events, tmp_path: Path
 ) -> None:
     fit(train, HP, validation, checkpoints=Checkpoints(tmp_path))
     other = dataclasses.replace(HP, **changes)
@@ -326,7 +333,7 @@ def test_a_full_disk_is_told_and_does_not_end_training(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.tensors, "publish", full)
+    monkeypatch.setattr(tensors, "publish", full)
     watcher = Watcher()
     assert same(fit(train, HP, validation, watcher, checkpoints=Checkpoints(tmp_path)), fit(train, HP, validation))
     assert [str(error) for error in watcher.failures] == ["[Errno 28] No space left on device"] * HP.epochs
@@ -340,13 +347,18 @@ def test_a_large_one_is_not_written_when_there_is_no_time(
     hp = dataclasses.replace(HP, saved_epoch="last")
     for steps in (3, steps_per_epoch(train)):
         watcher = Watcher()
-        fit(train, hp, None, watcher, checkpoints=Checkpoints(tmp_path), stop=lambda w=watcher, n=steps: w.steps == n)
+        fit(train, hp, None, watcher, checkpoints=Checkpoints(tmp_path), stop=watcher.after(steps))
         assert not list(tmp_path.iterdir())
 
 
 def test_none_is_written_twice(train: Events, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    written, write = [], Checkpoints.write
-    monkeypatch.setattr(Checkpoints, "write", lambda self, frozen: written.append(frozen.steps) or write(self, frozen))
+    written, write = list[int](), Checkpoints.write
+
+    def watched(self: Checkpoints, frozen: Checkpoint) -> object:
+        written.append(frozen.steps)
+        return write(self, frozen)
+
+    monkeypatch.setattr(Checkpoints, "write", watched)
     hp, per_epoch = dataclasses.replace(HP, saved_epoch="last"), steps_per_epoch(train)
     watcher = Watcher()
     fit(train, hp, None, watcher, checkpoints=Checkpoints(tmp_path), stop=lambda: watcher.steps == per_epoch)
@@ -360,7 +372,7 @@ def test_its_model_is_known_without_the_data(train: Events, validation: Events, 
         folder = tmp_path / saved_epoch
         folder.mkdir()
         hp, watcher = dataclasses.replace(HP, saved_epoch=saved_epoch), Watcher()
-        model = fit(train, hp, validation, watcher, checkpoints=Checkpoints(folder), stop=lambda w=watcher: w.steps > 9)
+        model = fit(train, hp, validation, watcher, checkpoints=Checkpoints(folder), stop=watcher.after(10))
         found, _ = Checkpoints(folder).newest()
         assert found is not None
         assert same(found.model(), model)

@@ -1,14 +1,16 @@
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pytest
 import torch
 
 from conftest import Traffic, lose_after, no_events, to_events
 from ipinsights import metrics, native
-from ipinsights.data.addresses import IPV4, IPV6, random_addresses
+from ipinsights.data.addresses import IPV4, IPV6, Addresses, random_addresses
 from ipinsights.data.entities import EntityIndex
 from ipinsights.data.events import Events
 from ipinsights.data.networks import Networks
@@ -19,9 +21,11 @@ from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.model.model import Model
 from ipinsights.model.scoring import Scorer
 from ipinsights.model.vocabulary import Vocabulary
-from ipinsights.training import batches, placement, step, trainer
+from ipinsights.training import batches, gpu_step, placement, trainer
 from ipinsights.training.fit import fit
+from ipinsights.training.native_step import NativeStep
 from ipinsights.training.progress import BatchProgress, Ending, EpochSummary, Listener, Plan
+from ipinsights.training.step import Batch, Step, TorchStep
 
 HP = Hyperparameters(
     num_entity_vectors=200,
@@ -38,12 +42,22 @@ class Recorder(Listener):
     def __init__(self) -> None:
         self.batches: list[BatchProgress] = []
         self.epochs: list[EpochSummary] = []
+        self.endings: list[Ending] = []
 
     def batches_done(self, progress: BatchProgress) -> None:
         self.batches.append(progress)
 
     def epoch_done(self, summary: EpochSummary) -> None:
         self.epochs.append(summary)
+
+    def training_ended(self, ending: Ending) -> None:
+        self.endings.append(ending)
+
+
+def auc_of(epoch: EpochSummary) -> float:
+    """Of an epoch that was validated."""
+    assert epoch.discriminator_auc is not None
+    return epoch.discriminator_auc
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +123,9 @@ def test_shuffled_auc_sees_what_training_without_shuffled_negatives_loses(traffi
         fit(train, dataclasses.replace(HP, shuffled_negative_sampling_rate=rate, epochs=10), validation, recorder)
         seen[rate] = recorder.epochs[-1]
     without, with_ = seen[0], seen[1]
-    assert min(without.discriminator_auc, with_.discriminator_auc) > 0.97
+    assert min(auc_of(without), auc_of(with_)) > 0.97
+    assert without.shuffled_auc is not None
+    assert with_.shuffled_auc is not None
     assert without.shuffled_auc < with_.shuffled_auc - 0.02
 
 
@@ -172,7 +188,7 @@ def test_without_validation_there_is_no_auc(train: Events) -> None:
     ],
     ids=str,
 )
-def test_the_ends_of_the_documented_ranges_train(train: Events, changes: dict[str, int]) -> None:
+def test_the_ends_of_the_documented_ranges_train(train: Events, changes: dict[str, Any]) -> None:
     hp = dataclasses.replace(HP, **changes)
     few = Events(train.entity[:300] % hp.num_entity_vectors, train.address[:300], EntityIndex(hp.num_entity_vectors))
     recorder = Recorder()
@@ -208,15 +224,15 @@ def test_no_events_are_the_users_fault() -> None:
 
 def test_what_a_training_is_made_of(train: Events, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every batch and every rate of one training, as they reach the step."""
-    met: list[step.Batch] = []
+    met: list[Batch] = []
     rates: list[float] = []
-    for kind in (trainer.NativeStep, trainer.TorchStep):
+    for kind in (NativeStep, TorchStep):
         run = kind.run
 
-        def watched(self: step.Step, batch: step.Batch, rate: float, run: Callable = run) -> object:
+        def watched(self: Step, batch: Batch, rate: float, run: Callable[..., None] = run) -> None:
             met.append(batch)
             rates.append(rate)
-            return run(self, batch, rate)
+            run(self, batch, rate)
 
         monkeypatch.setattr(kind, "run", watched)
     vocabulary = fit(train, HP).vocabulary
@@ -314,10 +330,10 @@ def test_a_gpu_that_cannot_be_used_is_passed_over_with_the_reason(monkeypatch: p
     told = placement.Placement(cpu, on_cpu, "the GPU cannot be used (CUDA error: no kernel image is available)")
     assert choose() == told
     monkeypatch.setattr(placement, "_best_device", lambda _: (torch.device("meta"), ""))
-    monkeypatch.setattr(placement.gpu_step, "why_not", lambda *_: "something is slow")
+    monkeypatch.setattr(gpu_step, "why_not", lambda *_: "something is slow")
     assert choose() == told
     assert choose("meta") == placement.Placement(torch.device("meta"), "torch", "something is slow")
-    monkeypatch.setattr(placement.gpu_step, "why_not", lambda *_: "")
+    monkeypatch.setattr(gpu_step, "why_not", lambda *_: "")
     assert choose("meta") == placement.Placement(torch.device("meta"), "graph")
 
 
@@ -367,8 +383,9 @@ def test_ipv6_and_ipv4_of_an_account_are_learnt_together() -> None:
     hp = dataclasses.replace(HP, num_entity_vectors=100, ip_version=6, epochs=10)
     model = fit(Events(entity, own, EntityIndex(100)), hp)
 
-    def score(entity: np.ndarray, address: np.ndarray) -> np.ndarray:
-        return (model.entity[entity] * model.encode(address)).sum(1)
+    def score(entity: npt.NDArray[np.integer], address: Addresses) -> npt.NDArray[np.float32]:
+        scores: npt.NDArray[np.float32] = (model.entity[entity] * model.encode(address)).sum(1)
+        return scores
 
     for places in (networks, quads):
         yours = score(np.arange(50), places)
@@ -400,21 +417,24 @@ def test_a_stop_returns_what_is_learnt_so_far(traffic: Traffic, train: Events) -
     steps = -(-len(train) // HP.mini_batch_size)
 
     class Stopper(Recorder):
-        steps = 0
+        def __init__(self, after: int) -> None:
+            super().__init__()
+            self.left = after
 
         def step_done(self, epoch: int, positives: int) -> None:
-            self.steps += 1
+            self.left -= 1
 
-        def training_ended(self, ending: Ending) -> None:
-            self.ending = ending
+        def stop(self) -> bool:
+            return self.left <= 0
 
     for after in (steps - 1, steps, steps + 5):
-        stopper = Stopper()
-        model = fit(train, HP, validation, stopper, stop=lambda s=stopper, n=after: s.steps >= n)
-        assert (stopper.ending.epochs, stopper.ending.steps) == divmod(after, steps)
-        assert stopper.ending.ended == "stopped"
+        stopper = Stopper(after)
+        model = fit(train, HP, validation, stopper, stop=stopper.stop)
+        [ending] = stopper.endings
+        assert (ending.epochs, ending.steps) == divmod(after, steps)
+        assert ending.ended == "stopped"
         assert len(stopper.epochs) == after // steps
-        saved = stopper.ending.saved
+        saved = ending.saved
         assert saved is not None
         assert saved.epoch == after // steps - (after % steps == 0)
         assert saved.discriminator_auc is not None
@@ -427,16 +447,15 @@ def test_a_stop_gives_validation_up_where_it_takes_long(
 ) -> None:
     monkeypatch.setattr("ipinsights.training.fit.GRACE_SECONDS", -1)
     validation = Events(train.index.find(traffic.normal.entities), traffic.normal.addresses, train.index)
-    endings: list[Ending] = []
     listener = Recorder()
-    monkeypatch.setattr(listener, "training_ended", endings.append)
     steps = -(-len(train) // HP.mini_batch_size)
     asked = iter(range(1_000_000))
     fit(train, HP, validation, listener, stop=lambda: next(asked) >= steps)  # the last step of the epoch is taken
     assert not listener.epochs
-    assert (endings[0].epochs, endings[0].steps) == (0, steps)
-    assert endings[0].saved is not None
-    assert endings[0].saved.discriminator_auc is None
+    [ending] = listener.endings
+    assert (ending.epochs, ending.steps) == (0, steps)
+    assert ending.saved is not None
+    assert ending.saved.discriminator_auc is None
 
 
 def test_a_stop_before_the_first_step_leaves_a_blank_model(traffic: Traffic, train: Events) -> None:
@@ -453,18 +472,18 @@ SOON_WORSE = dataclasses.replace(
 def test_the_best_epoch_is_saved_where_that_is_asked_for(traffic: Traffic, train: Events) -> None:
     validation = Events(train.index.find(traffic.normal.entities), traffic.normal.addresses, train.index)
     hp = dataclasses.replace(SOON_WORSE, epochs=8)
-    models, recorders, endings = {}, {}, {}
+    models, recorders = {}, {}
     for saved_epoch in ("last", "best"):
         recorders[saved_epoch] = Recorder()
-        recorders[saved_epoch].training_ended = lambda e, name=saved_epoch: endings.__setitem__(name, e)
         asked = dataclasses.replace(hp, saved_epoch=saved_epoch)
         models[saved_epoch] = fit(train, asked, validation, recorders[saved_epoch])
     epochs = recorders["best"].epochs
-    best = max(epochs, key=lambda e: e.discriminator_auc)
+    best = max(epochs, key=auc_of)
     assert best.epoch < 7
-    assert endings["best"].saved == best
-    assert endings["last"].saved is not None
-    assert endings["last"].saved.epoch == 7
+    [of_best], [of_last] = (recorders[saved_epoch].endings for saved_epoch in ("best", "last"))
+    assert of_best.saved == best
+    assert of_last.saved is not None
+    assert of_last.saved.epoch == 7
     assert _validated(models["best"], validation, hp) == pytest.approx(best.discriminator_auc, abs=2e-5)
     assert _validated(models["last"], validation, hp) == pytest.approx(epochs[-1].discriminator_auc, abs=2e-5)
 
@@ -480,13 +499,13 @@ def test_patience_ends_training(traffic: Traffic, train: Events) -> None:
     hp = dataclasses.replace(SOON_WORSE, epochs=50, early_stopping_patience=2, saved_epoch="best")
     recorder = Recorder()
     fit(train, hp, validation, recorder)
-    aucs = [e.discriminator_auc for e in recorder.epochs]
+    aucs = [auc_of(epoch) for epoch in recorder.epochs]
     best = int(np.argmax(aucs))
     assert len(aucs) == best + 3 < 50
 
 
 @pytest.mark.parametrize("changes", [{"saved_epoch": "best"}, {"early_stopping_patience": 1}], ids=str)
-def test_what_needs_validation_says_so(train: Events, changes: dict[str, object]) -> None:
+def test_what_needs_validation_says_so(train: Events, changes: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="give the job a validation channel"):
         fit(train, dataclasses.replace(HP, **changes))
 
@@ -501,13 +520,13 @@ def test_stopped_with_a_lost_loss_it_has_the_best_epoch(
     traffic: Traffic, train: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     validation = Events(train.index.find(traffic.normal.entities), traffic.normal.addresses, train.index)
-    hp, recorder, endings = dataclasses.replace(HP, saved_epoch="best"), Recorder(), []
-    monkeypatch.setattr(recorder, "training_ended", endings.append)
+    hp, recorder = dataclasses.replace(HP, saved_epoch="best"), Recorder()
     steps = -(-len(train) // HP.mini_batch_size)
     lose_after(steps + 2, monkeypatch)
     asked = iter(range(1_000_000))
     model = fit(train, hp, validation, recorder, stop=lambda: next(asked) >= steps + 5)
-    assert endings[0].saved == recorder.epochs[0]
+    [ending] = recorder.endings
+    assert ending.saved == recorder.epochs[0]
     assert np.isfinite(model.entity).all()
 
 
@@ -539,8 +558,13 @@ def test_what_does_not_fit_the_memory_is_refused_before_it_is_taken(
         UserError, match=r"take 4,096,000 MB of memory, and this machine has [\d,]+ MB left: lower num_e"
     ):
         fit(events, hp)
-    rates = {"random_negative_sampling_rate": 499, "shuffled_negative_sampling_rate": 1}
-    wide = dataclasses.replace(HP, vector_dim=4096, mini_batch_size=500_000, **rates)
+    wide = dataclasses.replace(
+        HP,
+        vector_dim=4096,
+        mini_batch_size=500_000,
+        random_negative_sampling_rate=499,
+        shuffled_negative_sampling_rate=1,
+    )
     many = Events(np.tile(train.entity, 200)[:500_000], np.tile(train.address, 200)[:500_000], train.index)
     monkeypatch.setattr(placement, "available_memory", lambda: 9_000_000_000)
     with pytest.raises(UserError, match=r"and this machine has 9,000 MB left: .* vector_dim or mini_batch_size"):

@@ -1,9 +1,12 @@
 """Training that goes on from an earlier model."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -49,9 +52,16 @@ def earlier(traffic: Traffic, halves: tuple[set[str], set[str]]) -> Model:
     return fit(Events(index.claim(records.entities), records.addresses, index), HP)
 
 
-def go_on(earlier: Model, records: Records, hp: Hyperparameters = HP, **options: object) -> Model:
+def go_on(
+    earlier: Model,
+    records: Records,
+    hp: Hyperparameters = HP,
+    networks: Networks | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Model:
     index = EntityIndex(earlier.index.num_rows, earlier.index.tags.copy(), earlier.index.sharing)
-    return fit(Events(index.claim(records.entities), records.addresses, index), hp, earlier=earlier, **options)
+    events = Events(index.claim(records.entities), records.addresses, index)
+    return fit(events, hp, networks=networks, earlier=earlier, stop=stop)
 
 
 def auc(model: Model, traffic: Traffic, names: set[str]) -> float:
@@ -115,7 +125,7 @@ def test_entities_that_share_are_not_counted_twice(traffic: Traffic) -> None:
     ids=lambda changes: next(iter(changes)),
 )
 def test_other_shapes_are_refused_with_the_value_to_set(
-    earlier: Model, traffic: Traffic, changes: dict[str, int]
+    earlier: Model, traffic: Traffic, changes: dict[str, Any]
 ) -> None:
     [name] = changes
     was = getattr(HP, name)
@@ -126,7 +136,7 @@ def test_other_shapes_are_refused_with_the_value_to_set(
 
 
 @given(ADDRESSES, ADDRESSES)
-def test_counts_add_up(one: np.ndarray, other: np.ndarray) -> None:
+def test_counts_add_up(one: npt.NDArray[np.uint32], other: npt.NDArray[np.uint32]) -> None:
     """What is known is a part of what all events at once would have told: it may lack what either half saw once."""
     whole = Vocabulary.build(np.concatenate([one, other]))
     added = Vocabulary.build(other, earlier=Vocabulary.build(one))
@@ -146,7 +156,7 @@ def test_counts_add_up(one: np.ndarray, other: np.ndarray) -> None:
 
 
 @given(ADDRESSES, ADDRESSES)
-def test_every_row_goes_on_from_its_own(one: np.ndarray, other: np.ndarray) -> None:
+def test_every_row_goes_on_from_its_own(one: npt.NDArray[np.uint32], other: npt.NDArray[np.uint32]) -> None:
     earlier = Vocabulary.build(one)
     later = Vocabulary.build(other, earlier=earlier)
     origins = later.origins(earlier)

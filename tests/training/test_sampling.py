@@ -1,4 +1,5 @@
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from hypothesis import given
@@ -12,7 +13,7 @@ from ipinsights.model.vocabulary import Vocabulary
 from ipinsights.training import sampling
 
 
-def chi_square(drawn: np.ndarray, expected: np.ndarray) -> float:
+def chi_square(drawn: npt.NDArray[np.integer], expected: npt.NDArray[np.float64]) -> float:
     """Pearson's, over outcomes expected five times or more, as a share of what it is on average."""
     often = expected >= 5
     return float(((drawn - expected)[often] ** 2 / expected[often]).mean())
@@ -33,7 +34,7 @@ def test_tiles_hold_whole_groups_and_partners_enough(random_rate: int, shuffled_
         elements=st.one_of(st.just(0.0), st.floats(1e-9, 1.0), st.floats(1.0, 1e6)),
     ).filter(lambda weights: weights.sum() > 0)
 )
-def test_columns_hold_what_the_weights_say(weights: np.ndarray) -> None:
+def test_columns_hold_what_the_weights_say(weights: npt.NDArray[np.float64]) -> None:
     """The probability of each outcome, from the columns themselves."""
     discrete = sampling.Discrete(weights, torch.device("cpu"))
     keep, n = discrete._keep.numpy().astype(np.float64), len(weights)

@@ -29,5 +29,5 @@ areas = []
 for device in ("cpu", "cuda"):
     scorer = Scorer(fit(events, hp, listener=Planned(device), device=device))
     areas.append([comparison.auc for comparison in comparison.evaluate(scorer, later, threshold=0.0)])
-assert np.allclose(*areas, atol=0.01), areas
+assert np.allclose(areas[0], areas[1], atol=0.01), areas
 print("recorded")
