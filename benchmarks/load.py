@@ -12,19 +12,26 @@ import gc
 import json
 import selectors
 import socket
+import struct
 import sys
 import time
 from collections import Counter
 from typing import Any
 
 _PIECE = 1 << 16
+_LIMIT = 600
+"""Seconds after which a server that neither takes nor sends a byte has failed."""
 
 
 class Client:
     """One connection."""
 
     def __init__(self, port: int) -> None:
-        self.socket = socket.create_connection(("127.0.0.1", port))
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=_LIMIT)
+        # From here on the limit on sending is the kernel's, and on receiving the selector's: Python's would cost a
+        # system call more each time.
+        self.socket.settimeout(None)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", _LIMIT, 0))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.request = 0
         """Which request is under way."""
@@ -84,7 +91,10 @@ class Load:
             following += 1
         waiting = len(clients)
         while waiting:
-            for key, _ in selector.select():
+            ready = selector.select(_LIMIT)
+            if not ready:
+                raise TimeoutError(f"no answer for {_LIMIT} s")
+            for key, _ in ready:
                 client = key.data
                 answer = client.receive()
                 if answer is None:
@@ -128,15 +138,18 @@ def serve_jobs() -> None:
 
 
 def serve_a_constant() -> None:
-    """Answer whatever comes in on a free port, which is printed first: {"predictions": [{"dot_product": 0.5}]}."""
+    """Answer whatever comes in on a free port, which is printed first: {"predictions": [{"dot_product": 0.5}]}.
+
+    Ends when nothing comes any more.
+    """
     body = b'{"predictions": [{"dot_product": 0.5}]}'
     answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body)
     selector = selectors.DefaultSelector()
     listener = socket.create_server(("127.0.0.1", 0))
     selector.register(listener, selectors.EVENT_READ)
     print(listener.getsockname()[1], flush=True)
-    while True:
-        for key, _ in selector.select():
+    while ready := selector.select(_LIMIT):
+        for key, _ in ready:
             if key.fileobj is listener:
                 connection, _ = listener.accept()
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

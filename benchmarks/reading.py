@@ -23,6 +23,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from benchmarks import datasets, machine
+from benchmarks.servers import time_limit
 from benchmarks.tables import markdown, spread
 from ipinsights import native
 from ipinsights.data import addresses, events
@@ -116,7 +117,10 @@ def _seconds_to_first_batch(base: Path, users: int) -> float:
     start = time.perf_counter()
     command = [sys.executable, "-m", "ipinsights.sagemaker", "train"]
     environment = {**os.environ, "SAGEMAKER_BASE_DIR": str(base), "PYTHONPATH": os.pathsep.join(sys.path)}
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as job:  # noqa: S603  # ours
+    with (
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as job,  # noqa: S603  # ours
+        time_limit(job, 1800),
+    ):
         found = any(_FIRST_BATCH in line for line in job.stdout or [])
         seconds = time.perf_counter() - start
         job.kill()

@@ -1,11 +1,13 @@
-"""Servers as processes: started, asked for memory, stopped."""
+"""Servers as processes: started, asked for memory, stopped; and limits on how long a process takes."""
 
 import os
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -24,6 +26,33 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
+
+
+@contextmanager
+def time_limit(process: subprocess.Popen[str] | subprocess.Popen[bytes], seconds: float) -> Iterator[None]:
+    """Kill a process if what is done with it here fails, or takes longer.
+
+    So whoever reads what it prints, or waits for its end, does not do so for ever.
+    """
+    timer = threading.Timer(seconds, process.kill)
+    timer.start()
+    try:
+        yield
+    except BaseException:
+        process.kill()
+        raise
+    finally:
+        timer.cancel()
+
+
+def terminate(process: subprocess.Popen[str] | subprocess.Popen[bytes], seconds: float) -> None:
+    """Ask a process to end. Kills it and raises subprocess.TimeoutExpired if it has not after so many seconds."""
+    process.terminate()
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
 
 
 class Server:
@@ -56,8 +85,7 @@ class Server:
 
     def stop(self) -> None:
         """End it."""
-        self._process.terminate()
-        self._process.wait(60)
+        terminate(self._process, 60)
 
     def _ping(self) -> bool:
         try:

@@ -31,12 +31,14 @@ from tqdm import tqdm
 
 from benchmarks import machine
 from benchmarks.served import CSV, JSON, JSON_LINES, Payload, Served, largest, payload
-from benchmarks.servers import Server, environment, free_port
+from benchmarks.servers import Server, environment, free_port, time_limit
 from benchmarks.tables import markdown, spread
 
 _USUAL, _OURS = _NAMES = ("usual", "ours")
 _WORKERS, _THREADS = 2, 4
 _CONNECTIONS = (1, 4, 16)
+_LIMIT = 1800
+"""Seconds after which a process that has not done what takes seconds or minutes is killed."""
 _DISTINCT = 256
 """One-row requests that the clients go through, again and again."""
 
@@ -114,7 +116,8 @@ class Clients:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.communicate()
+        with time_limit(self._process, 60):
+            self._process.communicate()
 
     def run(self, server: str, port: int, task: Task, seconds: float) -> dict[str, Any]:
         """What `load.Load.run` says of a turn."""
@@ -127,9 +130,10 @@ class Clients:
         }
         if not (self._process.stdin and self._process.stdout):
             raise RuntimeError("the clients have no pipes")
-        self._process.stdin.write(json.dumps(job) + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
+        with time_limit(self._process, seconds + _LIMIT):
+            self._process.stdin.write(json.dumps(job) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
         if not line:
             raise RuntimeError(f"the clients failed: {job['name']}")
         turn: dict[str, Any] = json.loads(line)
@@ -274,7 +278,10 @@ class Measurement:
     def _ceiling(self, clients: Clients, connections: int) -> float:
         """Answers a second from a server that does nothing."""
         command = [sys.executable, "-m", "benchmarks.load", "constant"]
-        with subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as server:  # noqa: S603
+        with (
+            subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, text=True) as server,  # noqa: S603
+            time_limit(server, 3 * self._options.seconds + _LIMIT),
+        ):
             port = int(server.stdout.readline()) if server.stdout else 0
             small = dict(clients.cores)
             task = Task("", self._single[0].payloads, connections)
@@ -294,7 +301,7 @@ class Measurement:
         for _ in tqdm(range(self._options.rounds), "ipinsights score"):
             before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
             with (self._folder / "scored.csv").open("wb") as output:
-                subprocess.run(command, env=environment(), stdout=output, check=True)  # noqa: S603  # ours
+                subprocess.run(command, env=environment(), stdout=output, timeout=_LIMIT, check=True)  # noqa: S603
             seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
             processor = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
             speeds.append((self._options.rows / seconds, self._options.rows / processor))

@@ -27,6 +27,7 @@ import requests
 from matplotlib.figure import Figure
 
 from benchmarks import datasets
+from benchmarks.servers import terminate
 from ipinsights import metrics
 from ipinsights.data import addresses
 
@@ -112,7 +113,7 @@ def heading(text: str) -> None:
 def run(command: Sequence[str], **environment: str) -> None:
     """Run a command to its end, showing what it prints."""
     started = time.monotonic()
-    subprocess.run(command, check=True, env={**os.environ, **environment})
+    subprocess.run(command, check=True, env={**os.environ, **environment}, timeout=3600)
     print(f"({command[0]} took {time.monotonic() - started:.0f} s)", flush=True)
 
 
@@ -137,7 +138,7 @@ def serving(tree: Path) -> Iterator[str]:
     url = f"http://127.0.0.1:{port}"
     try:
         while True:
-            with contextlib.suppress(requests.ConnectionError):
+            with contextlib.suppress(requests.ConnectionError, requests.Timeout):
                 if requests.get(f"{url}/ping", timeout=2).ok:
                     break
             if server.poll() is not None or time.monotonic() - started > 60:
@@ -146,8 +147,7 @@ def serving(tree: Path) -> Iterator[str]:
         print(f"(/ping answered after {time.monotonic() - started:.1f} s)", flush=True)
         yield url
     finally:
-        server.terminate()
-        server.wait(timeout=30)
+        terminate(server, 60)
 
 
 def post(url: str, text: str) -> npt.NDArray[np.float64]:

@@ -56,7 +56,7 @@ class Site:
         ipinsights(["simulate", "--users", str(users), "--out", str(traffic)])
         began = time.monotonic()
         job = Job(folder, "unbroken")
-        if job.start().wait():
+        if job.run():
             raise SystemExit(f"the unbroken job failed: {job.log()}")
         return cls(folder, time.monotonic() - began, job.model())
 
@@ -85,6 +85,10 @@ class Job:
                 stderr=subprocess.STDOUT,
             )
 
+    def run(self) -> int:
+        """Start it and let it end. Returns its exit code."""
+        return _ended(self.start(), 3600)
+
     def interrupt(self, number: int, after: float) -> int:
         """Start it and send a signal after so many seconds, if it still runs. Returns its exit code."""
         process = self.start()
@@ -92,7 +96,7 @@ class Job:
             process.wait(after)
         except subprocess.TimeoutExpired:
             process.send_signal(number)
-        return process.wait(120)
+        return _ended(process, 120)
 
     def model(self) -> bytes:
         """The tensors of its model."""
@@ -105,6 +109,15 @@ class Job:
     def remove(self) -> None:
         """Its tree."""
         shutil.rmtree(self.paths.base)
+
+
+def _ended(process: "subprocess.Popen[bytes]", seconds: float) -> int:
+    """The exit code of a job; that of one killed if it did not end in so many seconds."""
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait(60)
 
 
 def stop(site: Site, chance: random.Random, runs: int) -> Iterator[str]:
@@ -129,7 +142,7 @@ def kill(site: Site, chance: random.Random, runs: int) -> Iterator[str]:
         moments = [chance.uniform(0.1, site.seconds) for _ in range(chance.randint(1, 3))]
         for after in moments:
             job.interrupt(signal.SIGKILL, after)
-        code = job.start().wait(300)
+        code = job.run()
         fault = f"exit code {code} after {moments}: {job.log()}" if code else ""
         if not fault and job.model() != site.model:
             fault = f"another model after kills at {moments}: {job.log()}"

@@ -21,7 +21,7 @@ import pytest
 import requests
 from hypothesis import settings
 
-from benchmarks.servers import free_port
+from benchmarks.servers import free_port, terminate
 from ipinsights import native
 from ipinsights.data import addresses
 from ipinsights.data.entities import EntityIndex
@@ -241,8 +241,7 @@ class Server:
 
     def stop(self) -> str:
         """Stop the process and return what it printed."""
-        self.process.terminate()
-        self.process.wait(timeout=40)
+        terminate(self.process, 40)
         return self.printed()
 
     def printed(self) -> str:

@@ -40,7 +40,9 @@ def measure(*options: str) -> list[list[str]]:
     """The cells of the rows that a run prints, run as a process since it sets torch's number of threads."""
     command = [sys.executable, "-m", "benchmarks.training", "--synthetic", "--users", "60", *options]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    run = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=600, check=False
+    )
     assert run.returncode == 0, run.stderr
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in run.stdout.splitlines() if line[:1] == "|"]
 
@@ -182,6 +184,7 @@ class _Answers(BaseHTTPRequestHandler):
     """To a body a constant, but 503 to "bad", and to "new" something new each time."""
 
     protocol_version = "HTTP/1.1"
+    timeout = 60
     count = itertools.count()
 
     def do_POST(self) -> None:

@@ -54,6 +54,7 @@ def test_the_walk_of_the_readme_and_of_the_help_works(tmp_path: Path) -> None:
             env=environment,
             capture_output=True,
             text=True,
+            timeout=600,
             check=False,
         )
         assert result.returncode == 0, result.stdout + result.stderr
@@ -102,12 +103,14 @@ def test_packed_files_and_packed_input_are_scored_and_evaluated(trained: tuple[T
     command = [sys.executable, "-c", "from ipinsights.commands.main import main; main()"]
     score, evaluate = ([*command, name, "--model", str(trained[0].model)] for name in ("score", "evaluate"))
     for arguments in (score, evaluate):
-        outputs = [subprocess.check_output([*arguments, tmp_path / name]) for name in ("log.csv", "packed")]
+        outputs = [
+            subprocess.check_output([*arguments, tmp_path / name], timeout=120) for name in ("log.csv", "packed")
+        ]
         assert outputs[0] == outputs[1]
-    plain = subprocess.check_output([*score, tmp_path / "log.csv"])
+    plain = subprocess.check_output([*score, tmp_path / "log.csv"], timeout=120)
     assert plain.count(b"\n") == 100
-    assert subprocess.check_output(score, input=(tmp_path / "packed").read_bytes()) == plain
-    assert subprocess.check_output(score, input=text.encode()) == plain
+    assert subprocess.check_output(score, input=(tmp_path / "packed").read_bytes(), timeout=120) == plain
+    assert subprocess.check_output(score, input=text.encode(), timeout=120) == plain
 
 
 def test_score_runs_in_constant_memory(trained: tuple[Tree, object], tmp_path: Path) -> None:
@@ -125,7 +128,7 @@ def test_score_runs_in_constant_memory(trained: tuple[Tree, object], tmp_path: P
             f"sys.stderr.write(str({PEAK}))"
         )
         result = subprocess.run(
-            [sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=True
+            [sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, timeout=300, check=True
         )
         peak.append(int(result.stderr))
     assert peak[1] < peak[0] * 1.2
@@ -170,6 +173,6 @@ def test_a_reader_that_leaves_is_no_error(trained: tuple[Tree, object], tmp_path
     (tmp_path / "log.csv").write_text("a,1.2.3.4\n" * 200_000)
     score = f"{sys.executable} -c 'from ipinsights.commands.main import main; main()' score --model {trained[0].model}"
     command = f"{score} {tmp_path}/log.csv | head -1"
-    result = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120, check=False)
     assert result.stdout.startswith("a,1.2.3.4,")
     assert result.stderr == ""

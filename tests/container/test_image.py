@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from benchmarks.servers import free_port
+from benchmarks.servers import free_port, time_limit
 
 ROOT = Path(__file__).parents[2]
 IMAGE = "ipinsights:test"
@@ -60,14 +60,17 @@ def test_training_leaves_a_model(folder: Path) -> None:
 def serving(command: list[str], port: int) -> Iterator[str]:
     """Run a command that serves; its address, once /ping is good. Then stop it."""
     url = f"http://127.0.0.1:{port}"
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server,
+        time_limit(server, 1200),
+    ):
         try:
             deadline = time.monotonic() + 60
             while True:
                 try:
                     assert requests.get(f"{url}/ping", timeout=2).status_code == 200
                     break
-                except requests.ConnectionError:
+                except (requests.ConnectionError, requests.Timeout):
                     assert server.poll() is None, server.stdout and server.stdout.read()
                     assert time.monotonic() < deadline
                     time.sleep(0.2)
@@ -83,7 +86,7 @@ def test_serving_answers_a_request(image: str, folder: Path) -> None:
     local_test = ROOT / "local_test"
     with serving([str(local_test / "serve_local.sh"), image, str(folder), str(port)], port):
         predict = [str(local_test / "predict.sh"), str(local_test / "payload.csv"), "text/csv", str(port)]
-        answer = json.loads(subprocess.run(predict, capture_output=True, text=True, check=True).stdout)
+        answer = json.loads(subprocess.run(predict, capture_output=True, text=True, timeout=60, check=True).stdout)
         assert [list(prediction) for prediction in answer["predictions"]] == [["dot_product"], ["dot_product"]]
 
 
@@ -115,19 +118,19 @@ def test_a_multi_model_endpoint_serves_what_it_is_told_of(image: str, folder: Pa
     with serving(["docker", "run", "--rm", *settings, *volumes, image, "serve"], port) as url:
         for name in models:
             asked = {"model_name": name, "url": f"/opt/ml/models/{name}/model"}
-            assert requests.post(f"{url}/models", json=asked, timeout=10).status_code == 200
+            assert requests.post(f"{url}/models", json=asked, timeout=60).status_code == 200
             answer = requests.post(
-                f"{url}/models/{name}/invoke", "user_1,192.168.1.2", headers={"Content-Type": "text/csv"}, timeout=10
+                f"{url}/models/{name}/invoke", "user_1,192.168.1.2", headers={"Content-Type": "text/csv"}, timeout=60
             )
             assert len(answer.json()["predictions"]) == 1
-        assert len(requests.get(f"{url}/models", timeout=2).json()["models"]) == 3
-        assert requests.delete(f"{url}/models/{models[0]}", timeout=10).status_code == 200
+        assert len(requests.get(f"{url}/models", timeout=30).json()["models"]) == 3
+        assert requests.delete(f"{url}/models/{models[0]}", timeout=60).status_code == 200
 
 
 def test_the_tutorials_calls_work_by_the_sdk(image: str, tmp_path: Path) -> None:
     """fit, deploy, predict and transform in SageMaker's local mode: its own serializers, Compose file and splitting."""
     python = ROOT / ".venv" / "sdk" / "bin" / "python"
-    if not python.exists() or subprocess.run([python, "-c", "import sagemaker"], check=False).returncode:
+    if not python.exists() or subprocess.run([python, "-c", "import sagemaker"], timeout=120, check=False).returncode:
         pytest.skip("version 2 of the SageMaker SDK is not installed in .venv/sdk")
     if shutil.which("docker-compose") is None and docker("compose", "version").returncode:
         pytest.skip("local mode needs Compose")
@@ -139,7 +142,7 @@ def test_the_tutorials_calls_work_by_the_sdk(image: str, tmp_path: Path) -> None
         "--out",
         tmp_path / "sdk",
     ]
-    walk = subprocess.run(script, capture_output=True, text=True, timeout=400, check=False)
+    walk = subprocess.run(script, capture_output=True, text=True, timeout=1200, check=False)
     assert walk.returncode == 0, walk.stdout[-3000:] + walk.stderr[-3000:]
     result = json.loads(walk.stdout.splitlines()[-1])
     scores = [prediction["dot_product"] for prediction in result["deployed"]["predictions"]]

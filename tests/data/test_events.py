@@ -126,7 +126,8 @@ def test_an_event_costs_eight_bytes_and_its_text_none(tmp_path: Path) -> None:
             f"assert len(read) == {copies * 200_000}\n"
             f"print({PEAK})"
         )
-        peaks.append(int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout))
+        command = [sys.executable, "-c", code]
+        peaks.append(int(subprocess.run(command, capture_output=True, timeout=300, check=True).stdout))
     assert peaks[1] - peaks[0] < 36 * 200_000 * 8 * 1.25 / 1024 * 1.2
 
 

@@ -143,7 +143,7 @@ def test_a_pipe_whose_writer_pauses_has_not_ended(fifo: Path) -> None:
     def write() -> None:
         with fifo.open("wb", buffering=0) as end:
             end.write(b"one")
-            go_on.wait()
+            go_on.wait(60)
             end.write(b"two")
 
     writer = threading.Thread(target=write)

@@ -90,7 +90,8 @@ def test_tensors_are_mapped_not_read(tmp_path: Path, model: Model) -> None:
         f"model, _ = artifact.load(pathlib.Path({str(tmp_path)!r})); model.entity[5]\n"
         f"print({PEAK} - before)"
     )
-    grown = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    command = [sys.executable, "-c", code]
+    grown = int(subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout)
     assert grown < 16_000  # KB; the table is 64,000
     loaded, _ = artifact.load(tmp_path)
     with pytest.raises(ValueError, match="read-only"):

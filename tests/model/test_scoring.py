@@ -82,9 +82,9 @@ def test_a_command_does_not_wait_for_pandas_and_no_request_does() -> None:
     code = "import sys, ipinsights.sagemaker.{}; sys.exit('pandas' in sys.modules)"
     for module, there in (("commands", False), ("server", True)):
         command = [sys.executable, "-c", code.format(module)]
-        assert subprocess.run(command, check=False).returncode == there
+        assert subprocess.run(command, timeout=120, check=False).returncode == there
 
 
 def test_scoring_needs_no_torch() -> None:
     code = "import sys, ipinsights.sagemaker.server, ipinsights.sagemaker.commands; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], timeout=120, check=False).returncode == 0

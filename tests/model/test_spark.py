@@ -30,7 +30,7 @@ def java() -> int:
     command = shutil.which("java", path=os.environ["JAVA_HOME"] + "/bin" if "JAVA_HOME" in os.environ else None)
     if command is None:
         return 0
-    printed = subprocess.run([command, "-version"], capture_output=True, text=True, check=False).stderr
+    printed = subprocess.run([command, "-version"], capture_output=True, text=True, timeout=60, check=False).stderr
     found = re.search(r'version "(\d+)', printed)
     return int(found[1]) if found else 0
 
@@ -65,7 +65,7 @@ def test_spark_scores_as_we_do(trained: tuple[Tree, object], traffic: Traffic, t
         },
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     assert job.returncode == 0, job.stdout + job.stderr

@@ -44,7 +44,7 @@ def scorer(trained: tuple[Tree, object]) -> Scorer:
 
 def transform(server: Server, text: str, content_type: str, accept: str, strategy: str, assemble: str) -> str:
     """The output file of an input file, SplitType Line. Parts have 20 lines at most here, for 6 MB."""
-    assert requests.get(f"{server.url}/execution-parameters", timeout=2).json()["BatchStrategy"] == "MULTI_RECORD"
+    assert requests.get(f"{server.url}/execution-parameters", timeout=30).json()["BatchStrategy"] == "MULTI_RECORD"
     lines = iter(text.splitlines(keepends=True))
     answers = []
     while part := list(itertools.islice(lines, 1 if strategy == "SingleRecord" else 20)):

@@ -309,8 +309,8 @@ def test_the_access_log_tells_of_every_request_but_good_pings(trained: tuple[Tre
     with Server(trained[0]) as server:
         named = server.post("a,1.2.3.4\nb,2.3.4.5", accept="text/csv", X_Amzn_SageMaker_Inference_Id="mine-1")
         unnamed = server.post("a,1.2.3")
-        assert requests.get(f"{server.url}/elsewhere", timeout=2).status_code == 404
-        assert requests.get(f"{server.url}/invocations", timeout=2).status_code == 405
+        assert requests.get(f"{server.url}/elsewhere", timeout=30).status_code == 404
+        assert requests.get(f"{server.url}/invocations", timeout=30).status_code == 405
         server.stop()
         first, second, third, fourth = server.entries()
     assert first["request_id"] == named.headers["X-Request-Id"] == "mine-1"
@@ -353,6 +353,7 @@ def test_a_log_that_nobody_reads_stops_no_request(trained: tuple[Tree, object]) 
 def test_a_line_goes_out_whole_whoever_else_writes() -> None:
     """At most as much at a time as a pipe takes in one piece. This socket keeps what is written at a time apart."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    theirs.settimeout(60)
     with ours, theirs:
         log = AccessLog(ours.fileno())
         for i in range(100):
@@ -411,7 +412,7 @@ def test_execution_parameters_keep_their_product_within_the_platforms_limit(
 
 def test_execution_parameters_follow_what_the_job_asks_for(trained: tuple[Tree, object]) -> None:
     with Server(trained[0], SAGEMAKER_MODEL_SERVER_WORKERS="4", SAGEMAKER_MAX_PAYLOAD_IN_MB="50") as server:
-        parameters = requests.get(f"{server.url}/execution-parameters", timeout=2).json()
+        parameters = requests.get(f"{server.url}/execution-parameters", timeout=30).json()
     assert parameters == {"MaxConcurrentTransforms": 2, "BatchStrategy": "MULTI_RECORD", "MaxPayloadInMB": 50}
 
 

@@ -11,10 +11,12 @@ import shutil
 import subprocess
 import sys
 import termios
+import threading
 from pathlib import Path
 
 import pytest
 
+from benchmarks.servers import time_limit
 from conftest import SMALL, Traffic, Tree, to_csv
 from ipinsights.errors import UserError
 from ipinsights.sagemaker import channels, reporting
@@ -183,14 +185,19 @@ def test_channels_in_pipe_mode_are_read_once_they_come(ready: Tree) -> None:
     ready.configure(SMALL, inputdataconfig={name: {"TrainingInputMode": "Pipe"} for name in rows})
     command = [sys.executable, "-m", "ipinsights.sagemaker", "train"]
     shown = []
-    with subprocess.Popen(command, env=ready.environment({}), stdout=subprocess.PIPE, text=True) as job:
+    with (
+        subprocess.Popen(command, env=ready.environment({}), stdout=subprocess.PIPE, text=True) as job,
+        time_limit(job, 300),
+    ):
         for line in job.stdout or []:
             shown.append(line)
             waiting = re.search("Waiting for data in channel '(.*)' for 0 s", line)
             if waiting:
                 pipe = ready.channel(f"{waiting[1]}_0")
                 os.mkfifo(pipe)
-                pipe.write_bytes(gzip.compress(rows[waiting[1]]))
+                packed = gzip.compress(rows[waiting[1]])
+                threading.Thread(target=pipe.write_bytes, args=(packed,), daemon=True).start()  # once it is opened
+        job.wait()
     assert job.returncode == 0, shown
     assert "".join(shown).count("Waiting for") == 2
     assert "Read 100 training and 2 validation events" in "".join(shown)
@@ -201,10 +208,14 @@ def test_a_job_that_waits_for_its_pipe_can_be_stopped(ready: Tree) -> None:
     ready.configure(SMALL, inputdataconfig={"train": {"TrainingInputMode": "Pipe"}})
     os.mkfifo(ready.channel("train_0"))
     command = [sys.executable, "-m", "ipinsights.sagemaker", "train"]
-    with subprocess.Popen(command, env=ready.environment({}), stdout=subprocess.PIPE, text=True) as job:
+    with (
+        subprocess.Popen(command, env=ready.environment({}), stdout=subprocess.PIPE, text=True) as job,
+        time_limit(job, 300),
+    ):
         for line in job.stdout or []:
             if "Waiting for data" in line:
                 job.terminate()
+        job.wait()
     assert job.returncode == 0
     assert (ready.model / "manifest.json").exists()
 
@@ -379,12 +390,16 @@ def test_a_person_at_a_terminal_sees_progress(ready: Tree, traffic: Traffic) -> 
     terminal, its_end = pty.openpty()
     termios.tcsetwinsize(its_end, (24, 120))
     command = [sys.executable, "-m", "ipinsights.sagemaker", "train"]
-    with subprocess.Popen(command, env=ready.environment({}), stdout=its_end, stderr=its_end) as job:
+    with (
+        subprocess.Popen(command, env=ready.environment({}), stdout=its_end, stderr=its_end) as job,
+        time_limit(job, 300),
+    ):
         os.close(its_end)
         shown = ""
         with contextlib.suppress(OSError):  # how a terminal says that the other end has gone
             while part := os.read(terminal, 1 << 16):
                 shown += part.decode()
+        job.wait()
     os.close(terminal)
     assert job.returncode == 0
     assert re.search(r"epoch 2 of 2: +\d+%\|", shown)

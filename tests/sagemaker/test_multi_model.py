@@ -56,24 +56,24 @@ def test_the_five_calls(server: Server, tmp_path: Path) -> None:
     url = f"{server.url}/models"
     assert len(server.workers()) == 1
     assert requests.get(f"{server.url}/ping", timeout=2).status_code == 200
-    assert requests.get(url, timeout=2).json() == {"models": []}
+    assert requests.get(url, timeout=30).json() == {"models": []}
     assert load(server, "one", one).status_code == 200
     assert load(server, "two/ü x", two).status_code == 200
     assert load(server, "one", two).status_code == 409
-    assert requests.get(url, timeout=2).json() == {
+    assert requests.get(url, timeout=30).json() == {
         "models": [{"modelName": "one", "modelUrl": str(one)}, {"modelName": "two/ü x", "modelUrl": str(two)}]
     }
-    assert requests.get(f"{url}/two/ü x", timeout=2).json() == {"modelName": "two/ü x", "modelUrl": str(two)}
+    assert requests.get(f"{url}/two/ü x", timeout=30).json() == {"modelName": "two/ü x", "modelUrl": str(two)}
     assert scores(server.post(CSV, path="/models/one/invoke", X_Amzn_SageMaker_Target_Model="one.tar.gz")) == [1, 1]
     assert scores(server.post(CSV, path="/models/two/ü x/invoke")) == [2, 2]
-    assert requests.delete(f"{url}/one", timeout=2).status_code == 200
+    assert requests.delete(f"{url}/one", timeout=30).status_code == 200
     for status, answer in (
-        (404, requests.get(f"{url}/one", timeout=2)),
-        (404, requests.delete(f"{url}/one", timeout=2)),
+        (404, requests.get(f"{url}/one", timeout=30)),
+        (404, requests.delete(f"{url}/one", timeout=30)),
         (404, server.post(CSV, path="/models/one/invoke")),
         (404, server.post("", path="/models/one/invoke")),
         (404, server.post(CSV)),
-        (405, requests.get(f"{url}/two/invoke", timeout=2)),
+        (405, requests.get(f"{url}/two/invoke", timeout=30)),
         (415, server.post(CSV, "image/png", path="/models/two/ü x/invoke")),
     ):
         assert answer.status_code == status, answer.text
@@ -97,11 +97,11 @@ def test_what_cannot_be_loaded_is_told(server: Server, tmp_path: Path) -> None:
         (b'{"model_name": "a", "url": "/nowhere"}', "there is no model in /nowhere"),
         (f'{{"model_name": "a", "url": "{damaged}"}}'.encode(), "is damaged"),
     ):
-        answer = requests.post(f"{server.url}/models", data=body, timeout=10)
+        answer = requests.post(f"{server.url}/models", data=body, timeout=30)
         assert answer.status_code == 400
         assert said in answer.text
         assert "Traceback" not in answer.text
-    assert requests.get(f"{server.url}/models", timeout=2).json() == {"models": []}
+    assert requests.get(f"{server.url}/models", timeout=30).json() == {"models": []}
 
 
 def test_unloading_frees_the_memory_before_the_answer(server: Server, tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_unloading_frees_the_memory_before_the_answer(server: Server, tmp_path: 
         assert load(server, "m", folder).status_code == 200
         assert mapped()
         assert scores(server.post("".join(f"user_{i},1.2.3.4\n" for i in range(5000)), path="/models/m/invoke"))
-        assert requests.delete(f"{server.url}/models/m", timeout=10).status_code == 200
+        assert requests.delete(f"{server.url}/models/m", timeout=30).status_code == 200
         assert not mapped()
         sizes.append(resident())
     assert sizes[-1] < sizes[0] + 10e6
@@ -146,7 +146,7 @@ def test_beyond_the_limit_those_longest_not_asked_are_put_aside(tmp_path: Path) 
         assert mapped() == set("023")
         assert scores(server.post(CSV, path="/models/1/invoke")) == [1, 1]
         assert mapped() == set("013")
-        listed = requests.get(f"{server.url}/models", timeout=2).json()["models"]
+        listed = requests.get(f"{server.url}/models", timeout=30).json()["models"]
         assert {model["modelName"] for model in listed} == set("0123")
         for name in "45":
             assert load(server, name, folders[name]).status_code == 200
@@ -175,20 +175,20 @@ def test_unloading_waits_for_the_requests_to_that_model(tmp_path: Path) -> None:
 
     def slowly(scorer: Scorer) -> int:
         asked.set()
-        assert go_on.wait(10)
+        assert go_on.wait(60)
         return scorer.vector_dim
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
         answer = pool.submit(models.ask, "m", slowly)
-        assert asked.wait(10)
+        assert asked.wait(60)
         unloading = pool.submit(models.unload, "m")
         time.sleep(0.1)
         assert not unloading.done()
         with pytest.raises(NotLoaded):
             models.unload("m")
         go_on.set()
-        assert answer.result(timeout=10) == 64
-        unloading.result(timeout=10)
+        assert answer.result(timeout=60) == 64
+        unloading.result(timeout=60)
     with pytest.raises(NotLoaded):
         models.ask("m", slowly)
 

@@ -187,10 +187,10 @@ def test_no_instances_have_no_predictions(server: Server) -> None:
 def test_ping_and_execution_parameters(server: Server) -> None:
     ping = requests.get(f"{server.url}/ping", timeout=2)
     assert (ping.status_code, ping.content) == (200, b"")
-    parameters = requests.get(f"{server.url}/execution-parameters", timeout=2).json()
+    parameters = requests.get(f"{server.url}/execution-parameters", timeout=30).json()
     assert parameters == {"MaxConcurrentTransforms": 1, "BatchStrategy": "MULTI_RECORD", "MaxPayloadInMB": 6}
-    assert requests.get(f"{server.url}/elsewhere", timeout=2).status_code == 404
-    assert requests.get(f"{server.url}/invocations", timeout=2).status_code == 405
+    assert requests.get(f"{server.url}/elsewhere", timeout=30).status_code == 404
+    assert requests.get(f"{server.url}/invocations", timeout=30).status_code == 405
 
 
 def test_many_rows_at_once_keep_their_order(server: Server, traffic: Traffic, trained: tuple[Tree, object]) -> None:

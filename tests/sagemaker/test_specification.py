@@ -262,6 +262,7 @@ class Stub(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     server: Stub
+    timeout = 60
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))

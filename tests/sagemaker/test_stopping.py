@@ -50,8 +50,11 @@ class Job:
             text=True,
         )
         self.log = ""
-        self._reader = threading.Thread(target=self._read)
+        self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
+        self._limit = threading.Timer(300, self.process.kill)  # also where a test fails before it stops the job
+        self._limit.daemon = True
+        self._limit.start()
 
     def _read(self) -> None:
         assert self.process.stdout is not None
@@ -72,7 +75,8 @@ class Job:
 
     def end(self) -> int:
         code = self.process.wait(60)
-        self._reader.join()
+        self._limit.cancel()
+        self._reader.join(60)
         return code
 
 
@@ -162,7 +166,7 @@ def test_stopped_while_it_reads_it_has_what_it_had(change: str, kept: bool, read
         env=ready.environment({}),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert job.returncode == 0, job.stdout + job.stderr
