@@ -102,6 +102,6 @@ def test_tensors_follow_one_another(offsets: list[tuple[int, int]], tmp_path: Pa
 
 def test_the_largest_items_come_first(tmp_path: Path) -> None:
     """So that each tensor is aligned, whatever the lengths of those before it."""
-    arrays = {"bytes": np.zeros(3, np.uint8), "wide": np.zeros(5), "floats": np.zeros(1, np.float32)}
+    arrays: tensors.Arrays = {"bytes": np.zeros(3, np.uint8), "wide": np.zeros(5), "floats": np.zeros(1, np.float32)}
     tensors.write(tmp_path / "a", arrays)
     assert list(tensors.read(tmp_path / "a")[0]) == ["wide", "floats", "bytes"]

@@ -69,7 +69,9 @@ def test_every_struct_has_the_headers_fields(name: str) -> None:
 
 def test_an_array_of_another_type_or_with_gaps_is_an_error() -> None:
     good = np.zeros(4, np.uint32)
-    assert interface.U32.from_param(good).value == good.ctypes.data
+    pointer = interface.U32.from_param(good)
+    assert isinstance(pointer, ctypes.c_void_p)
+    assert pointer.value == good.ctypes.data
     for wrong in (good.astype(np.int32), good[::2]):
         with pytest.raises(TypeError, match="an array of uint32 without gaps is needed"):
             interface.U32.from_param(wrong)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from ipinsights import native
 from ipinsights.data import records
-from ipinsights.data.addresses import IPV4
+from ipinsights.data.addresses import IPV4, Addresses
 from ipinsights.data.entities import PROBES, EntityIndex, hash_names
 from ipinsights.data.records import Block, Fault, hash_stream, line_blocks, parse_csv, parse_stream, record_lines
 from ipinsights.errors import UserError
@@ -105,7 +105,7 @@ Outcome = tuple[list[int], list[int], list[Fault]]
 
 def outcome(block: Block) -> Outcome:
     (digests, addresses), faults = block.salvage(IPV4)
-    assert (digests.dtype, addresses.dtype) == (np.uint64, np.uint32)
+    assert (digests.dtype, addresses.dtype) == (np.dtype(np.uint64), np.dtype(np.uint32))
     return digests.tolist(), addresses.tolist(), faults
 
 
@@ -262,27 +262,30 @@ def test_many_entities_claim_the_same_rows_without_the_kernel(
 
 
 @pytest.mark.parametrize("dtype", [np.uint32, np.uint64])
-def test_an_address_is_in_the_last_interval_that_begins_at_or_below_it(dtype: type) -> None:
+def test_an_address_is_in_the_last_interval_that_begins_at_or_below_it(dtype: type[np.unsignedinteger]) -> None:
     rng = np.random.default_rng(0)
     highest = np.iinfo(dtype).max
     for count in (1, 2, 3, 7, 8, 100, 1000):
         drawn = rng.integers(highest, size=count - 1, dtype=dtype, endpoint=True)
-        starts = np.unique(np.append(drawn, 0).astype(dtype))
+        starts: Addresses = np.unique(np.append(drawn, 0).astype(dtype))
         values = rng.integers(1000, size=len(starts), dtype=np.int32)
         near = np.concatenate([starts, starts[1:] - dtype(1), starts + dtype(1)])
-        queries = np.concatenate([near, rng.integers(highest, size=500, dtype=dtype), [highest]]).astype(dtype)
+        anywhere = rng.integers(highest, size=500, dtype=dtype)
+        queries: Addresses = np.concatenate([near, anywhere, [highest]]).astype(dtype)
         expected: npt.NDArray[np.int32] = values[np.searchsorted(starts, queries, side="right") - 1]
         found = reader.find_intervals(starts, values, queries)
         assert found is not None
         assert found.tolist() == expected.tolist()
-        assert reader.find_intervals(starts, values, queries[::2]).tolist() == expected[::2].tolist()
+        some = reader.find_intervals(starts, values, queries[::2])
+        assert some is not None
+        assert some.tolist() == expected[::2].tolist()
 
 
 def test_arrays_of_another_type_are_refused() -> None:
     with pytest.raises(Exception, match="an array of uint64 without gaps is needed, not of int64"):
         reader.find_rows(np.zeros(4, np.uint32), 4, np.zeros(3, np.int64))
     with pytest.raises(Exception, match="an array of uint32 without gaps"):
-        Vocabulary.build(np.arange(9, dtype=np.uint32)).leaves(np.arange(9, dtype=np.int64))
+        Vocabulary.build(np.arange(9, dtype=np.uint32)).leaves(np.arange(9, dtype=np.int64))  # type: ignore[arg-type]  # as it must be
 
 
 names = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
@@ -427,15 +430,27 @@ def test_what_people_send_is_clean(lines: bool) -> None:
         assert found[1].tolist() == [0x01020304, 0x05060708, 0x09090909]
 
 
+def scored(
+    entity: npt.NDArray[np.float32],
+    rows: npt.NDArray[np.int32],
+    ip: npt.NDArray[np.float32],
+    leaves: npt.NDArray[np.int32],
+) -> npt.NDArray[np.float32]:
+    """By the kernel, which is there."""
+    scores = scoring.score_pairs(entity, rows, ip, leaves)
+    assert scores is not None
+    return scores
+
+
 @pytest.mark.parametrize("dim", [1, 7, 16, 128, 500])
 def test_scores_are_inner_products_whatever_their_company(dim: int) -> None:
     rng = np.random.default_rng(0)
     entity, ip = rng.standard_normal((50, dim)).astype("f4"), rng.standard_normal((30, dim)).astype("f4")
     rows, leaves = rng.integers(50, size=1000).astype("i4"), rng.integers(30, size=1000).astype("i4")
-    scores = scoring.score_pairs(entity, rows, ip, leaves)
+    scores = scored(entity, rows, ip, leaves)
     exact = (entity[rows].astype("f8") * ip[leaves]).sum(1)
     np.testing.assert_allclose(scores, exact, atol=1e-5 * dim**0.5)
-    one_by_one = [scoring.score_pairs(entity, rows[i : i + 1], ip, leaves[i : i + 1])[0] for i in range(100)]
+    one_by_one = [scored(entity, rows[i : i + 1], ip, leaves[i : i + 1])[0] for i in range(100)]
     assert one_by_one == scores[:100].tolist()
 
 
@@ -462,11 +477,11 @@ def test_in_one_call_a_score_is_what_it_is_in_three(
         addresses = np.array([address for _, address in pairs * times], dtype=kind)
         leaves = reader.find_intervals(starts, values, addresses)
         assert leaves is not None
-        expected = scoring.score_pairs(entity, index.find_hashed(digests), ip, leaves)
+        expected = scored(entity, index.find_hashed(digests), ip, leaves)
         assert (score(digests, addresses) == expected).all()
 
 
 def test_an_array_of_another_type_or_with_gaps_is_refused() -> None:
     for wrong in (np.zeros(4, np.int64), np.zeros((4, 4), np.uint32).T[1:], np.zeros(8, np.uint32)[::2]):
         with pytest.raises(ctypes.ArgumentError, match="without gaps"):
-            reader.find_rows(wrong, 8, np.zeros(1, np.uint64))
+            reader.find_rows(wrong, 8, np.zeros(1, np.uint64))  # type: ignore[arg-type]  # as it must be

@@ -43,7 +43,7 @@ class Generator:
         pass
 
 
-class Watch(TorchDispatchMode):
+class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's, which has no types
     """Prints which operations involve two devices."""
 
     def __torch_dispatch__(self, func: Any, kinds: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -59,19 +59,19 @@ def without_generator(draw: Callable[..., torch.Tensor]) -> Callable[..., torch.
 
 
 _setup_privateuseone_for_python_backend()
-torch.Generator = Generator
+setattr(torch, "Generator", Generator)  # noqa: B010  # to torch a type, which cannot be assigned to
 for name in ("rand", "randn", "randint", "randperm"):
     setattr(torch, name, without_generator(getattr(torch, name)))
 for name in KERNELS:
     setattr(gpu_kernels, name, Idle())
-Trainer._means = lambda self: (0.0, 0.0)  # whoever prints a number has to wait for it
+setattr(Trainer, "_means", lambda self: (0.0, 0.0))  # noqa: B010  # whoever prints a number has to wait for it
 
 rng = np.random.default_rng(0)
 address = rng.integers(1 << 16, size=3000, dtype=np.uint32) << np.uint32(16)
 train = Events(rng.integers(50, size=3000, dtype=np.int32), address, EntityIndex(50))
 hp = Hyperparameters(num_entity_vectors=50, vector_dim=16, mini_batch_size=400, epochs=2, learning_rate=0.01)
 vocabulary = Vocabulary.build(train.address)
-with FakeTensorMode(allow_non_fake_inputs=True), Watch():
+with FakeTensorMode(allow_non_fake_inputs=True), Watch():  # type: ignore[no-untyped-call]  # torch's, which has no types
     trainer = Trainer(
         train, hp, vocabulary, Entities.of(train, 50), Placement(torch.device("privateuseone"), "torch"), 1
     )

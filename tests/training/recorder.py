@@ -16,14 +16,14 @@ INTERPRET = {"TRITON_INTERPRET": "1"}
 """Read when Triton, and what is written in it, is imported, which some of it is late."""
 with patch.dict(os.environ, INTERPRET):
     pytest.importorskip("triton", reason="there is no Triton")
-    from ipinsights.training import gpu_kernels
+    from ipinsights.training import gpu_kernels as gpu_kernels
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's, which has no types
     """What `gpu.CudaGraphs` does, on the CPU: operations on places in memory, done again without any Python between."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's, which has no types
         self.done: list[Callable[[], None]] = []
         self.before: list[tuple[torch.Tensor, torch.Tensor]] = []
 
@@ -52,7 +52,12 @@ class Recorder(TorchDispatchMode):
         for place, value in reversed(self.before):
             place.copy_(value)
         done = self.done
-        return lambda: [do() for do in done] and None
+
+        def play() -> None:
+            for do in done:
+                do()
+
+        return play
 
     def keep(self, *places: Any) -> None:
         self.before += [(place, place.clone()) for place in places if isinstance(place, torch.Tensor)]

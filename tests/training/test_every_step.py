@@ -14,7 +14,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ipinsights.training.step import Batch, Gradients, Parameters, TorchStep
+from ipinsights.training.step import Batch, Gradients, Parameters, RowGradients, TorchStep
 from training.steps import CANCELLED, DECAY, KINDS, Kind, close, make, ordered
 
 INTERPRET = {"TRITON_INTERPRET": "1"}
@@ -95,13 +95,16 @@ def test_it_is_the_specified_one(
     for name, array in vars(specified._parameters).items():
         close(getattr(parameters, name), array)
     # What is applied from outside is what the next gradients are of.
-    single = {name: getattr(gradients, name).float() for name in ("typical", "w", "b", "totals")}
-    tables = {
-        name: type(rows)(rows.rows, rows.values.float())
-        for name, rows in (("entity", gradients.entity), ("prefix", gradients.prefix))
-    }
+    narrow = Gradients(
+        entity=RowGradients(gradients.entity.rows, gradients.entity.values.float()),
+        typical=gradients.typical.float(),
+        prefix=RowGradients(gradients.prefix.rows, gradients.prefix.values.float()),
+        w=gradients.w.float(),
+        b=gradients.b.float(),
+        totals=gradients.totals,
+    )
     before = ours.totals.clone()
-    ours.apply(Gradients(**single, **tables), 0.01)
+    ours.apply(narrow, 0.01)
     specified.apply(gradients, 0.01)
     assert torch.equal(ours.totals, before)
     scores_are_alike()

@@ -126,11 +126,11 @@ def test_why_steps_cannot_be_recorded_is_told() -> None:
     assert gpu_step.why_not(HP, 5, torch.device("cuda")).startswith("its steps cannot be recorded on this GPU (")
 
 
-class Meter(TorchDispatchMode):
+class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's, which has no types
     """The most memory that is held at a time, in bytes."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's, which has no types
         self.held = self.most = 0
         self.known: set[int] = set()
 

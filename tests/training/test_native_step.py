@@ -32,8 +32,10 @@ needs_kernel = pytest.mark.skipif(native.library() is None, reason=f"no native k
 @needs_kernel
 def test_other_kinds_of_memory_are_refused() -> None:
     parameters, _ = make(8, 1, 10, 1, 1, 0)
+    library = native.library()
+    assert library is not None
     with pytest.raises(TypeError, match="contiguous torch.float32 on the CPU"):
-        NativeStep(native.library(), Parameters(*(a.double() for a in vars(parameters).values())), LEVELS, 0.0, 1)
+        NativeStep(library, Parameters(*(a.double() for a in vars(parameters).values())), LEVELS, 0.0, 1)
 
 
 class _Planned(Listener):

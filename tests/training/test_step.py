@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -104,7 +105,7 @@ def test_gradients_are_those_of_the_loss(
 
     table, typical, encoder = leaves(parameters)
     loss, right, records = cross_entropy(table, typical, encoder, drawn)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]  # torch's, which has no types
 
     assert learnt.totals.tolist() == pytest.approx([loss.item(), right, records])
     torch.testing.assert_close(dense(learnt.entity, ENTITIES), table.grad)
@@ -148,12 +149,13 @@ def test_adam_is_torchs_adamw_on_rows_met_every_step_and_leaves_others_alone() -
     parameters = dataclasses.replace(parameters, entity=torch.cat([parameters.entity, spare]))
     table, typical, encoder = leaves(parameters)
     decay, rate = 0.01, 0.05
+    groups: list[dict[str, Any]] = [
+        {"params": [table, encoder.prefix], "weight_decay": decay + SHRINKAGE},
+        {"params": [typical]},
+        {"params": [encoder.w, encoder.b], "lr": rate * ENCODER_RATE / 2},
+    ]
     torch_adamw = torch.optim.AdamW(
-        [
-            {"params": [table, encoder.prefix], "weight_decay": decay + SHRINKAGE},
-            {"params": [typical]},
-            {"params": [encoder.w, encoder.b], "lr": rate * ENCODER_RATE / 2},
-        ],
+        groups,
         lr=rate,
         weight_decay=decay,
         eps=EPSILON,
@@ -167,7 +169,7 @@ def test_adam_is_torchs_adamw_on_rows_met_every_step_and_leaves_others_alone() -
     for _ in range(5):
         ours.run(met, rate)
         torch_adamw.zero_grad()
-        cross_entropy(table, typical, encoder, met)[0].backward()
+        cross_entropy(table, typical, encoder, met)[0].backward()  # type: ignore[no-untyped-call]  # torch's, which has no types
         torch_adamw.step()
     torch.testing.assert_close(parameters.entity[:ENTITIES, 0], table[:ENTITIES])
     torch.testing.assert_close(parameters.typical[0], typical)
