@@ -25,6 +25,8 @@ from ipinsights import metrics
 from ipinsights.errors import UserError
 from ipinsights.hyperparameters import Hyperparameters
 
+pytestmark = pytest.mark.slow
+
 REPOSITORY = Path(__file__).parents[1]
 SMALL = Hyperparameters(
     num_entity_vectors=200,

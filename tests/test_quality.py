@@ -6,10 +6,13 @@ from benchmarks import contenders, datasets, quality
 from benchmarks.ranking import Task
 from ipinsights.data.addresses import IPV4, IPV6
 
-pytestmark = pytest.mark.skipif(
-    not (datasets.TOR.exists() and datasets.TOR_IPV6.exists() and datasets.RANGES.exists()),
-    reason=f"the real data is not at {datasets.FOLDER} (see IPINSIGHTS_DATA)",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not (datasets.TOR.exists() and datasets.TOR_IPV6.exists() and datasets.RANGES.exists()),
+        reason=f"the real data is not at {datasets.FOLDER} (see IPINSIGHTS_DATA)",
+    ),
+]
 
 
 def test_on_networks_of_later_months_the_model_beats_counting() -> None:

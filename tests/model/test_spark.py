@@ -36,6 +36,7 @@ def java() -> int:
 
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(importlib.util.find_spec("pyspark") is None, reason="pyspark is not installed here"),
     pytest.mark.skipif(java() < OLDEST_JAVA, reason=f"there is no Java {OLDEST_JAVA} or later here"),
 ]

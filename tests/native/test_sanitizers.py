@@ -10,6 +10,8 @@ import pytest
 
 from ipinsights import native
 
+pytestmark = pytest.mark.slow
+
 NATIVE = Path(native.__file__).parent
 STEP = """
 import ctypes, sys
@@ -99,7 +101,7 @@ def runtime(name: str) -> str | None:
     if shutil.which("g++") is None:
         return None
     path = subprocess.run(
-        ["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True
+        ["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True, timeout=60
     ).stdout.strip()
     return path if Path(path).is_absolute() else None
 
@@ -112,7 +114,9 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     machine = ["-march=x86-64-v3"] if os.uname().machine == "x86_64" else []
     flags = ["-std=c++20", "-O1", "-g", "-shared", "-fPIC", "-pthread", "-fno-sanitize-recover=all", *machine]
     sources = map(str, NATIVE.glob("*.cpp"))
-    subprocess.run(["g++", *flags, "-fsanitize=address,undefined", *sources, "-o", str(library)], check=True)
+    subprocess.run(
+        ["g++", *flags, "-fsanitize=address,undefined", *sources, "-o", str(library)], check=True, timeout=600
+    )
     return library
 
 
@@ -129,6 +133,7 @@ def test_nothing_is_read_or_written_that_is_not_its_own(code: str, library: Path
         capture_output=True,
         text=True,
         check=False,
+        timeout=1200,
     )
     assert result.returncode == 0, result.stderr[-4000:]
     assert result.stdout == "done\n"

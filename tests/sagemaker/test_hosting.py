@@ -31,6 +31,8 @@ from ipinsights.sagemaker.access import AccessLog
 from ipinsights.sagemaker.settings import ServerSettings
 from ipinsights.sagemaker.worker import Shared
 
+pytestmark = pytest.mark.slow
+
 
 def test_ping_answers_while_more_requests_wait_than_are_scored(server: Server, traffic: Traffic) -> None:
     """Some of them verbose, which are the longest to write."""

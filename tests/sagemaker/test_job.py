@@ -22,6 +22,8 @@ from ipinsights.errors import UserError
 from ipinsights.sagemaker import channels, reporting
 from ipinsights.sagemaker.reporting import METRIC_DEFINITIONS
 
+pytestmark = pytest.mark.slow
+
 Trained = tuple[Tree, "subprocess.CompletedProcess[str]"]
 
 # The expressions that the built-in registers, from the MetricDefinitions that DescribeTrainingJob returns for it.

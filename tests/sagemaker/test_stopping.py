@@ -23,6 +23,8 @@ from ipinsights.model.scoring import Scorer
 from ipinsights.sagemaker.reporting import METRIC_DEFINITIONS
 from local_test import interruptions
 
+pytestmark = pytest.mark.slow
+
 ENDLESS = {**SMALL, "epochs": "1000000", "batch_metrics_publish_interval": "1000000"}
 
 

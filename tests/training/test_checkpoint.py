@@ -22,6 +22,8 @@ from ipinsights.training.checkpoint import KEPT, Checkpoint, Checkpoints
 from ipinsights.training.fit import fit
 from ipinsights.training.progress import Ending, EpochSummary, Listener
 
+pytestmark = pytest.mark.slow
+
 HP = Hyperparameters(
     num_entity_vectors=200,
     vector_dim=8,

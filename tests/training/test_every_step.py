@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from ipinsights.training.step import Batch, Gradients, Parameters, RowGradients, TorchStep
 from training.steps import CANCELLED, DECAY, KINDS, Kind, close, make, ordered
 
+pytestmark = pytest.mark.slow
+
 INTERPRET = {"TRITON_INTERPRET": "1"}
 
 

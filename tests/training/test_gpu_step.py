@@ -35,6 +35,8 @@ from training.gpu_kernels import KERNELS, Idle
 from training.recorder import INTERPRET, Recorder, gpu_kernels
 from training.steps import close, make
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def interpreted() -> Iterator[None]:

@@ -76,7 +76,7 @@ def test_a_machine_without_a_compiler_installs_all_the_same(tmp_path: Path) -> N
     ]
     absent = {"CC": "no-such-compiler", "CXX": "no-such-compiler"}
     result = subprocess.run(
-        command, cwd=root, env={**os.environ, **absent}, capture_output=True, text=True, check=False
+        command, cwd=root, env={**os.environ, **absent}, capture_output=True, text=True, check=False, timeout=600
     )
     assert result.returncode == 0
     assert "no-such-compiler" in result.stderr
