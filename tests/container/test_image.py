@@ -191,7 +191,7 @@ def test_process_1_stops_on_sigterm_and_goes_on_after_sigkill(image: str, folder
         else:
             assert code == "0", log
             assert "Resuming from the checkpoint after" in log
-            assert "because it was told to stop" in log
+            assert "because it was asked to stop" in log
             manifest = json.loads((base / "model" / "manifest.json").read_text())
             assert manifest["training"]["ended"] == "stopped"
             assert not (base / "output" / "failure").exists()

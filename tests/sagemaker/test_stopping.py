@@ -87,7 +87,7 @@ def test_stopped_within_an_epoch_it_leaves_what_it_has(ready: Tree, traffic: Tra
     job = Job(ready)
     job.wait_for("epoch=2, train")
     assert job.stop() == 0, job.log
-    assert "because it was told to stop" in job.log
+    assert "because it was asked to stop" in job.log
     assert not ready.failure.exists()
     model, manifest = artifact.load(ready.model)
     assert manifest["training"]["ended"] == "stopped"
@@ -310,7 +310,7 @@ def test_too_large_a_model_is_refused_before_it_is_made(ready: Tree) -> None:
     job = ready.train()
     assert job.returncode == 1
     text = ready.failure.read_text()
-    assert text.startswith("ClientError: the model and its training take 4,096,000 MB of memory, and this machine has ")
+    assert text.startswith("ClientError: training needs 4,096,000 MB of memory, and this machine has ")
     assert "Traceback" not in job.stdout + job.stderr
 
 
@@ -318,7 +318,7 @@ def test_a_single_entity_is_told(ready: Tree) -> None:
     ready.channel("train", **{"a.csv": "alice,192.0.2.1\n" * 9})
     ready.channel("validation", **{"v.csv": "alice,192.0.2.1\n"})
     assert ready.train().returncode == 1
-    assert "all training events are of one entity" in ready.failure.read_text()
+    assert "all training events belong to one entity" in ready.failure.read_text()
 
 
 @pytest.fixture(scope="module")

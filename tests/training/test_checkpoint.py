@@ -214,7 +214,7 @@ def test_a_lost_loss_is_not_written_down(
 ) -> None:
     often = dataclasses.replace(HP, checkpoint_interval_minutes=1e-9)
     lose_after(5, monkeypatch)
-    with pytest.raises(UserError, match="name an empty place for them"):
+    with pytest.raises(UserError, match="use an empty checkpoint folder"):
         fit(train, often, validation, checkpoints=Checkpoints(tmp_path))
     assert [path.name[-18:-12] for path in sorted(tmp_path.iterdir())] == ["000004", "000005"]
 
@@ -299,7 +299,7 @@ def test_one_of_other_hyperparameters_is_refused(
 ) -> None:
     fit(train, HP, validation, checkpoints=Checkpoints(tmp_path))
     other = dataclasses.replace(HP, **changes)
-    with pytest.raises(UserError, match=f"the checkpoints in {tmp_path} are of another training: {complaint}"):
+    with pytest.raises(UserError, match=f"the checkpoints in {tmp_path} belong to another training: {complaint}"):
         fit(train, other, validation, checkpoints=Checkpoints(tmp_path))
     free = dataclasses.replace(HP, batch_metrics_publish_interval=7, checkpoint_interval_minutes=1.0)
     fit(train, free, validation, checkpoints=Checkpoints(tmp_path))
@@ -325,7 +325,7 @@ def test_one_of_another_release_is_refused(
     fit(train, HP, validation, checkpoints=Checkpoints(tmp_path))
     monkeypatch.undo()
     monkeypatch.setattr(batches, "DRAWN", 3000)
-    with pytest.raises(UserError, match="is of another release .format version 99"):
+    with pytest.raises(UserError, match="has checkpoint format 99, not 1: resume with the release that wrote it"):
         fit(train, HP, validation, checkpoints=Checkpoints(tmp_path))
 
 

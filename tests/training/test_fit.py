@@ -218,7 +218,7 @@ def test_what_stays_visible_under_dropout_is_a_chain(train: Events) -> None:
 
 
 def test_no_events_are_the_users_fault() -> None:
-    with pytest.raises(UserError, match="holds no rows"):
+    with pytest.raises(UserError, match="the train channel has no rows"):
         fit(no_events(), HP)
 
 
@@ -305,7 +305,7 @@ def test_a_gpu_with_too_little_memory_is_passed_over_with_the_reason(monkeypatch
     assert placement._best_device(4_000_000_000) == (torch.device("cuda"), "")
     place, because = placement._best_device(6_000_000_000)
     assert place.type == "cpu"
-    assert because.startswith("the GPU has 4,000 MB free, and training there takes 6,000 MB")
+    assert because.startswith("the GPU has 4,000 MB free, and training there needs 6,000 MB")
 
 
 def test_a_gpu_that_cannot_be_used_is_passed_over_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -396,7 +396,7 @@ def test_ipv6_and_ipv4_of_an_account_are_learnt_together() -> None:
 
 
 def test_empty_validation_is_the_users_fault(train: Events) -> None:
-    with pytest.raises(UserError, match="the validation channel holds no rows"):
+    with pytest.raises(UserError, match="the validation channel has no rows"):
         fit(train, HP, no_events())
 
 
@@ -544,7 +544,7 @@ def test_memory_that_torch_misses_is_missing_memory(
 
 def test_one_entity_is_nobody_to_tell_from(traffic: Traffic) -> None:
     one = Records(pa.array(["alice"] * 50), traffic.train.addresses[:50])
-    with pytest.raises(UserError, match="all training events are of one entity"):
+    with pytest.raises(UserError, match="all training events belong to one entity"):
         fit(to_events(one, 200), HP)
 
 
@@ -555,7 +555,7 @@ def test_what_does_not_fit_the_memory_is_refused_before_it_is_taken(
     events = Events(train.entity, train.address, index)
     hp = dataclasses.replace(HP, num_entity_vectors=250_000_000, vector_dim=4096)
     with pytest.raises(
-        UserError, match=r"take 4,096,000 MB of memory, and this machine has [\d,]+ MB left: lower num_e"
+        UserError, match=r"needs 4,096,000 MB of memory, and this machine has [\d,]+ MB free: lower num_e"
     ):
         fit(events, hp)
     wide = dataclasses.replace(
@@ -567,5 +567,5 @@ def test_what_does_not_fit_the_memory_is_refused_before_it_is_taken(
     )
     many = Events(np.tile(train.entity, 200)[:500_000], np.tile(train.address, 200)[:500_000], train.index)
     monkeypatch.setattr(placement, "available_memory", lambda: 9_000_000_000)
-    with pytest.raises(UserError, match=r"and this machine has 9,000 MB left: .* vector_dim or mini_batch_size"):
+    with pytest.raises(UserError, match=r"and this machine has 9,000 MB free: .* vector_dim or mini_batch_size"):
         fit(many, wide)

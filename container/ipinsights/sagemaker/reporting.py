@@ -39,8 +39,8 @@ METRIC_DEFINITIONS = {
 """Metric name -> regular expression with the value as its group."""
 
 _REASONS: dict[Ended, str] = {
-    "early_stopping": "validation discriminator_auc rises no more",
-    "stopped": "it was told to stop",
+    "early_stopping": "validation discriminator_auc no longer rises",
+    "stopped": "it was asked to stop",
 }
 """Why a training ended before its last epoch, to follow "because"."""
 

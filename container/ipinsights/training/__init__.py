@@ -1,1 +1,1 @@
-"""How a model is learnt. The only folder that imports torch."""
+"""Training of a model. No other folder imports torch."""

@@ -1,11 +1,11 @@
 """The mini-batches of a training: every event once an epoch, in random order, with its negatives and prefix dropout.
 
-Prefix dropout. A table row met once in training would learn that one event by heart, and the unknown rows, met by
-random addresses alone, would learn that the unknown is never real. So a prefix with count c is hidden with probability
-1 / (1 + c), the chance that the next event is of a new kind after c of the known one (a Dirichlet process with
-concentration 1), and the level's unknown row takes its place, for positives and negatives alike. One uniform number
-decides for all levels of an address; counts never grow with depth, so what stays visible is a chain from the coarsest
-level down, as it is when scoring.
+Prefix dropout. Without it, a table row used once would memorise that one event. The unknown rows, used by random
+addresses alone, would learn that the unknown is never real. So a prefix with count c is hidden with probability
+1 / (1 + c): the chance that the next event is of a new kind after c events of the known one (a Dirichlet process with
+concentration 1). The level's unknown row replaces it, in positive and negative samples alike. One uniform number
+decides for all levels of an address. Counts never grow with depth, so the visible prefixes form a chain from the
+coarsest level down, as in scoring.
 """
 
 import ctypes
@@ -30,23 +30,23 @@ from ipinsights.training.step import Batch
 NOVELTY = 0.02
 """The mean novelty of the events' entities (see `step`)."""
 _NOVELTY_PRIOR = 10
-"""How many events of an entity weigh as much as what holds for all."""
+"""So many events of an entity weigh as much as the mean of all entities."""
 DRAWN = 1 << 15
-"""Positives that negatives and hidden prefixes are drawn for at a time, unless a mini-batch is larger."""
+"""Positives whose negatives and hidden prefixes are drawn together, unless a mini-batch is larger."""
 
 
 @dataclass(frozen=True)
 class Entities:
-    """The entities with a row to train, numbered from 0: a table row that is nobody's takes no memory, and no time."""
+    """The entities that have a row to train, numbered from 0. A row without an entity takes no memory and no time."""
 
     met: npt.NDArray[np.intp]
     """Their rows of the model's table, ascending, [M]."""
     number: npt.NDArray[np.int32]
-    """The number of each row of the model's table, [E + 1]; M, that of the typical entity, for all others."""
+    """The number of each row of the model's table, [E + 1]. All other rows have M, the typical entity's number."""
 
     @classmethod
     def of(cls, train: Events, num_entity_vectors: int, earlier: Model | None = None) -> "Entities":
-        """Those of the events, and those that an earlier model knows."""
+        """The entities of the events and those that an earlier model knows."""
         meets = np.zeros(num_entity_vectors + 1, dtype=np.bool_)
         meets[train.entity] = True
         if earlier:
@@ -81,7 +81,7 @@ class Batches:
         self.steps_per_epoch = -(-len(train) // hp.mini_batch_size)
 
     def start(self) -> Position:
-        """Before the first epoch, with the generator as it is now."""
+        """The position before the first epoch, with the generator's present state."""
         return Position(0, 0, self._state(), self._state())
 
     def next_epoch(self, position: Position) -> None:
@@ -91,17 +91,17 @@ class Batches:
         position.epoch_began = self._state()
 
     def rest_of_epoch(self, position: Position) -> Iterator[Batch]:
-        """The mini-batches of the epoch from the position on. Whoever takes them counts the steps of the position.
+        """The mini-batches of the epoch from the position on. The caller counts the position's steps.
 
-        They are drawn many at a time, so that drawing costs little however small they are. (What a GPU draws depends on
-        its model: an epoch that began on another one meets some events twice and others not.)
+        Many are drawn at a time, so drawing costs little even if they are small. (What a GPU draws depends on its
+        model: an epoch that began on another one uses some events twice and others not at all.)
         """
         hp, generator = self._hp, self._generator
         self._set_state(position.epoch_began)
         order = torch.randperm(len(self._entity), generator=generator, dtype=torch.int32, device=generator.device)
         at_once = max(1, DRAWN // hp.mini_batch_size)
         begun = taken = 0
-        if position.steps:  # draw those again among which the last step's batch was
+        if position.steps:  # draw again the group that the last step's batch was in
             begun, last = divmod(position.steps - 1, at_once)
             taken = last + 1
             self._set_state(position.drew)
@@ -117,7 +117,7 @@ class Batches:
         self._generator.set_state(torch.from_numpy(state.copy()))
 
     def _draw(self, chosen: torch.Tensor) -> list[Batch]:
-        """The mini-batches of some events, int32 [n]."""
+        """The mini-batches of the chosen events, int32 [n]."""
         hp = self._hp
         rates = hp.random_negative_sampling_rate, hp.shuffled_negative_sampling_rate
         tile = sampling.tile_size(*rates, hp.vector_dim)
@@ -139,15 +139,15 @@ class Batches:
 
 
 def novelty(train: Events, family: Family, entities: int) -> npt.NDArray[np.float32]:
-    """How much each entity comes from where it has not been: float32 [entities], on average `NOVELTY`.
+    """How often each entity comes from new places: float32 [entities], on average `NOVELTY`.
 
-    After Good and Turing, the chance of a new kind is the share of events whose kind was met once: here, a prefix of
-    the coarsest level that the entity was in once. Only how entities compare is taken from it; how much novelty there
-    is in all is not, since an event once met is no proof that the place is anybody's.
+    After Good and Turing, the chance of a new kind is the share of events whose kind was seen once. Here a kind is a
+    prefix of the coarsest level, seen once for the entity. The estimate gives only the ratio between entities. It does
+    not give the mean, because an event seen once does not prove that anybody uses the place.
     """
     bits = family.levels[0]
     number = np.uint32 if entities <= 1 << 32 - bits else np.uint64  # the narrow ones sort in half the time
-    visits: npt.NDArray[np.unsignedinteger] = train.entity.astype(number)  # as many as events are, so all is in place
+    visits: npt.NDArray[np.unsignedinteger] = train.entity.astype(number)  # one an event, so all work is in place
     visits <<= number(bits)
     visits |= (train.address >> train.address.dtype.type(family.width - bits)).astype(number)
     visits.sort()
@@ -174,7 +174,7 @@ class PrefixIndex:
         return self._chains.index_select(0, leaves)
 
     def rows_with_dropout(self, leaves: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """The same with prefixes hidden at random, as the module's docstring says."""
+        """`rows` with prefix dropout, as the module's docstring describes it."""
         drawn = torch.rand(len(leaves), generator=generator, device=generator.device)
         if self._native:
             return rows_with_dropout(self._native, leaves, drawn, self._hidden, self._chains)

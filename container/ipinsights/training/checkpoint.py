@@ -1,8 +1,8 @@
-"""Checkpoints: a training written down between two steps, from which it goes on as if it had never been interrupted.
+"""Checkpoints: the state of a training between two steps. From it, training resumes as if nothing had interrupted it.
 
-One file each: everything that the steps to come depend on, and a checksum. A file is there whole or not at all, and one
-that was damaged since (half of it copied back from a store, say) is passed over for the one before it. The last two are
-kept.
+Each is one file with a checksum. It holds everything that later steps depend on. A file is written whole or not at all.
+A file damaged later (only half copied back from a store, for example) is skipped for the one before it. The last two
+are kept.
 """
 
 import contextlib
@@ -38,17 +38,17 @@ _UNDECISIVE = (
     "malformed_rows",
     "malformed_rows_limit",
 )
-"""Hyperparameters that may change: what they decide of the result is seen in the data."""
+"""Hyperparameters that may change: their effect on the result shows in the data."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What a training has learnt so far."""
+    """The learnt weights so far."""
 
     entity: npt.NDArray[np.float32]
-    """The rows of the entities that are trained, and of the typical one, [M + 1, D]."""
+    """The rows of the trained entities and of the typical entity, [M + 1, D]."""
     prefix: npt.NDArray[np.float32]
-    """This and the rest: see `model.Encoder`."""
+    """This and the following: see `model.Encoder`."""
     w: npt.NDArray[np.float32]
     b: npt.NDArray[np.float32]
 
@@ -59,10 +59,10 @@ class Weights:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A training between two steps. Arrays of one that was read are views of its file."""
+    """The state of a training between two steps. After reading, arrays are views of the file."""
 
     subject: Mapping[str, Any]
-    """What it is a training of: see `subject_of`."""
+    """What identifies the training: see `subject_of`."""
     vocabulary: Vocabulary
     index: EntityIndex
     met: npt.NDArray[np.intp]
@@ -71,29 +71,29 @@ class Checkpoint:
     """All of `step.Parameters`, by name."""
     position: Position
     totals: npt.NDArray[np.float64]
-    """Of the epoch so far, as `step.Gradients` has them, [3]."""
+    """The totals of the epoch so far, as in `step.Gradients`, [3]."""
     seconds: float
-    """That the epoch has taken so far."""
+    """Duration of the epoch so far."""
     last: EpochSummary | None
-    """The last whole epoch."""
+    """The last complete epoch."""
     best: EpochSummary | None
-    """The one with the best validation."""
+    """The epoch with the best validation."""
     best_weights: Weights | None
-    """Its weights, where they are to be saved."""
+    """Its weights, if the best epoch is saved."""
     steps: int
-    """Taken in all."""
+    """Steps taken in all epochs."""
     source: str = ""
-    """That of the folder it was written to."""
+    """The `Checkpoints.source` of the folder that it was written to."""
 
     @property
     def nbytes(self) -> int:
-        """About how large it is."""
+        """The approximate size."""
         best = vars(self.best_weights).values() if self.best_weights else ()
         return sum(array.nbytes for array in (*self.parameters.values(), *best))
 
     @property
     def weights(self) -> Weights:
-        """What is learnt, as of the last step."""
+        """The weights after the last step."""
         p = self.parameters
         entity = p["entity"][:, 0] + p["typical"][0]
         return Weights(entity, p["prefix"][:, 0], p["w"][0], p["b"][0])
@@ -103,11 +103,11 @@ class Checkpoint:
         return (self.best_weights or self.weights).model(self.vocabulary, self.index, self.met)
 
     def made_with(self, hyperparameters: Hyperparameters) -> bool:
-        """Whether the same hyperparameters decide it, given as many events."""
+        """Whether the hyperparameters, adapted to the same number of events, give the same training."""
         return not self._changed(_decisive(hyperparameters.adapted(self.subject["number_of_events"])))
 
     def require(self, subject: Mapping[str, Any], folder: Path) -> None:
-        """Raise UserError unless this is a training of just that."""
+        """Raise UserError unless this checkpoint is of exactly this training."""
         other = self._changed(subject["hyperparameters"])
         if self.subject["device"] != subject["device"]:
             other.append(f"the device was {self.subject['device']} and is {subject['device']}")
@@ -118,8 +118,8 @@ class Checkpoint:
         ]
         if other:
             raise UserError(
-                f"the checkpoints in {folder} are of another training: {'; '.join(other)}. Go on with what they were "
-                "made with, or name an empty place for the checkpoints of this one"
+                f"the checkpoints in {folder} belong to another training: {'; '.join(other)}. Resume with the same "
+                "hyperparameters and data, or use an empty checkpoint folder"
             )
 
     def _changed(self, hyperparameters: Mapping[str, Any]) -> list[str]:
@@ -132,10 +132,10 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """A folder of them. Other files in it are left alone, and so are those that another job writes meanwhile."""
+    """A folder of checkpoints. It leaves other files alone, and those that another job writes at the same time."""
 
     def __init__(self, folder: Path, source: str = "") -> None:
-        """``source`` is whatever tells where the data comes from before it is read."""
+        """``source`` is a text that identifies the data before it is read."""
         self.folder = folder
         self.source = source
         self._written = time.monotonic()
@@ -143,9 +143,9 @@ class Checkpoints:
         self._whole: list[Path] = []
 
     def newest(self) -> tuple[Checkpoint | None, list[str]]:
-        """The newest one that is whole, and why each newer one is not.
+        """The newest undamaged checkpoint, and for each newer one the reason why it is damaged.
 
-        Raises UserError where one is of another release, or cannot be read for a reason that may pass.
+        Raises UserError if one has another format version, or if the system cannot read it (which may be temporary).
         """
         damaged = []
         for path in sorted(self.folder.glob(_PATTERN), reverse=True):
@@ -161,21 +161,21 @@ class Checkpoints:
         return None, damaged
 
     def due(self, minutes: float) -> bool:
-        """Whether the last one was written so long ago; never with 0."""
+        """Whether the last one was written at least so many minutes ago; never with 0."""
         return 0 < minutes <= (time.monotonic() - self._written) / 60
 
     def write(self, checkpoint: Checkpoint) -> Path:
-        """Write one and remove those that are no longer needed. Raises OSError, and then nothing has changed."""
+        """Write a checkpoint and remove those no longer needed. If it raises OSError, nothing has changed."""
         path = self.folder / _NAME.format(f"{checkpoint.steps:012d}")
         try:
             _write(checkpoint, path, self.source)
         finally:
-            self._written = time.monotonic()  # whatever came of it, the next one is not due before its time
+            self._written = time.monotonic()  # after a failure too, the next one waits for its time
         whole = [*(kept for kept in self._whole if kept != path), path]
         self._whole, self._old = whole[-KEPT:], self._old + whole[:-KEPT]
         for old in self._old:
             if old not in self._whole:
-                with contextlib.suppress(OSError):  # it costs space, no more
+                with contextlib.suppress(OSError):  # it only costs space
                     old.unlink(missing_ok=True)
         self._old = []
         return path
@@ -184,9 +184,9 @@ class Checkpoints:
 def subject_of(
     hyperparameters: Hyperparameters, device: str, events: int, **data: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """What decides the steps of a training: hyperparameters, and a digest of the arrays of each part of the data.
+    """What determines the steps of a training: hyperparameters, and a digest of the arrays of each part of the data.
 
-    The hyperparameters are those adapted to so many events.
+    The hyperparameters must be adapted to the number of events.
     """
     return {
         "hyperparameters": _decisive(hyperparameters),
@@ -231,15 +231,15 @@ def _write(checkpoint: Checkpoint, path: Path, source: str) -> None:
 
 
 def _read(path: Path) -> Checkpoint:
-    """Raises ValueError, KeyError or TypeError where it is damaged, and UserError where it is of another release."""
+    """Raises ValueError, KeyError or TypeError if it is damaged, and UserError if it has another format version."""
     arrays, texts = tensors.read(path)
     if _digest({**arrays, "text": texts["checkpoint"]}) != texts["digest"]:
         raise ValueError("its checksum is wrong")
     text = json.loads(texts["checkpoint"])
     if text["format_version"] != FORMAT_VERSION:
         raise UserError(
-            f"{path} is of another release (format version {text['format_version']}, not {FORMAT_VERSION}): go on with "
-            "that release, or name an empty place for checkpoints"
+            f"{path} has checkpoint format {text['format_version']}, not {FORMAT_VERSION}: resume with the release "
+            "that wrote it, or use an empty checkpoint folder"
         )
     vocabulary, index = artifact.restore(arrays, text)
 
@@ -265,7 +265,7 @@ def _read(path: Path) -> Checkpoint:
 
 
 def _digest(parts: Mapping[str, Any]) -> str:
-    """A digest of arrays and texts by name, whatever their order; None is as good as nothing."""
+    """A digest of named arrays and texts in any order. It ignores those that are None."""
     digest = xxhash.xxh3_128()
     for name, part in sorted(parts.items()):
         if part is None:

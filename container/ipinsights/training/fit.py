@@ -1,9 +1,9 @@
 """Training: events in, a model out.
 
-`fit` draws mini-batches of shuffled events, gives each its negatives, and takes one optimiser step a mini-batch, while
-the learning rate falls linearly to 0. It may go on from an earlier model, or from the checkpoint of a training that was
-cut off; it may be stopped at any time, and then returns what it has. It knows no log lines: a `Listener` hears what
-happens.
+`fit` draws mini-batches of shuffled events, adds negative samples, and takes one optimiser step a mini-batch. The
+learning rate falls linearly to 0. `fit` can continue from an earlier model, or resume from the checkpoint of an
+interrupted training. It can be stopped at any time and then returns the model so far. It writes no log lines: it calls
+a `Listener`.
 """
 
 import dataclasses
@@ -30,9 +30,9 @@ from ipinsights.training.trainer import Trainer
 from ipinsights.training.validation import Validator
 
 GRACE_SECONDS = 30
-"""For so long after a stop is asked for, what training has come to is still validated."""
+"""For so long after a stop request, the model so far is still validated."""
 LAST_CHECKPOINT_BYTES = 4 << 30
-"""A training that is stopped writes a last checkpoint, unless that is larger: there may not be time for it."""
+"""A stopped training writes a last checkpoint, unless it is larger: there may not be time for it."""
 
 
 def fit(
@@ -49,22 +49,22 @@ def fit(
 ) -> Model:
     """Train a model on observed pairs.
 
-    Entities of both event sets are rows of one index, which ``num_entity_vectors`` must be the size of. Hyperparameters
-    left at their defaults are adapted to the number of events (`Hyperparameters.adapted`). With a table of networks the
-    encoder knows providers and countries. The device defaults to the first GPU, and to the CPU where there is none with
-    memory enough; there it takes as many threads as torch is set to.
+    Entities of both event sets are rows of one index, whose size must be ``num_entity_vectors``. Hyperparameters left
+    at their defaults are adapted to the number of events (`Hyperparameters.adapted`). With a table of networks the
+    encoder knows providers and countries. The default device is the first GPU, or the CPU if no GPU has enough memory.
+    On the CPU, training uses as many threads as torch is set to.
 
-    With an ``earlier`` model, whose index theirs continues, training goes on from that, and knows what it knew. With
-    ``checkpoints`` it goes on from the newest, and writes new ones. ``stop`` is asked after every step: once it says
-    so, the model as trained so far is returned, a blank one where nothing was learnt.
+    With an ``earlier`` model, training continues from it and keeps what it learnt; the events' index must extend the
+    model's. With ``checkpoints``, training resumes from the newest and writes new ones. ``stop`` is called after every
+    step. Once it returns True, `fit` returns the model so far, or a blank one if nothing was learnt.
 
-    Raises UserError where the events cannot be learnt from, where they do not fit the earlier model or the checkpoint,
-    and where the machine has too little memory.
+    Raises UserError if training on the events is impossible, if they do not fit the earlier model or the checkpoint,
+    and if the machine has too little memory.
     """
     hyperparameters.require(validated=validation is not None)
     if earlier:
         earlier.require(hyperparameters)
-        if not earlier.vocabulary.events:  # a blank one, whose zeros would teach one another nothing
+        if not earlier.vocabulary.events:  # a blank one: between zeros all gradients are zero
             earlier = None
     _check(train, validation)
     listener = listener or Listener()
@@ -108,7 +108,7 @@ def fit(
 
 @contextmanager
 def _one_torch_thread(wanted: bool) -> Iterator[None]:
-    """The kernel has threads of its own, and what torch still does beside it is too short to share."""
+    """The kernel has its own threads, and torch's remaining work is too short to share."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if wanted else threads)
     try:
@@ -119,7 +119,7 @@ def _one_torch_thread(wanted: bool) -> Iterator[None]:
 
 @contextmanager
 def _memory_errors() -> Iterator[None]:
-    """Torch's ways to say that there is no memory left become Python's."""
+    """Turn torch's out-of-memory errors into MemoryError."""
     try:
         yield
     except RuntimeError as error:
@@ -136,7 +136,7 @@ def _run(
     stopping: "_Stopping",
     saver: "_Saver | None",
 ) -> Ending:
-    """Train epoch after epoch. Returns how that ended, with a summary of an epoch that was cut off."""
+    """Train epoch after epoch. Returns how training ended, with a summary of an interrupted epoch."""
     position, cut_off = trainer.position, None
     if position.steps:
         cut_off = trainer.summary(None, None)
@@ -163,7 +163,7 @@ def _run(
 
 
 class _Stopping:
-    """Whether training was told to stop, and whether that is long ago."""
+    """Whether training was asked to stop, and whether that was long ago."""
 
     def __init__(self, stop: Callable[[], bool]) -> None:
         self._stop = stop
@@ -175,12 +175,12 @@ class _Stopping:
         return self._since < math.inf
 
     def impatient(self) -> bool:
-        """Whether there is no time left for what is not needed."""
+        """Whether no time is left for optional work."""
         return self() and time.monotonic() - self._since > GRACE_SECONDS
 
 
 class _Saver:
-    """Writes checkpoints of a training, and goes on from one."""
+    """Writes checkpoints of a training, and resumes from one."""
 
     def __init__(
         self, checkpoints: Checkpoints, trainer: Trainer, subject: dict[str, Any], minutes: float, listener: Listener
@@ -191,10 +191,10 @@ class _Saver:
         self._minutes = minutes
         self._listener = listener
         self._last = -1
-        """Steps taken as of the last one."""
+        """Steps taken at the last checkpoint."""
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint, if there is one. Raises UserError where it is of another training."""
+        """Resume from the newest checkpoint, if there is one. Raises UserError if it belongs to another training."""
         checkpoint, damaged = self._checkpoints.newest()
         if checkpoint:
             checkpoint.require(self._subject, self._checkpoints.folder)
@@ -205,23 +205,23 @@ class _Saver:
             self._listener.resumed(position.epoch, position.steps, damaged)
 
     def write_if_due(self) -> None:
-        """Write one if the last was written long ago."""
+        """Write a checkpoint if the interval has passed."""
         if self._checkpoints.due(self._minutes):
             self.write()
 
     def write_last(self) -> None:
-        """Write one if that does not take long."""
+        """Write a checkpoint if that does not take long."""
         checkpoint = self._trainer.freeze(self._subject)
         if checkpoint.steps != self._last and checkpoint.nbytes <= LAST_CHECKPOINT_BYTES:
             self._write(checkpoint)
 
     def write(self) -> None:
-        """Write one."""
+        """Write a checkpoint."""
         self._write(self._trainer.freeze(self._subject))
 
     def _write(self, checkpoint: Checkpoint) -> None:
-        """That it cannot be written, for want of space say, is told and no reason to lose the training."""
-        if self._trainer.diverged:  # which training will soon tell
+        """Report a failure, for example a full disk, but go on: it is no reason to lose the training."""
+        if self._trainer.diverged:  # training soon reports this
             return
         began = time.monotonic()
         try:
@@ -234,13 +234,13 @@ class _Saver:
 
 
 def _check(train: Events, validation: Events | None) -> None:
-    """Raise UserError where there is nothing to learn from."""
+    """Raise UserError if there is nothing to learn."""
     if len(train) == 0:
-        raise UserError("there are no training events: the train channel holds no rows")
+        raise UserError("there are no training events: the train channel has no rows")
     if train.index.owned + train.index.sharing == 1:
         raise UserError(
-            "all training events are of one entity: the model learns who comes from where by telling entities apart, "
-            "so the train channel must hold several"
+            "all training events belong to one entity: the model learns by comparing entities, so the train channel "
+            "must have several"
         )
     if validation is not None and len(validation) == 0:
-        raise UserError("there are no validation events: the validation channel holds no rows")
+        raise UserError("there are no validation events: the validation channel has no rows")

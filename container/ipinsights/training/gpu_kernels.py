@@ -1,12 +1,12 @@
-"""What a step does to table rows on a GPU, in Triton: sum each row's gradient from its sources, then Adam at once.
+"""The update of table rows on a GPU, in Triton: sum each row's gradient from its sources, then apply Adam at once.
 
-As in `step.cpp`, a gradient row goes from registers straight into Adam. Which rows a batch has is only known on the
-device, so as many programs start as there could be rows, and those beyond the count end at once: the host never waits
-for the count, which lets a step be recorded and played back (`gpu_step`).
+As in `step.cpp`, a gradient row goes from registers straight into Adam. Only the device knows which rows a batch has.
+So the host starts as many programs as there could be rows, and those beyond the count end at once. The host never waits
+for the count. Therefore a step can be recorded and played back (`gpu_step`).
 
 Some rows have thousands of sources, such as those of unknown prefixes, and most have one. So the list of sources is cut
-into *pieces*, of one row and at most `PIECE` sources each, and summing takes two passes: every piece, then every row.
-Both run in a fixed order, so the same numbers come out each time.
+into *pieces*, of one row and at most `PIECE` sources each. Summing takes two passes: every piece, then every row. Both
+run in a fixed order, so the result is the same each time.
 
 Triton: Tillet, Kung and Cox, MAPL 2019. It comes with torch's builds for GPUs.
 """
@@ -17,11 +17,11 @@ import triton.language as tl
 PIECE = 16
 """Sources of a piece at most."""
 COLUMNS = 128
-"""Columns of a row that a program takes."""
+"""Columns of a row that a program processes."""
 WARPS = 1
-"""Of a program: four floats a thread, so a row is read in whole lines, and sums need no other warp."""
+"""Warps of a program. A thread has four floats, so reads are whole lines, and sums need no other warp."""
 BLOCK = 1024
-"""Numbers of a dense parameter that a program takes."""
+"""Numbers of a dense parameter that a program processes."""
 _AT_ONCE = tl.constexpr(16)
 """Pieces that a program reads at a time."""
 
@@ -29,9 +29,9 @@ _AT_ONCE = tl.constexpr(16)
 @triton.jit
 def sum_pieces(
     gradients,  # float32 [sources, DIM]
-    sources,  # int32 [n]: whose gradient is part of a row; rows one after another
-    starts,  # int32 [n + 1]: the first of these of each piece; n beyond the last piece
-    counts,  # int32 [2]: rows and pieces that there are
+    sources,  # int32 [n]: the sources of each row; rows one after another
+    starts,  # int32 [n + 1]: the first source of each piece; n beyond the last piece
+    counts,  # int32 [2]: the counts of rows and pieces
     sums,  # float32 [n, DIM], written
     DIM: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -53,13 +53,13 @@ def sum_pieces(
 def update_rows(
     prefix,  # float32 [P, 3, DIM], updated
     entity,  # float32 [E, 3, DIM], updated
-    prefixes,  # P: the rows of both tables are numbered through
+    prefixes,  # P: numbers below P are prefix rows, entity rows follow
     numbers,  # int32 [n]: the row of each source
     starts,  # int32 [n + 1]: as above
     pieces,  # int32 [n + 1]: the first piece of each row; n beyond the last row
     counts,  # int32 [2]: as above
     sums,  # float32 [n, DIM]: of every piece
-    rates,  # float32: step and share kept
+    rates,  # float32: step, and share of the weight that stays
     deviation,  # float32 [1]
     DIM: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -111,7 +111,7 @@ def update_dense(
 def _adam(
     state, stride, gradient, rates, deviation, inside, BETA1: tl.constexpr, BETA2: tl.constexpr, EPSILON: tl.constexpr
 ):
-    """What `step` says, on weights whose means lie one and two strides behind them."""
+    """Adam as in `step`. The means lie one and two strides behind the weights."""
     weight = tl.load(state, mask=inside, other=0.0)
     mean = tl.load(state + stride, mask=inside, other=0.0)
     square = tl.load(state + 2 * stride, mask=inside, other=0.0)

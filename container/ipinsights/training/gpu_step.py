@@ -1,13 +1,13 @@
-"""The step on a GPU: what `step.TorchStep` says, recorded once and played back as one CUDA graph.
+"""The step on a GPU: it computes what `step.TorchStep` does, recorded once and played back as one CUDA graph.
 
-A step is about a hundred small kernels. Started one by one from Python they would take longer to start than to run; a
-graph starts them all at once. That asks for two things. No step may wait for the device or depend on a number that is
-on it, so all shapes follow from the size of the mini-batch alone; and a step reads its batch and its rates from where
-the recorded one did, so they are copied there first. Rows are the only thing whose number the device alone knows:
-torch sorts and lists them, `gpu_kernels` takes the list.
+A step is about a hundred small kernels. Starting them one by one from Python would take longer than running them. A
+graph starts them all at once. This requires two things. First, no step may wait for the device or depend on a number on
+it, so the size of the mini-batch alone determines all shapes. Second, a step reads its batch and its rates from where
+the recorded step did, so they are copied there first. Only the number of rows is known to the device alone: torch sorts
+and lists the rows, and `gpu_kernels` reads the list.
 
-Of each size of mini-batch (the usual one, and the last of an epoch) the first is computed as it is, which loads what
-has to be loaded, and the second is recorded.
+For each size of mini-batch (the usual one, and the last of an epoch) the first step runs unrecorded, to load what it
+needs, and the second is recorded.
 """
 
 import warnings
@@ -22,17 +22,17 @@ from ipinsights.training.step import Batch, Parameters, TorchStep
 
 _INPUTS = ("entity", "novelty", "positive", "random")
 _SMALL = 64
-"""Positives of a step by which recording is tried, and known rows of a table."""
+"""Positives of a step in the trial of recording, and known rows of a table."""
 _TOLERANCE = 1e-3
 
 Play = Callable[[], None]
 
 
 class CudaGraphs:
-    """Records what some work starts on the GPU, without doing it.
+    """Records the kernels that some work starts on the GPU, without running them.
 
-    One recording is played at a time, so all share the memory of their intermediate results. They have a stream of
-    their own: what torch keeps for a stream's recordings goes with the first of them that is given up.
+    One recording is played at a time, so all share the memory of their intermediate results. They have their own
+    stream: torch frees what it keeps for a stream's recordings when the first of them is released.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class CudaGraphs:
         self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
 
     def __call__(self, work: Play) -> Play:
-        """What does the work."""
+        """A function that does the work."""
         graph = torch.cuda.CUDAGraph()
         here = torch.cuda.current_stream()
         with torch.cuda.stream(here), torch.cuda.graph(graph, pool=self._memory, stream=self._stream):
@@ -50,26 +50,26 @@ class CudaGraphs:
 
 @dataclass
 class _Recording:
-    """A step for one size of mini-batch."""
+    """A recorded step for one size of mini-batch."""
 
     batch: Batch
     """Where it reads its batch from."""
     sources: torch.Tensor
-    """Whose gradient each cell of the batch's row numbers takes part in, int32 [n]: addresses, then entities."""
+    """The source of the gradient for each cell of the batch's row numbers, int32 [n]: addresses, then entities."""
     partners: list[torch.Tensor]
     """Whose address each shuffled negative has, int64 [b] each."""
     play: Play | None = None
 
 
 class GpuStep(TorchStep):
-    """Takes steps on parameters of float32."""
+    """Takes steps on float32 parameters."""
 
     def __init__(
         self, parameters: Parameters, weight_decay: float, record: Callable[[Play], Play] | None = None
     ) -> None:
-        """Recordings are CUDA graphs unless something else ``record``s them. Raises ImportError without Triton."""
+        """Recordings are CUDA graphs, unless ``record`` is given. Raises ImportError without Triton."""
         super().__init__(parameters, weight_decay)
-        from ipinsights.training import gpu_kernels  # as only builds of torch for GPUs bring Triton with them
+        from ipinsights.training import gpu_kernels  # only GPU builds of torch include Triton
 
         self._kernels = gpu_kernels
         self._record = record
@@ -80,7 +80,7 @@ class GpuStep(TorchStep):
         """Take one optimiser step on a batch."""
         rates = self.next_rates(learning_rate)
         numbers = [*rates.table, *rates.typical, *rates.block, rates.deviation]
-        # From pinned memory, or the host would wait for the device.
+        # From pinned memory: otherwise the host would wait for the device.
         self._rates.copy_(torch.tensor(numbers, pin_memory=self._rates.is_cuda), non_blocking=True)
         size = len(batch.entity)
         recording = self._recordings.get(size)
@@ -98,13 +98,13 @@ class GpuStep(TorchStep):
         self._record = self._record or CudaGraphs()
         try:
             return self._record(work)
-        except RuntimeError as error:  # for want of memory, say: nothing is done yet, and it can be done as it is
-            told = f"steps are started kernel by kernel, which is slower, as recording them failed: {_cause(error)}"
+        except RuntimeError as error:  # for example no memory: nothing ran yet, so the work can run unrecorded
+            told = f"recording the steps failed, so each kernel starts separately, which is slower: {_cause(error)}"
             warnings.warn(told, RuntimeWarning, stacklevel=2)
             return work
 
     def _step(self, recording: _Recording) -> None:
-        """One step, from the places and with the rates that it is recorded with."""
+        """One step, on the recorded batch and with the recorded rates."""
         p, kernels, batch, deviation = self._parameters, self._kernels, recording.batch, self._rates[6:]
         dim, prefixes = p.prefix.shape[2], len(p.prefix)
         unsummed = self.unsummed_gradients(batch, recording.partners)
@@ -132,7 +132,7 @@ class GpuStep(TorchStep):
 
 
 def _recording(batch: Batch) -> _Recording:
-    """For batches of the same size."""
+    """A recording for batches of the same size."""
     device, levels = batch.entity.device, batch.positive.shape[1]
     addresses = batch.addresses
     place = torch.arange(addresses + len(batch.entity), dtype=torch.int32, device=device)
@@ -145,7 +145,7 @@ def _recording(batch: Batch) -> _Recording:
 
 
 def list_rows(numbers: torch.Tensor, piece: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Cut ascending row numbers, int32 [n], into rows, and those into pieces of at most so many.
+    """Cut ascending row numbers, int32 [n], into rows, and rows into pieces of at most ``piece`` sources.
 
     Returns the first place of each piece and the first piece of each row, both int32 [n + 1] and n beyond the last; and
     the counts of rows and pieces, int32 [2].
@@ -157,7 +157,7 @@ def list_rows(numbers: torch.Tensor, piece: int) -> tuple[torch.Tensor, torch.Te
     row, part = (begins.cumsum(0, dtype=torch.int32) for begins in (begins_row, begins_piece))
 
     def first(begins: torch.Tensor, number: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """The values where something begins, in order. All others go to a place behind the end."""
+        """The values at the beginnings, in order. All others go to a place behind the end."""
         found = torch.full((count + 2,), count, dtype=torch.int32, device=numbers.device)
         place_of = (number - 1).masked_fill_(~begins, count + 1)
         return found.scatter_(0, place_of.long(), value)[: count + 1]
@@ -167,7 +167,7 @@ def list_rows(numbers: torch.Tensor, piece: int) -> tuple[torch.Tensor, torch.Te
 
 
 def memory(size: int, random: int, shuffled_rate: int, levels: int, blocks: int, dim: int) -> int:
-    """Bytes that a step takes besides parameters: with so many positives and random addresses."""
+    """Bytes that a step takes besides the parameters, with ``size`` positives and ``random`` random addresses."""
     addresses = size + random
     cells = addresses * levels + size
     largest = dim * max((11 + blocks) * addresses, cells + 2 * (addresses + size))
@@ -177,19 +177,19 @@ def memory(size: int, random: int, shuffled_rate: int, levels: int, blocks: int,
 def why_not(hp: Hyperparameters, levels: int, device: torch.device) -> str:
     """Why steps cannot be recorded here, to follow "because"; empty where they can.
 
-    It is tried: small steps of the training's shape have to come to what the specification's come to.
+    A trial decides: small recorded steps of the training's shape must give the same result as `TorchStep`.
     """
     try:
         worst = deviation(hp, levels, device)
-    except Exception as error:  # whatever a driver, a compiler or a library has to say
+    except Exception as error:  # a driver, a compiler or a library may raise anything
         return f"its steps cannot be recorded on this GPU ({_cause(error)})"
     if not worst < _TOLERANCE:
-        return f"its steps, recorded on this GPU, do not come to what they should (they are {worst:.2g} off)"
+        return f"the recorded steps differ from torch's on this GPU (by {worst:.2g})"
     return ""
 
 
 def _cause(error: BaseException) -> str:
-    """What went wrong first: how recording ends after an error is an error, too."""
+    """The first error: after it, the end of recording raises another one."""
     while error.__context__:
         error = error.__context__
     return f"{type(error).__name__}: {error}".splitlines()[0]
@@ -198,7 +198,7 @@ def _cause(error: BaseException) -> str:
 def deviation(
     hp: Hyperparameters, levels: int, device: torch.device, record: Callable[[Play], Play] | None = None
 ) -> float:
-    """How far parameters are off after four steps of either kind, relative to how far they moved: the worst."""
+    """The largest difference of a parameter after four steps of either kind, relative to its movement."""
     random, shuffled = hp.random_negative_sampling_rate, hp.shuffled_negative_sampling_rate
     generator = torch.Generator().manual_seed(0)
     table = levels + _SMALL
@@ -210,7 +210,7 @@ def deviation(
         weight = torch.randn(shape, generator=generator) / hp.vector_dim**0.5
         return torch.stack([weight, torch.zeros_like(weight), torch.zeros_like(weight)], axis).to(device)
 
-    dim, blocks = hp.vector_dim, min(hp.num_ip_encoder_layers, 2)  # more of the same take memory and tell nothing
+    dim, blocks = hp.vector_dim, min(hp.num_ip_encoder_layers, 2)  # more blocks take memory and show nothing new
     first = Parameters(
         state(1, table, dim), state(0, dim), state(1, table, dim), state(0, blocks, dim, dim), state(0, blocks, dim)
     )
@@ -233,4 +233,4 @@ def deviation(
         ours, theirs = (getattr(own, name) for own in parameters)
         if before.numel():
             off.append(float((ours - theirs).norm() / (theirs - before).norm()))
-    return float(torch.tensor(off).max())  # not a number, if one is not
+    return float(torch.tensor(off).max())  # NaN if one is NaN

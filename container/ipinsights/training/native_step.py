@@ -1,4 +1,4 @@
-"""The native step: `step.cpp` behind the face of `step.TorchStep`, which says what it computes."""
+"""The native step: `step.cpp` with the interface of `step.TorchStep`, which specifies the result."""
 
 import ctypes
 import weakref
@@ -14,7 +14,7 @@ _PARAMETERS = ("entity", "typical", "prefix", "w", "b")
 
 
 class NativeStep:
-    """Takes steps on parameters of float32 on the CPU, with a number of threads."""
+    """Takes steps on float32 parameters on the CPU, with several threads."""
 
     def __init__(
         self, native: ctypes.CDLL, parameters: Parameters, levels: int, weight_decay: float, threads: int
@@ -61,10 +61,10 @@ class NativeStep:
         self._native.ipinsights_step_pack(self._handle)
 
     def wait(self) -> None:
-        """All is done already."""
+        """Nothing to wait for: `run` returns when the step is done."""
 
     def resume(self, steps: int) -> None:
-        """Go on after so many steps, with parameters that were set from outside."""
+        """Resume after so many steps, with parameters that were set from outside."""
         self._torch.resume(steps)
         self._native.ipinsights_step_pack(self._handle)
 
@@ -97,7 +97,7 @@ class NativeStep:
 def rows_with_dropout(
     native: ctypes.CDLL, leaves: torch.Tensor, drawn: torch.Tensor, hidden: torch.Tensor, chains: torch.Tensor
 ) -> torch.Tensor:
-    """What `batches.PrefixIndex` says: leaves int32 [n], drawn float32 [n], to int32 [n, L]."""
+    """As `batches.PrefixIndex.rows_with_dropout`: leaves int32 [n], drawn float32 [n], to int32 [n, L]."""
     count, levels = len(leaves), chains.shape[1]
     rows = torch.empty(count, levels, dtype=torch.int32)
     arrays = (array.numpy() for array in (leaves, drawn, hidden, chains, rows))
@@ -106,7 +106,7 @@ def rows_with_dropout(
 
 
 def _pointer(array: torch.Tensor, dtype: torch.dtype) -> ctypes.c_void_p:
-    """Where a tensor's numbers are. They must lie as the kernel reads them."""
+    """The address of a tensor's numbers. Raises TypeError if the kernel cannot read their layout."""
     if array.dtype != dtype or not array.is_contiguous() or array.device.type != "cpu":
         raise TypeError(f"the kernel needs contiguous {dtype} on the CPU, not {array.dtype} on {array.device}")
     return ctypes.c_void_p(array.data_ptr())

@@ -1,7 +1,7 @@
-"""Where a training runs, which step it takes, and the memory that it needs there.
+"""Where a training runs, which step it uses, and how much memory it needs there.
 
-On a GPU, if there is one that works and has enough memory, else on the CPU. Where training will be slower than it could
-be, the placement says why, before any memory is allocated.
+Training runs on a GPU if one works and has enough memory, else on the CPU. If training will be slower than possible,
+the placement gives the reason before any memory is allocated.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -18,7 +18,7 @@ from ipinsights.model.vocabulary import Vocabulary
 from ipinsights.training import gpu_step, sampling
 
 _GPU_SLACK = 512 << 20
-"""Bytes of a GPU's memory that torch and the driver take for themselves."""
+"""Bytes of a GPU's memory that torch and the driver need."""
 
 
 StepName = Literal["native", "graph", "torch"]
@@ -32,18 +32,18 @@ class Placement:
     device: torch.device
     step: StepName
     slower_because: str = ""
-    """Why this is slower than it could be, in words to follow "because"; empty where nothing is known."""
+    """Why training is slower than possible, to follow "because"; empty without a known reason."""
 
     @property
     def current(self) -> AbstractContextManager[object]:
-        """Makes a GPU the one that kernels start on."""
+        """Makes the GPU the current one, on which kernels start."""
         return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
 
 def choose(device: str | None, hp: Hyperparameters, vocabulary: Vocabulary, events: int, memory: int) -> Placement:
-    """The best place for a training; on the ``device``, if one is given.
+    """The best placement of a training; on the ``device``, if one is given.
 
-    ``memory`` is what training takes anywhere, in bytes.
+    ``memory`` is what training needs on any device, in bytes.
     """
     on_gpu = memory + _gpu_memory(hp, vocabulary, events)
     place, fault = (torch.device(device), "") if device else _best_device(on_gpu)
@@ -54,30 +54,29 @@ def choose(device: str | None, hp: Hyperparameters, vocabulary: Vocabulary, even
         obstacle = gpu_step.why_not(hp, vocabulary.depth, place)
     if not obstacle:
         return replace(plain, step="graph")
-    if not device and (fault := _gpu_fault()):  # the trial itself may have broken it
+    if not device and (fault := _gpu_fault()):  # the trial may have broken the GPU
         return _on_cpu(fault)
     return replace(plain, slower_because=obstacle)
 
 
 def _on_cpu(fault: str) -> Placement:
-    """On the CPU, perhaps because of a fault of the GPU."""
+    """The placement on the CPU, perhaps because of a fault of the GPU."""
     step: StepName = "native" if native.library() else "torch"
     return Placement(torch.device("cpu"), step, fault or native.why_absent())
 
 
 def require_memory(needed: int) -> None:
-    """Raise UserError where the machine has less memory left than that, in bytes."""
+    """Raise UserError if the machine has less free memory than ``needed`` bytes."""
     available = available_memory()
     if available is not None and needed > available:
         raise UserError(
-            f"the model and its training take {needed / 1e6:,.0f} MB of memory, and this machine has "
-            f"{available / 1e6:,.0f} MB left: lower num_entity_vectors, vector_dim or mini_batch_size, or take a "
-            "larger machine"
+            f"training needs {needed / 1e6:,.0f} MB of memory, and this machine has {available / 1e6:,.0f} MB free: "
+            "lower num_entity_vectors, vector_dim or mini_batch_size, or use a larger machine"
         )
 
 
 def memory(hp: Hyperparameters, vocabulary: Vocabulary, events: int, entities: int) -> int:
-    """Bytes that training takes: parameters with their means, copies of weights, a step, events, vocabulary."""
+    """Bytes that training needs: parameters with their means, copies of weights, a step, events, vocabulary."""
     size, random = _largest_batch(hp, events)
     rows = entities + 1 + vocabulary.num_rows + hp.num_ip_encoder_layers * (hp.vector_dim + 1)
     copies = 2 if hp.saved_epoch == "best" else 1  # the embeddings of entities at the end, and those of the best epoch
@@ -87,7 +86,7 @@ def memory(hp: Hyperparameters, vocabulary: Vocabulary, events: int, entities: i
 
 
 def _gpu_fault() -> str:
-    """Why a GPU that is there cannot be used; empty where it can, or where there is none."""
+    """Why the GPU cannot be used; empty if it can, or if there is none."""
     if not torch.cuda.is_available():
         there = torch.cuda.device_count() > 0
         return f"the GPU's driver is too old for this torch, of CUDA {torch.version.cuda}" if there else ""
@@ -99,7 +98,7 @@ def _gpu_fault() -> str:
 
 
 def _best_device(needed: int) -> tuple[torch.device, str]:
-    """A GPU that can be used and has so many bytes left, else the CPU; and if there is another GPU, why not that."""
+    """A working GPU with so many bytes free, else the CPU and, if there is a GPU, the reason against it."""
     fault = _gpu_fault()
     if fault or not torch.cuda.is_available():
         return torch.device("cpu"), fault
@@ -107,13 +106,13 @@ def _best_device(needed: int) -> tuple[torch.device, str]:
     if needed <= free:
         return torch.device("cuda"), ""
     return torch.device("cpu"), (
-        f"the GPU has {free / 1e6:,.0f} MB free, and training there takes {needed / 1e6:,.0f} MB: lower vector_dim or "
-        "mini_batch_size, or take a larger GPU"
+        f"the GPU has {free / 1e6:,.0f} MB free, and training there needs {needed / 1e6:,.0f} MB: lower vector_dim or "
+        "mini_batch_size, or use a larger GPU"
     )
 
 
 def _gpu_memory(hp: Hyperparameters, vocabulary: Vocabulary, events: int) -> int:
-    """What it takes on a GPU besides: two steps' intermediate results, as one is recorded beside another."""
+    """Bytes needed in addition on a GPU: intermediate results of two steps, as one is recorded beside another."""
     step = gpu_step.memory(
         *_largest_batch(hp, events),
         hp.shuffled_negative_sampling_rate,
@@ -125,6 +124,6 @@ def _gpu_memory(hp: Hyperparameters, vocabulary: Vocabulary, events: int) -> int
 
 
 def _largest_batch(hp: Hyperparameters, events: int) -> tuple[int, int]:
-    """Its positives and random addresses."""
+    """The numbers of its positives and of its random addresses."""
     size = min(hp.mini_batch_size, events)
     return size, sampling.groups(size, hp.random_negative_sampling_rate) * hp.random_negative_sampling_rate

@@ -1,4 +1,4 @@
-"""What training tells while it runs: the numbers, and who hears them."""
+"""What training reports while it runs: the numbers, and the listener that receives them."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -12,41 +12,41 @@ from ipinsights.model.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class Plan:
-    """What a training is about to do."""
+    """What a training will do."""
 
     hyperparameters: Hyperparameters
     """Adapted to the data."""
     vocabulary: Vocabulary
     device: str
     step: str
-    """Which of the steps it takes: a `placement.StepName`."""
+    """The kind of step: a `placement.StepName`."""
     threads: int
-    """That compute; on the CPU."""
+    """Threads that compute on the CPU."""
     slower_because: str
-    """Why training is slower than it could be, in words to follow "because"; empty where nothing is known."""
+    """Why training is slower than possible, to follow "because"; empty without a known reason."""
     memory: int
-    """Bytes that the trained parameters and the largest step take."""
+    """Bytes that the trained parameters and the largest step need."""
     earlier: Vocabulary | None = None
-    """What the model knew that training goes on from."""
+    """The vocabulary of the model from which training continues."""
 
 
 @dataclass
 class Position:
-    """How far a training has come, and where its random numbers were: enough to draw the steps to come."""
+    """The progress of a training, and the state of its random numbers: enough to draw the following steps."""
 
     epoch: int
-    """Epochs that are over."""
+    """Complete epochs."""
     steps: int
-    """Steps taken since, of the epoch under way."""
+    """Steps taken in the current epoch."""
     epoch_began: npt.NDArray[np.uint8]
-    """The state of torch's generator before that epoch's order is drawn."""
+    """The state of torch's generator before the epoch's order is drawn."""
     drew: npt.NDArray[np.uint8]
-    """Its state before the last step's negatives were drawn, and those of its neighbours."""
+    """Its state before the negatives of the last step and of its neighbours were drawn."""
 
 
 @dataclass(frozen=True)
 class BatchProgress:
-    """Running means since the epoch began, as of one mini-batch (counted as the hyperparameter's help says)."""
+    """Running means since the epoch began, at one mini-batch (counted as the hyperparameter's help says)."""
 
     epoch: int
     batch: int
@@ -58,14 +58,14 @@ class BatchProgress:
 
 @dataclass(frozen=True)
 class EpochSummary:
-    """What an epoch came to."""
+    """The result of an epoch."""
 
     epoch: int
     records: int
     """Positives and negatives."""
     batches: int
     seconds: float
-    """Of training, without validation."""
+    """Duration of training, without validation."""
     accuracy: float
     cross_entropy: float
     discriminator_auc: float | None
@@ -75,7 +75,7 @@ class EpochSummary:
 
 
 Ended = Literal["all_epochs", "early_stopping", "stopped"]
-"""Why a training ended: all epochs are trained; validation rose no more; or it was asked to stop."""
+"""Why a training ended: all epochs are trained; validation no longer rose; or it was asked to stop."""
 
 
 @dataclass(frozen=True)
@@ -83,28 +83,28 @@ class Ending:
     """How a training ended."""
 
     epochs: int
-    """Whole epochs trained."""
+    """Complete epochs."""
     steps: int
-    """Optimiser steps taken in one more, which was not ended."""
+    """Optimiser steps taken in one more, incomplete epoch."""
     ended: Ended
     saved: EpochSummary | None
-    """What the model came to: the epoch whose weights it has, or the part of one; None where there is none."""
+    """The epoch, or the part of one, whose weights the model has; None if there is none."""
 
 
 class Listener:
-    """Hears how training goes; every method may be overridden."""
+    """Receives the reports of a training; every method may be overridden."""
 
     def training_planned(self, plan: Plan) -> None:
-        """Training is about to start; the memory is not taken yet."""
+        """Training is about to start; its memory is not allocated yet."""
 
     def resumed(self, epoch: int, steps: int, damaged: list[str]) -> None:
-        """Training goes on from a checkpoint, after so many epochs and steps; newer ones, if any, were damaged."""
+        """Training resumes from a checkpoint, after so many epochs and steps; newer ones, if any, were damaged."""
 
     def checkpoint_written(self, where: str, seconds: float) -> None:
-        """A checkpoint was written, which took so long."""
+        """A checkpoint was written in so many seconds."""
 
     def checkpoint_failed(self, error: OSError) -> None:
-        """A checkpoint could not be written; training goes on without."""
+        """A checkpoint could not be written; training goes on without it."""
 
     def step_done(self, epoch: int, positives: int) -> None:
         """An optimiser step on that many positives is over."""

@@ -1,11 +1,11 @@
-"""Negative samples: pairs nobody observed, which the model learns to tell from the observed ones.
+"""Negative samples: fabricated pairs, which the model learns to tell from the observed ones.
 
-A random negative is an entity with a uniformly drawn address: it teaches which addresses anybody uses. The model knows
-an address by its leaf alone (`vocabulary`), so it is the leaf that is drawn, with the share of the address space that
-it covers: the same distribution, and two look-ups in place of a search.
+A random negative is an entity with a uniformly drawn address. From it the model learns which addresses anybody uses.
+The model knows an address only by its leaf (`vocabulary`). So a leaf is drawn, with the share of the address space that
+it covers: this is the same distribution, and takes two look-ups instead of a search.
 
-A shuffled negative is an entity with the address of another event of its mini-batch: it teaches who uses which. The
-batch is in random order already, so its neighbours will do (`step.Batch`); they come from the same tile.
+A shuffled negative is an entity with the address of another event of its mini-batch. From it the model learns who uses
+which address. The batch is already in random order, so neighbours from the same tile are used (`step.Batch`).
 """
 
 import numpy as np
@@ -13,14 +13,14 @@ import numpy.typing as npt
 import torch
 
 GROUP = 4
-"""Entities that share their random addresses, for each address: GROUP * R of them meet the same R, so there are
-1 / GROUP random addresses to encode a positive. Each entity still meets ``R`` independent uniform ones, so its gradient
-is unbiased. Up to 4 no change of quality could be measured (`benchmarks/README.md`)."""
+"""Entities for each random address: GROUP * R entities share the same R addresses, so the encoder has 1 / GROUP random
+addresses a positive. Each entity still has ``R`` independent uniform ones, so its gradient is unbiased. Up to 4, no
+change of quality was measurable (`benchmarks/README.md`)."""
 _LARGEST_GROUP = 20
 _TILE_FLOATS = 1 << 14
-"""Floats of a tile's encodings: with what is computed from them, they fit a core's second-level cache."""
+"""Floats of a tile's encodings: they and their results fit a core's second-level cache."""
 _TILE_ADDRESSES = (96, 1024)
-"""At least and at most so many addresses a tile, however long or short the embeddings are."""
+"""The least and the most addresses of a tile, whatever the length of the embeddings."""
 
 
 def group_size(random_rate: int) -> int:
@@ -29,12 +29,12 @@ def group_size(random_rate: int) -> int:
 
 
 def groups(size: int, random_rate: int) -> int:
-    """How many such groups a mini-batch of so many positives has."""
+    """The number of such groups in a mini-batch of ``size`` positives."""
     return -(-size // group_size(random_rate))
 
 
 def tile_size(random_rate: int, shuffled_rate: int, dim: int) -> int:
-    """How many positives make a tile: a multiple of `group_size`, with partners enough for every shuffled negative."""
+    """Positives of a tile: a multiple of `group_size`, with enough partners for every shuffled negative."""
     group = group_size(random_rate)
     low, high = _TILE_ADDRESSES
     addresses = min(max(_TILE_FLOATS // dim, low), high)
@@ -44,8 +44,8 @@ def tile_size(random_rate: int, shuffled_rate: int, dim: int) -> int:
 class Discrete:
     """Draws from a discrete distribution in constant time, whatever the number of outcomes n.
 
-    The alias method (Walker, 1977): n equal columns, each shared by at most two outcomes. Columns are filled many at a
-    time: each round, outcomes with less than a column's share are topped up, in order, from those with more.
+    The alias method (Walker, 1977): n equal columns, each shared by at most two outcomes. Many columns are filled at a
+    time: in each round, outcomes with more than a column's share fill up, in order, those with less.
     """
 
     def __init__(self, weights: npt.NDArray[np.float64], device: torch.device) -> None:
@@ -54,14 +54,14 @@ class Discrete:
         keep, alias, open_ = np.ones(len(share)), np.arange(len(share)), np.ones(len(share), dtype=np.bool_)
         while True:
             low, high = np.flatnonzero(open_ & (share < 1)), np.flatnonzero(open_ & (share > 1))
-            if not len(low) or not len(high):  # what rounding has left over fills its own column
+            if not len(low) or not len(high):  # the rest, due to rounding, fills its own column
                 break
             needed = 1 - share[low]
             giver = np.searchsorted(np.cumsum(share[high] - 1), np.cumsum(needed) - needed, side="right")
             filled = giver < len(high)
             low, needed, giver = low[filled], needed[filled], high[giver[filled]]
             keep[low], alias[low], open_[low] = share[low], giver, False
-            # A giver's last one may take it below a column itself: it is topped up in the next round.
+            # A giver's last one may leave the giver itself below a column: the next round fills it up.
             share -= np.bincount(giver, needed, minlength=len(share))
         self._keep = torch.from_numpy(keep.astype(np.float32)).to(device)
         self._alias = torch.from_numpy(alias.astype(np.int32)).to(device)

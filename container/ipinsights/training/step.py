@@ -1,21 +1,21 @@
-"""One optimiser step: the loss, its gradients in closed form, and Adam on the rows touched.
+"""One optimiser step: the loss, its gradients in closed form, and Adam on the rows of the batch.
 
 The loss is the cross entropy, summed over the records of a mini-batch: each positive (label 1) with its R random and S
 shuffled negatives (label 0). With sigma the logistic function, a record's gradient with respect to its score is
-sigma(score) - label; everything else is the chain rule, written out below, which keeps nothing that is not needed and
-gives the gradients of table rows already summed. `tests/training/test_step.py` holds it against autograd. (The sum and
-not the mean: Adam does not care about the scale, and `EPSILON` then means the same for every size of mini-batch.)
+sigma(score) - label. The rest is the chain rule, written out below: it keeps only what is needed, and sums the
+gradients of table rows. `tests/training/test_step.py` compares it with autograd. (The loss is the sum, not the mean:
+the scale does not matter to Adam, and `EPSILON` then means the same for every size of mini-batch.)
 
-A shuffled negative whose entity is the address's own is no negative: it carries no weight. Nor are the others negative
-for certain: now and then an entity comes from where it never came from, as a traveller does. So the shuffled negatives
-of a positive together have a label above 0, the entity's *novelty*. Without it training learns in the end that whoever
-is abroad is an attacker, wherever that is: every event is known by heart by then, and nothing holds up the score of
-places that others use. With it the score of such a place tends to the logarithm of the novelty, not to minus infinity.
+A shuffled negative whose entity is the address's own is no negative: its weight is 0. The others are not certainly
+negative either: now and then an entity comes from a new place, as a traveller does. So the labels of a positive's
+shuffled negatives sum to a number above 0, the entity's *novelty*. Without it, training finally learns that everybody
+abroad is an attacker: by then it has memorised every event, and nothing keeps up the score of places that others use.
+With it, the score of such a place tends to the logarithm of the novelty, not to minus infinity.
 
-Three things compute a step. `TorchStep` is the specification: it runs on any device, and where nothing faster does.
-`native_step.NativeStep` does the same on the CPU and `gpu_step.GpuStep` on a GPU, several times as fast. In each,
-`gradients` takes rows of the tables and returns gradients of those rows, summed over duplicates, and `apply` takes
-them: between the two is the seam where several machines would exchange rows. `run` does both at once.
+Three classes compute a step. `TorchStep` is the specification: it runs on any device, and is used if no faster one
+works. `native_step.NativeStep` computes the same on the CPU and `gpu_step.GpuStep` on a GPU, several times as fast. In
+each, `gradients` reads rows of the tables and returns their gradients, summed over duplicates, and `apply` uses these.
+Between the two, several machines would exchange rows. `run` does both at once.
 """
 
 import math
@@ -30,26 +30,25 @@ from ipinsights.model.model import Encoder
 
 BETA1, BETA2 = 0.9, 0.999
 EPSILON = 0.005
-"""In units of a record's gradient, which is at most a weight of the other embedding: rows whose records are right
-already come to rest, where Adam with its usual, vanishing epsilon would move them by whole steps until every event is
-known by heart."""
+"""In units of a record's gradient, which is at most a weight of the other embedding. Rows whose records are already
+right stop moving. Adam's usual tiny epsilon would move them by whole steps until training has memorised all events."""
 SHRINKAGE = 0.1
-"""Weight decay of table rows besides the hyperparameter's. What sets an entity apart from the typical one, and a
-network from others, has to show in event after event to stay."""
+"""Weight decay of table rows, added to the hyperparameter's. An entity's difference from the typical entity, and a
+network's from others, stays only if event after event shows it."""
 ENCODER_RATE = 0.03
-"""The sum of the blocks' learning rates, relative to the tables': every step moves them, a row only when it is met."""
+"""The sum of the blocks' learning rates, relative to the tables': every step moves blocks, but only some rows."""
 _TILE = 512
-"""Rows updated at a time on the CPU, so that what an update holds stays in its cache."""
+"""Rows updated at a time on the CPU, so that the data of an update stays in the cache."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """b positives with their negatives, as rows of the tables."""
+    """b positive samples with their negatives, as rows of the tables."""
 
     entity: torch.Tensor
     """Entity row of each positive, int32 [b]."""
     novelty: torch.Tensor
-    """What its shuffled negatives' labels sum up to, float32 [b]."""
+    """The sum of the labels of each positive's shuffled negatives, float32 [b]."""
     positive: torch.Tensor
     """Prefix rows of each positive's address, int32 [b, L]."""
     random: torch.Tensor
@@ -59,8 +58,8 @@ class Batch:
     shuffled_rate: int
     """S."""
     tile: int
-    """Consecutive positives, a multiple of ``group``, that shuffled negatives stay within; the last tile may have
-    fewer. Negative k, from 1 to S, is the entity with the address of the positive k places before it, cyclically."""
+    """Shuffled negatives stay within a tile of so many consecutive positives, a multiple of ``group``; the last tile may
+    have fewer. Negative k, from 1 to S, is the entity with the address of the positive k places before it, cyclically."""
 
     @property
     def addresses(self) -> int:
@@ -96,7 +95,7 @@ class Gradients:
 
 
 class UnsummedGradients(NamedTuple):
-    """`Gradients` before those of table rows are summed."""
+    """`Gradients`, not yet summed over duplicate table rows."""
 
     entity: torch.Tensor
     """Gradient of each positive's entity, [b, D]."""
@@ -112,7 +111,7 @@ class UnsummedGradients(NamedTuple):
 
 @dataclass(frozen=True)
 class Parameters:
-    """All that is trained, each beside the running means of its gradient and of the gradient's square (Adam's state).
+    """The trained parameters, each with the running means of its gradient and of the gradient's square (Adam's state).
 
     An entity's embedding is its row of the table plus ``typical``.
     """
@@ -149,15 +148,15 @@ class Rate(NamedTuple):
 class Rates(NamedTuple):
     """The numbers of one update (Kingma and Ba, ICLR 2015; decoupled decay after Loshchilov and Hutter, ICLR 2019).
 
-    The decay is decoupled: inside the gradient Adam would blow it up for rare rows, and the tuning range to 1 would
-    wipe the model. Bias correction counts the steps of all rows together.
+    The decay is decoupled: as part of the gradient, Adam would enlarge it for rare rows, and the tuning range up to 1
+    would erase the model. Bias correction counts the steps of all rows together.
     """
 
     table: Rate
     typical: Rate
     block: Rate
     deviation: float
-    """What corrects the root of the mean square."""
+    """The factor that corrects the root of the mean square."""
 
     @classmethod
     def of(cls, steps: int, learning_rate: float, weight_decay: float, blocks: int) -> "Rates":
@@ -178,8 +177,8 @@ class Step(Protocol):
     """Takes optimiser steps on parameters, in place."""
 
     totals: torch.Tensor
-    """What `Gradients` calls so, summed over all steps since whoever reads it set it to 0: float64 [3], always the same
-    place in memory."""
+    """`Gradients.totals` summed over all steps since the reader set it to 0: float64 [3], always at the same place in
+    memory."""
 
     def run(self, batch: Batch, learning_rate: float) -> None:
         """Take one optimiser step on a batch, and add to `totals`."""
@@ -188,10 +187,10 @@ class Step(Protocol):
         """The gradients of a batch, without taking a step."""
 
     def apply(self, gradients: Gradients, learning_rate: float) -> None:
-        """Take one optimiser step with given gradients; `totals` stay."""
+        """Take one optimiser step with given gradients; `totals` stay as they are."""
 
     def wait(self) -> None:
-        """Until all that was begun is done."""
+        """Wait until all work that was started is done."""
 
     def resume(self, steps: int) -> None:
         """The parameters were set from outside to what they were after so many steps."""
@@ -201,7 +200,7 @@ class Step(Protocol):
 
 
 class TorchStep:
-    """Adam; on a table, of the rows that a step touches alone, whatever its size. Others neither move nor decay."""
+    """Adam. In a table of any size it updates only the rows of the batch; others neither move nor decay."""
 
     def __init__(self, parameters: Parameters, weight_decay: float) -> None:
         self._parameters = parameters
@@ -228,16 +227,16 @@ class TorchStep:
         )
 
     def unsummed_gradients(self, batch: Batch, known: Sequence[torch.Tensor] = ()) -> UnsummedGradients:
-        """The gradients before those of rows are summed. The `partners` of each k may be ``known``.
+        """The gradients, not yet summed over duplicate rows. The `partners` of each k may be ``known``.
 
-        No shape here depends on the numbers in the batch, and nothing waits for the device that they are on, so that
-        `gpu_step` can record this.
+        No shape here depends on the numbers in the batch, and nothing waits for the device, so `gpu_step` can record
+        this.
         """
         p, size = self._parameters, len(batch.entity)
         groups, random_rate, levels = batch.random.shape
         dim = p.prefix.shape[2]
 
-        # Forward: all addresses at once, remembering what each block saw. Weights are every third row of a table.
+        # Forward: all addresses at once. Keep the input of each block. Weights are every third row of a table.
         rows = torch.cat([batch.positive, batch.random.view(-1, levels)])
         x = F.embedding_bag(3 * rows.long(), p.prefix.view(-1, dim), mode="sum")
         seen = []
@@ -247,7 +246,7 @@ class TorchStep:
         entity = p.entity.view(-1, dim).index_select(0, 3 * batch.entity.long()).add_(p.typical[0])
         phi, phi_random = x[:size], x[size:].view(groups, random_rate, dim)
 
-        # Scores, the loss, and its gradient with respect to each score; at once back to both sides of the product.
+        # Scores, the loss, its gradient with respect to each score, and with respect to both sides of the product.
         grouped = F.pad(entity, (0, 0, 0, groups * batch.group - size)).view(groups, batch.group, dim)
         score, scores = (entity * phi).sum(1), torch.bmm(grouped, phi_random.transpose(1, 2))
         score_random = scores.view(groups * batch.group, random_rate)[:size]
@@ -255,7 +254,7 @@ class TorchStep:
         right = (score > 0).sum() + (score_random <= 0).sum()
         records = loss.new_full((), size + score_random.numel())
         d_score, d_random = torch.sigmoid(score) - 1, torch.sigmoid(scores)
-        d_random.view(groups * batch.group, random_rate)[size:] = 0  # nobody is there
+        d_random.view(groups * batch.group, random_rate)[size:] = 0  # padding
         d_entity = d_score[:, None] * phi + torch.bmm(d_random, phi_random).flatten(0, 1)[:size]
         d_x = torch.cat([d_score[:, None] * entity, torch.bmm(d_random.transpose(1, 2), grouped).flatten(0, 1)])
         label = batch.novelty / max(1, batch.shuffled_rate)
@@ -270,7 +269,7 @@ class TorchStep:
             d_entity += d_score[:, None] * other
             d_x.index_add_(0, partner, d_score[:, None] * entity)
 
-        # ... and through the blocks, last first.
+        # Then back through the blocks, last first.
         d_w, d_b = torch.empty_like(p.w[0]), torch.empty_like(p.b[0])
         for i in reversed(range(len(seen))):
             torch.mm(d_x.T, seen[i], out=d_w[i])
@@ -294,17 +293,17 @@ class TorchStep:
         _adam(p.b.unbind(0), gradients.b, rates.block, rates.deviation)
 
     def next_rates(self, learning_rate: float) -> Rates:
-        """The numbers of the next step's update; it counts as taken."""
+        """The numbers of the next step's update; the step counts as taken."""
         self.steps += 1
         return Rates.of(self.steps, learning_rate, self._weight_decay, self._parameters.w.shape[1])
 
     def wait(self) -> None:
-        """Until the device is done."""
+        """Wait until the device is done."""
         if self.totals.is_cuda:
             torch.cuda.synchronize()
 
     def resume(self, steps: int) -> None:
-        """Go on after so many steps."""
+        """Resume after so many steps."""
         self.steps = steps
 
     def score(self, entity: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
@@ -319,17 +318,17 @@ _CHUNK = 1 << 14
 
 
 def partners(size: int, tile: int, k: int, device: torch.device | None = None) -> torch.Tensor:
-    """Whose address is negative k of each positive: int64 [size]."""
+    """The positive whose address negative k of each positive has: int64 [size]."""
     place = torch.arange(size, device=device)
     first = place - place % tile
     return first + (place - first - k) % (size - first).clamp(max=tile)
 
 
 def sum_rows(rows: torch.Tensor, gradient: torch.Tensor) -> RowGradients:
-    """Sum the gradients of embedding bags over the table rows they were summed from.
+    """Sum the gradients of embedding bags for each table row in the bags.
 
     rows: int [n, L], the table rows of each bag; gradient: [n, D], that of each bag. Sorting the row numbers brings the
-    bags of a row together, so the transpose of a sum over bags is again one.
+    bags of a row together, so the transpose of a sum over bags is a sum over bags again.
     """
     ordered, position = torch.sort(rows.reshape(-1))
     starts = begins(ordered).nonzero().view(-1)
@@ -338,7 +337,7 @@ def sum_rows(rows: torch.Tensor, gradient: torch.Tensor) -> RowGradients:
 
 
 def begins(ordered: torch.Tensor) -> torch.Tensor:
-    """Where an ordered list, [n], comes to another number: bool [n]."""
+    """Where an ordered list, [n], changes to another number: bool [n]."""
     first = torch.ones_like(ordered, dtype=torch.bool)
     first[1:] = ordered[1:] != ordered[:-1]
     return first

@@ -1,6 +1,6 @@
 """The state of a training, and how an epoch changes it: parameters, optimiser, and the position in the events.
 
-Everything lies on one device. `Trainer.freeze` and `Trainer.thaw` write it down as a checkpoint and go on from one.
+Everything lies on one device. `Trainer.freeze` turns it into a checkpoint, and `Trainer.thaw` resumes from one.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ _STATE = tuple(field.name for field in dataclasses.fields(Parameters))
 
 
 class Trainer:
-    """A training under way."""
+    """A training in progress."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Trainer:
         threads: int,
         earlier: Model | None = None,
     ) -> None:
-        """The native step uses so many ``threads``; with an ``earlier`` model, training goes on from that."""
+        """The native step uses so many ``threads``. With an ``earlier`` model, training continues from it."""
         self._hp = hp
         self.vocabulary = vocabulary
         self.index = train.index
@@ -67,21 +67,21 @@ class Trainer:
         self.position = self.batches.start()
         self._seconds = 0.0
         self.last: EpochSummary | None = None
-        """The last whole epoch."""
+        """The last complete epoch."""
         self.best: EpochSummary | None = None
-        """The whole epoch with the best validation; the first, where there is none."""
+        """The complete epoch with the best validation; the first, if there is no validation."""
         self._best_weights: Weights | None = None
 
     @property
     def out_of_patience(self) -> bool:
-        """Whether so many epochs have not been better than the best that training is to end early."""
+        """Whether training must end early, because too many epochs were no better than the best."""
         patience = self._hp.early_stopping_patience
         return patience > 0 and self.best is not None and self.position.epoch - 1 - self.best.epoch >= patience
 
     def run(self, listener: Listener, stop: Callable[[], bool], save: Callable[[], object]) -> bool:
-        """Take the steps that the epoch under way still has; after each, ``save`` may freeze the training.
+        """Take the remaining steps of the current epoch; after each, ``save`` may freeze the training.
 
-        Returns whether all are taken: not where ``stop`` said so.
+        Returns whether all steps were taken; False if ``stop`` returned True before.
         """
         hp, position = self._hp, self.position
         steps = hp.epochs * self.batches.steps_per_epoch
@@ -99,7 +99,7 @@ class Trainer:
                 now = (time.perf_counter(), self._records)
                 speed = (now[1] - before[1]) / (now[0] - before[0])
                 before = now
-            while next_print < position.steps * per_step:  # a step may hold several of them
+            while next_print < position.steps * per_step:  # a step may cover several prints
                 listener.batches_done(BatchProgress(position.epoch, next_print, accuracy, cross_entropy, speed))
                 next_print += interval
             if stop():
@@ -112,7 +112,7 @@ class Trainer:
         return position.steps == self.batches.steps_per_epoch
 
     def summary(self, discriminator_auc: float | None, shuffled_auc: float | None) -> EpochSummary:
-        """What the epoch under way has come to so far."""
+        """The result of the current epoch so far."""
         cross_entropy, accuracy = self._means()
         return EpochSummary(
             epoch=self.position.epoch,
@@ -131,7 +131,7 @@ class Trainer:
         if self.best is None or (summary.discriminator_auc or 0) > (self.best.discriminator_auc or 0):
             self.best = summary
             if self._hp.saved_epoch == "best":
-                self._best_weights = Weights(  # the entities' are a copy already
+                self._best_weights = Weights(  # the entities' are already a copy
                     self.parameters.entities.numpy(force=True), **vars(self._encoder(copy=True))
                 )
         self.batches.next_epoch(self.position)
@@ -139,7 +139,7 @@ class Trainer:
         self._seconds = 0.0
 
     def model(self) -> tuple[Model, EpochSummary | None]:
-        """The model to save if training ends here, and the epoch it is from: None where that is under way."""
+        """The model to save if training ends here, and its epoch; None for an incomplete one."""
         if self._best_weights:
             weights, summary = self._best_weights, self.best
         else:
@@ -149,7 +149,7 @@ class Trainer:
 
     @property
     def keeps_best(self) -> bool:
-        """Whether the best epoch's weights are at hand."""
+        """Whether it holds the best epoch's weights."""
         return self._best_weights is not None
 
     @property
@@ -158,7 +158,7 @@ class Trainer:
         return not math.isfinite(sum(self.step.totals.tolist()))
 
     def freeze(self, subject: dict[str, Any]) -> Checkpoint:
-        """The training as it stands, in views of what it goes on to change."""
+        """The present state of the training, as views that later steps change."""
         return Checkpoint(
             subject=subject,
             vocabulary=self.vocabulary,
@@ -175,7 +175,7 @@ class Trainer:
         )
 
     def thaw(self, checkpoint: Checkpoint) -> None:
-        """Go on from there: a training of the same subject."""
+        """Resume from a checkpoint of the same subject."""
         for name in _STATE:
             array = checkpoint.parameters[name]
             for ours, theirs in zip(getattr(self.parameters, name).split(DRAWN), _split(array), strict=True):
@@ -185,7 +185,7 @@ class Trainer:
         self.step.totals.copy_(torch.from_numpy(checkpoint.totals.copy()))
         self._seconds = checkpoint.seconds
         self.last, self.best = checkpoint.last, checkpoint.best
-        if checkpoint.best_weights:  # as copies, or the file would stay for as long as they do
+        if checkpoint.best_weights:  # as copies: views would keep the file in memory
             best = vars(checkpoint.best_weights)
             self._best_weights = Weights(**{name: array.copy() for name, array in best.items()})
 
@@ -195,16 +195,16 @@ class Trainer:
         return min(self.position.steps * self._hp.mini_batch_size, self._events) * self._hp.records_per_positive
 
     def _encoder(self, copy: bool = False) -> Encoder:
-        """In numpy arrays, which on the CPU are views of what training goes on to change unless they are copies."""
+        """The encoder in numpy arrays. On the CPU they are views that later steps change, unless ``copy``."""
         arrays = {name: array.numpy(force=True) for name, array in vars(self.parameters.encoder).items()}
         return Encoder(**{name: array.copy() if copy else array for name, array in arrays.items()})
 
     def _means(self) -> tuple[float, float]:
-        """Mean cross entropy and accuracy of the epoch so far. Raises UserError where training has diverged."""
+        """Mean cross entropy and accuracy of the epoch so far. Raises UserError if training has diverged."""
         if self.diverged:
             raise UserError(
-                "the training loss is no longer a number: lower learning_rate (and, where the job has checkpoints, "
-                "name an empty place for them)"
+                "the training loss is no longer a number: lower learning_rate (and, if the job has checkpoints, "
+                "use an empty checkpoint folder)"
             )
         cross_entropy, right, records = self.step.totals.tolist()
         return cross_entropy / records, right / records
@@ -217,10 +217,10 @@ def _initial_parameters(
     generator: torch.Generator,
     earlier: Model | None,
 ) -> Parameters:
-    """Entities and prefixes begin a little apart from one another, and blocks as no change.
+    """Entities and prefixes start with small random differences, and blocks as the identity.
 
-    What an earlier model knew begins as it left it, and what is new as what stood for it: an entity as the typical one,
-    a prefix as its level's unknown row. So at first the model is the earlier one.
+    Parameters of an earlier model start with their values there. A new entity starts as the typical entity, and a new
+    prefix as its level's unknown row. So at first the model equals the earlier one.
     """
     device, dim, blocks = generator.device, hp.vector_dim, hp.num_ip_encoder_layers
     prefix = _zeros(device, vocabulary.num_rows, 3, dim)
@@ -250,7 +250,7 @@ def _initial_parameters(
 
 
 def _zeros(device: torch.device, *shape: int) -> torch.Tensor:
-    """Zeros; on the CPU from the beginning of a cache line on, and with memory that is taken when it is first used."""
+    """Zeros; on the CPU they start at a cache line, and memory is allocated only when first used."""
     if device.type != "cpu":
         return torch.zeros(shape, device=device)
     size = math.prod(shape)
@@ -260,6 +260,6 @@ def _zeros(device: torch.device, *shape: int) -> torch.Tensor:
 
 
 def _split(array: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
-    """Parts of an array along its first axis, as copies, just as `torch.split` parts a tensor."""
+    """Parts of an array along its first axis, as copies, cut as `torch.split` cuts a tensor."""
     for begin in range(0, max(1, len(array)), DRAWN):
         yield array[begin : begin + DRAWN].copy()

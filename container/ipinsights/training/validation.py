@@ -1,4 +1,4 @@
-"""Validation while training goes on: how well the model so far tells observed pairs from made-up ones."""
+"""Validation during training: how well the model so far tells observed pairs from fabricated ones."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ _CHUNK = 1 << 17
 
 
 class Validator:
-    """The validation events with one fixed negative of either kind each, so that epochs compare."""
+    """The validation events, each with one fixed negative of either kind, so that epochs can be compared."""
 
     def __init__(self, events: Events, trainer: Trainer, seed: int) -> None:
         self._trainer = trainer
@@ -33,8 +33,8 @@ class Validator:
     def aucs(self, give_up: Callable[[], bool] = lambda: False) -> tuple[float, float | None] | None:
         """The areas under the ROC curve of observed against random addresses, and against addresses of other events.
 
-        Of the latter count those of another entity; without any the area is None. There is no answer if ``give_up``,
-        which is asked now and then, says so.
+        Only other events of another entity count; without any, the area is None. ``give_up`` is called now and then;
+        if it returns True, the result is None.
         """
         scores = []
         for kind in ("own", "random", "others'"):
