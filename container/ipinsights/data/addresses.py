@@ -1,11 +1,11 @@
 """IP addresses as text and as integers.
 
-A dotted quad is read strictly: four decimal octets, none above 255, no leading zero, nothing around them. The
-lenient forms of ``inet_aton`` ("10.1", "0x7f.1", "010.0.0.1") name different hosts to different programs, so they are
-errors. Whole Arrow columns are read, in some 25 nanoseconds an address; in 200 where there is no native kernel.
+A dotted quad is read strictly: four decimal octets, none above 255, no leading zero, nothing around them. Different
+programs read the lenient forms of ``inet_aton`` ("10.1", "0x7f.1", "010.0.0.1") as different hosts, so these forms are
+errors. Whole Arrow columns are read: about 25 nanoseconds an address, or 200 without the native kernel.
 
-IPv6 is read as RFC 4291 writes it, strictly too: no zone id, no prefix length, no brackets; its first 64 bits are
-kept. As an account uses both versions, the IPv6 family reads IPv4 too: a.b.c.d, also written ::ffff:a.b.c.d (RFC 4291,
+IPv6 is read in the form of RFC 4291, also strictly: no zone id, no prefix length, no brackets. The first 64 bits are
+kept. Accounts use both versions, so the IPv6 family reads IPv4 too: a.b.c.d, also written ::ffff:a.b.c.d (RFC 4291,
 2.5.5.2), stands for its 6to4 network 2002:AABB:CCDD::/48 (RFC 3056). Each distinct text is read once, in about 0.7
 microseconds.
 """
@@ -28,17 +28,17 @@ class Family:
 
     version: int
     width: int
-    """Bits kept of an address, from the front."""
+    """The number of leading bits that are kept of an address."""
     levels: tuple[int, ...]
-    """Prefix lengths that tell networks apart, ascending. Longer ones cost rows and add nothing on real changes."""
+    """Prefix lengths of the model's levels, ascending. Longer ones cost rows and add nothing on real changes."""
     first: int
-    """The first address that a random negative may have."""
+    """The first possible address of a random negative."""
     random_bits: int
     """A random negative is uniform among 2 ** random_bits addresses."""
 
     @property
     def noun(self) -> str:
-        """What the family reads, in an error's words, after "an"."""
+        """The name of an address in error messages, after "an"."""
         return "IPv4 address" if self.version == 4 else "IP address"
 
     @property
@@ -49,13 +49,13 @@ class Family:
 
 IPV4 = Family(4, 32, (8, 10, 12, 14, 16, 18, 20, 22, 24), 0, 32)
 IPV6 = Family(6, 64, (12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 56, 64), 1 << 61, 61)
-"""The network half of an address; the other half tells interfaces apart, and many change theirs every day. Random
-negatives come from 2000::/3, all that is unicast today. A random address agrees with none seen in 20 bits or more, so
-the levels must start coarse."""
+"""The network half of an address. The other half identifies an interface, and many change it every day. Random
+negatives come from 2000::/3, today's unicast space. A random address shares fewer than 20 bits with every seen
+one, so the levels must start coarse."""
 FAMILIES = {family.version: family for family in (IPV4, IPV6)}
 
 MAPPED_FIRST, MAPPED_BITS, MAPPED_SHIFT = 0x2002 << 48, 32, 16
-"""An IPv4 address a among those of IPv6: MAPPED_FIRST + (a << MAPPED_SHIFT)."""
+"""The IPv4 address a is MAPPED_FIRST + (a << MAPPED_SHIFT) in the IPv6 family."""
 
 Addresses = npt.NDArray[np.unsignedinteger]
 """uint32 for IPv4, uint64 for IPv6."""
@@ -66,7 +66,7 @@ _DOT, _ZERO = ord("."), ord("0")
 def parse(texts: pa.StringArray, family: Family = IPV4) -> tuple[Addresses, npt.NDArray[np.bool_]]:
     """Read a column of n addresses.
 
-    Returns the addresses (of the family's type, [n]) and which of them are valid (bool [n]); an invalid one reads as 0.
+    Returns the addresses (of the family's type, [n]) and which are valid (bool [n]). An invalid address becomes 0.
     """
     if family.version == 4:
         return _parse_quads(texts)
@@ -77,7 +77,7 @@ def parse(texts: pa.StringArray, family: Family = IPV4) -> tuple[Addresses, npt.
 
 
 def _parse_both(texts: pa.StringArray) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.bool_]]:
-    """The first 64 bits of IPv6 addresses and of what IPv4 addresses stand for, and which texts are either."""
+    """The first 64 bits of IPv6 addresses and of the 6to4 networks of IPv4 addresses, and which texts are valid."""
     quads, valid = _parse_quads(texts)
     values = np.where(valid, _6to4(quads), 0)
     rest = np.flatnonzero(~valid)
@@ -96,15 +96,15 @@ def _6to4(quads: npt.NDArray[np.unsignedinteger]) -> npt.NDArray[np.uint64]:
 
 
 def _packed(text: str) -> bytes:
-    """The 16 bytes of an IPv6 address; none where it is not one."""
+    """The 16 bytes of an IPv6 address; no bytes for any other text."""
     try:
         return socket.inet_pton(socket.AF_INET6, text)
-    except (OSError, ValueError):  # ValueError: there is a NUL in it
+    except (OSError, ValueError):  # ValueError: the text contains NUL
         return b""
 
 
 def _parse_quads(texts: pa.StringArray) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_]]:
-    """The dotted quads of a column, and which texts are one."""
+    """The addresses of a column of dotted quads, and which texts are valid."""
     parsed = reader.parse_quads(texts)
     if parsed is not None:
         return parsed
@@ -117,7 +117,7 @@ def _parse_quads(texts: pa.StringArray) -> tuple[npt.NDArray[np.uint32], npt.NDA
     rows = np.flatnonzero(valid)
     if not len(rows):
         return values, valid
-    # The three dots cut each text into four octets, each [left, right) in `data`; all at once would not fit the cache.
+    # Three dots cut each text into four octets, each [left, right) in `data`; all four would not fit the cache at once.
     left, value, good = starts[rows], np.zeros(len(rows), dtype=np.uint32), np.ones(len(rows), dtype=np.bool_)
     for octet in range(4):
         right = dots[first_dot[rows] + octet] if octet < 3 else ends[rows]
@@ -133,7 +133,7 @@ def _parse_quads(texts: pa.StringArray) -> tuple[npt.NDArray[np.uint32], npt.NDA
 def _octets(
     data: npt.NDArray[np.uint8], left: npt.NDArray[np.int64], right: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_]]:
-    """The number written at [left, right) of the data, and whether it is an octet: 0 to 255, no leading zero."""
+    """The number at [left, right) of the data, and whether it is an octet: 0 to 255, no leading zero."""
     length = right - left
     number = np.zeros(len(left), dtype=np.uint32)
     readable = (length >= 1) & (length <= 3)
@@ -141,7 +141,7 @@ def _octets(
         inside = length > place
         digit = data[np.maximum(right - 1 - place, 0)] - np.uint8(
             _ZERO
-        )  # wraps below "0": above 9, like any other character
+        )  # below "0" it wraps to a number above 9
         readable &= ~inside | (digit <= 9)
         number += np.where(inside, digit, 0).astype(np.uint32) * np.uint32(scale)
     leading_zero = (length > 1) & (data[np.minimum(left, len(data) - 1)] == _ZERO)
@@ -149,7 +149,7 @@ def _octets(
 
 
 def explain(text: str, family: Family = IPV4) -> str:
-    """Say in one sentence why ``text`` is not an address of the family; it must not be one."""
+    """Explain in one sentence why ``text`` is not an address of the family. Raises ValueError if it is one."""
     if family.version == 6:
         return _explain_both(text)
     try:
@@ -166,7 +166,7 @@ def explain(text: str, family: Family = IPV4) -> str:
 
 
 def _explain_both(text: str) -> str:
-    # One colon is a port's, and none at all a broken quad's: to speak of hexadecimal parts there would mislead.
+    # One colon suggests a port, no colon a broken quad: a message about hexadecimal parts would mislead there.
     reader = ipaddress.IPv6Address if text.count(":") > 1 else ipaddress.IPv4Address
     try:
         reader(text)
@@ -178,7 +178,7 @@ def _explain_both(text: str) -> str:
 
 
 def render(addresses: Addresses, family: Family = IPV4) -> list[str]:
-    """Write addresses as dotted quads, or as IPv6 text: the first 64 bits, and zeros behind them."""
+    """Write addresses as dotted quads, or as IPv6 text: the first 64 bits, then zeros."""
     if family.version == 6:
         return [str(ipaddress.IPv6Address(first << 64)) for first in addresses.tolist()]
     octets = (addresses[:, None] >> np.array([24, 16, 8, 0], dtype=np.uint32)) & 255
@@ -186,7 +186,7 @@ def render(addresses: Addresses, family: Family = IPV4) -> list[str]:
 
 
 def mapped_share(addresses: Addresses) -> float:
-    """The share of IPv4 addresses among those of IPv6; 0 for IPv4 itself."""
+    """The share of IPv4 addresses in the IPv6 family; 0 for the IPv4 family."""
     if addresses.dtype != np.uint64 or not len(addresses):
         return 0.0
     above = MAPPED_SHIFT + MAPPED_BITS
@@ -194,7 +194,7 @@ def mapped_share(addresses: Addresses) -> float:
 
 
 def random_addresses(size: int, family: Family, mapped_share: float, rng: np.random.Generator) -> Addresses:
-    """Uniform addresses of a family, [size]; ``mapped_share`` of them are IPv4 ones among IPv6."""
+    """Uniform addresses of a family, [size]. In IPv6, the share ``mapped_share`` of them are IPv4 addresses."""
     drawn = np.uint64(family.first) + rng.integers(1 << family.random_bits, size=size, dtype=np.uint64)
     if mapped_share:
         chosen = rng.random(size) < mapped_share

@@ -1,6 +1,6 @@
-"""Records of values that another program has parsed: instances of a request in JSON, columns of a data frame.
+"""Records from values that another program has parsed: instances of a JSON request, columns of a data frame.
 
-What cannot be read keeps its place, since whoever asks wants an answer a row.
+Unreadable rows keep their place, because the caller needs one answer a row.
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from ipinsights.data.addresses import IPV4, Family
 from ipinsights.data.records import Fault, Records, Salvaged, explain, shown, single_chunk
 
 Column: TypeAlias = Any
-"""Strings: a pandas Series, an Arrow array or a list. None and NaN are missing ones."""
+"""Strings: a pandas Series, an Arrow array or a list. None and NaN mean missing."""
 
 
 def salvage_pairs(pairs: Sequence[tuple[object, object]], family: Family = IPV4, first: int = 0) -> Salvaged:
-    """What can be read of n (entity, text of an address), which should be strings. The ``first`` has that number."""
+    """The readable ones of n (entity, address) pairs, which should be strings. ``first`` numbers the first pair."""
     strings = np.array([isinstance(e, str) and isinstance(a, str) and e != "" for e, a in pairs], dtype=np.bool_)
     texts = pa.array([a if ok else "" for (_, a), ok in zip(pairs, strings, strict=True)], pa.string())
     values, valid = addresses.parse(pc.utf8_trim(texts, " \t"), family)
@@ -36,9 +36,9 @@ def salvage_pairs(pairs: Sequence[tuple[object, object]], family: Family = IPV4,
 
 
 def salvage_columns(entities: Column, texts: Column, family: Family = IPV4) -> tuple[Records, npt.NDArray[np.bool_]]:
-    """The records that can be read of two columns, in order, and which rows they are: bool [n].
+    """The readable records of two columns, in order, and which rows they are: bool [n].
 
-    Raises TypeError where a column is of anything but strings: account 7 beside a missing one is 7.0 to pandas.
+    Raises TypeError if a column holds other values than strings: pandas turns account 7 beside a missing one into 7.0.
     """
     names, texts = _strings(entities), _strings(texts)
     values, valid = addresses.parse(pc.utf8_trim(texts, " \t"), family)
@@ -47,7 +47,7 @@ def salvage_columns(entities: Column, texts: Column, family: Family = IPV4) -> t
 
 
 def _strings(column: Column) -> pa.StringArray:
-    """A column in one piece; what is missing is empty, and so is what is not UTF-8, as Spark's strings need not be."""
+    """A column in one piece. Missing strings become empty, and so do those not in UTF-8 (Spark allows them)."""
     array = pa.array(column, pa.string(), from_pandas=True)
     array = pc.fill_null(single_chunk(array) if isinstance(array, pa.ChunkedArray) else array, "")
     try:

@@ -1,8 +1,8 @@
-"""The files of a channel to compact arrays: 8 bytes an event (12 with IPv6), whatever the files' size.
+"""Reads the files of a channel into compact arrays: 8 bytes an event (12 with IPv6), whatever the files' size.
 
-Files are read block by block, so the text never lies in memory as a whole; the arrays grow in place. Threads parse
-blocks side by side, of one file or of several; entities claim their rows in the order of the files, so the result does
-not depend on the threads. Nor does it depend on how a file comes: packed or not, or through a pipe.
+Files are read block by block, so the whole text is never in memory. The arrays grow in place. Threads parse blocks of
+one or several files in parallel. Entities claim their rows in the order of the files, so the result does not depend on
+the threads. It does not depend on the source either: plain, compressed, or a pipe.
 """
 
 import reprlib
@@ -30,20 +30,20 @@ _brief = reprlib.Repr()
 _brief.maxstring = 60
 _REASON = 100
 _PATH = 80
-"""Malformed rows that are described, and the most characters that a description has of a row, of what is wrong with it
-and of its file's path. So what a failed job says of them fits into the 1,000 characters that many platforms show."""
+"""Malformed rows that are described, and the limits in characters for a row, for the fault in it and for its file's
+path. So the message of a failed job fits into the 1,000 characters that many platforms show."""
 
 
 @dataclass
 class Malformed:
-    """The rows of a channel that cannot be read."""
+    """The malformed rows of a channel."""
 
     count: int = 0
     examples: list[str] = field(default_factory=list)
-    """Of the first ones: file, line, what is wrong, content."""
+    """File, line, fault and content of the first ones."""
 
     def add(self, file: str, faults: Sequence[Fault]) -> None:
-        """Count one more file's, or block's."""
+        """Add the faults of one more file or block."""
         self.count += len(faults)
         for fault in faults[: _LISTED - len(self.examples)]:
             path = file if len(file) <= _PATH else f"...{file[3 - _PATH :]}"
@@ -51,21 +51,21 @@ class Malformed:
             self.examples.append(f"{path}, line {fault.position}: {reason}, in {_brief.repr(fault.content)}")
 
     def __str__(self) -> str:
-        """The first ones, and how many more there are."""
+        """The first ones, and the number of others."""
         more = self.count - len(self.examples)
         return "; ".join(self.examples) + (f"; and {more:,} more" if more else "")
 
 
 @dataclass(frozen=True)
 class Events:
-    """n observed pairs, in the order read. A repeated pair is kept: how often is part of what is learnt."""
+    """n observed pairs, in the order read. Repeated pairs are kept: the model learns their frequency."""
 
     entity: npt.NDArray[np.int32]
-    """Row of the entity table, [n]."""
+    """Rows of the entity table, [n]."""
     address: Addresses
     """All of one family: uint32 or uint64 [n]."""
     index: EntityIndex
-    """Which row is whose."""
+    """The owner of each row."""
     malformed: Malformed = field(default_factory=Malformed)
     """The rows that were skipped."""
 
@@ -74,10 +74,10 @@ class Events:
 
 
 def find_files(folder: Path) -> list[Path]:
-    """The data files below a folder, nested ones too, in order of their paths.
+    """The data files in a folder and its subfolders, in order of their paths.
 
-    Names that begin with ``.`` or ``_`` (``_SUCCESS``, ``_temporary/``) and those that end in ``.crc`` or ``.metadata``
-    are the marks of other programs, not data; empty files hold none.
+    Empty files are skipped. So are names that begin with ``.`` or ``_`` (``_SUCCESS``, ``_temporary/``) or end in
+    ``.crc`` or ``.metadata``: other programs write them, and they hold no data.
     """
     return sorted(
         path
@@ -101,12 +101,12 @@ def read(
 ) -> Events:
     """Read a channel's CSV with addresses of a family.
 
-    With ``claim`` an entity new to the ``index`` is given a row there; without, it has the row of the unknown.
-    Malformed rows are skipped, and claim nothing. Raises UserError that reports them where there are any and
-    ``tolerated`` is None, or where they are more than that share of all; and where a source cannot be read.
+    With ``claim`` an entity new to the ``index`` gets a row there; without, it has the row of the unknown. Malformed
+    rows are skipped and claim nothing. Raises UserError that reports them if there are any and ``tolerated`` is None,
+    or if their share is above ``tolerated``. Raises UserError if a source cannot be read.
 
-    ``progress`` is called, in the calling thread, with the bytes of each block, as they lie on disk, and with 0 about
-    once a second while a pipe has nothing. What it raises ends the reading.
+    ``progress`` is called in the calling thread with the size of each block on disk, in bytes, and with 0 about once a
+    second while a pipe has no data. An exception from it ends the reading.
     """
     entity, address, malformed = _Growing(np.dtype(np.int32)), _Growing(family.dtype), Malformed()
     for name, ((digests, addresses), faults) in _parse(sources, family, progress):
@@ -131,7 +131,7 @@ _Parsed = tuple[Pairs, list[Fault]]
 def _parse(
     sources: Sequence[Source], family: Family, progress: Callable[[int], object]
 ) -> Iterator[tuple[str, _Parsed]]:
-    """The source of each block, and what it holds, in order; a few blocks at a time are in work."""
+    """The source and the content of each block, in order; a few blocks are parsed at a time."""
     threads = usable_cores()
     parsing: deque[tuple[str, Future[_Parsed]]] = deque()
     pool = ThreadPoolExecutor(threads)
@@ -155,11 +155,11 @@ def _blocks(sources: Sequence[Source], progress: Callable[[int], object]) -> Ite
                 progress(text.taken - told)
                 told = text.taken
                 yield block
-            progress(text.taken - told)  # what gzip has behind the text
+            progress(text.taken - told)  # the bytes that gzip has after the text
 
 
 class _Growing(Generic[Scalar]):
-    """An array that grows at its end, in place (the allocator moves pages, not bytes), with a quarter to spare."""
+    """An array that grows at its end, in place (the allocator moves pages, not bytes), with a quarter spare."""
 
     def __init__(self, dtype: np.dtype[Scalar]) -> None:
         self._array: npt.NDArray[Scalar] = np.empty(1 << 16, dtype=dtype)

@@ -1,6 +1,6 @@
-"""Who runs which addresses: a table of ranges with their provider (autonomous system) and country.
+"""The operators of addresses: a table of ranges with their provider (autonomous system) and country.
 
-Providers run many prefixes that no common prefix tells of, so with such a table the encoder knows two more levels of an
+Providers run many prefixes that have no common prefix. So with such a table the encoder has two more levels of an
 address. The table is in iptoasn's format (https://iptoasn.com): first TAB last TAB AS number TAB country TAB name,
 ranges ascending and disjoint; addresses as text or, as in its ``-u32`` files, as integers; gzip if named ``.gz``.
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LABELS = ("provider", "country")
-"""What a range is labelled with, finer first."""
+"""The labels of a range, finer first."""
 
 _FORMAT = "first TAB last TAB AS number TAB country [TAB name]"
 _COLUMNS = ["first", "last", "provider", "country"]
@@ -38,11 +38,11 @@ class Networks:
     """In the family's type, [N]."""
     last: npt.NDArray[np.unsignedinteger]
     labels: npt.NDArray[np.uint32]
-    """The AS number, and the country as its two letters' bytes; 0 where unknown, [2, N]."""
+    """The AS number, and the country as the bytes of its two letters; 0 for unknown, [2, N]."""
 
     @classmethod
     def read(cls, files: Sequence[Path], family: Family) -> "Networks":
-        """Read the ranges of a family from tables; those of another are skipped. Raises UserError."""
+        """Read the ranges of a family from tables and skip other families. Raises UserError."""
         parts = [_read(path, family) for path in files]
         columns = [np.concatenate(column, axis=-1) for column in zip(*parts, strict=True)]
         order = np.argsort(columns[0], kind="stable")
@@ -50,7 +50,7 @@ class Networks:
         names = ", ".join(map(str, files))
         if not len(first):
             raise UserError(f"{names}: the table has no IPv{family.version} range")
-        if family is addresses.IPV6:  # ranges may meet inside one /64, which our 64 bits cannot part: the first has it
+        if family is addresses.IPV6:  # two ranges may share one /64, which 64 bits cannot divide: the first gets it
             first[1:] += last[:-1] == first[1:]
             kept = first <= last
             first, last, labels = first[kept], last[kept], labels[:, kept]
@@ -64,7 +64,7 @@ class Networks:
         return len(self.first)
 
     def find(self, queries: npt.NDArray[np.unsignedinteger]) -> npt.NDArray[np.int32]:
-        """The range of each address: int32 [n]; -1 where there is none."""
+        """The range of each address: int32 [n]; -1 for none."""
         found = np.full(len(queries), -1, dtype=np.int32)
         if not len(self):
             return found
@@ -75,9 +75,9 @@ class Networks:
         return found
 
     def restrict(self, known: Sequence[npt.NDArray[np.uint32]]) -> "Networks":
-        """Keep what lookups of the known labels (one array a kind) need.
+        """Keep only what lookups of the known labels (one array a kind) need.
 
-        Other labels become 0, ranges without any go, and neighbours with the same labels become one range.
+        Other labels become 0, ranges without a label are removed, and neighbours with the same labels are joined.
         """
         labels = np.stack(
             [np.where(np.isin(own, values), own, 0) for own, values in zip(self.labels, known, strict=True)]
@@ -95,7 +95,7 @@ _Columns = tuple[npt.NDArray[np.unsignedinteger], npt.NDArray[np.unsignedinteger
 
 
 def _read(path: Path, family: Family) -> _Columns:
-    import pandas as pd  # is slow to import, and who scores reads no table
+    import pandas as pd  # slow to import, and scoring reads no table
 
     opened = gzip.open if path.suffix == ".gz" else open
     try:
@@ -132,7 +132,7 @@ def _read(path: Path, family: Family) -> _Columns:
 def _addresses(
     path: Path, texts: "pd.Series[str]", family: Family
 ) -> tuple[npt.NDArray[np.unsignedinteger], npt.NDArray[np.bool_]]:
-    """Addresses, as integers or text, and which are of the family."""
+    """Addresses, from integers or text, and which are of the family."""
     import pandas as pd
 
     if texts.str.isdecimal().all():

@@ -1,11 +1,11 @@
-"""Headerless two-column CSV (entity, IP address), as training files and requests hold it, to columns.
+"""Reads CSV of training files and requests, two columns (entity, IP address) without a header, into columns.
 
-RFC 4180 quotes are understood; one record is one line, so a quoted field cannot hold a line break (line numbers in
-errors stay true, and a large file can be cut at any line end). A byte order mark, CRLF, blank lines and blanks around
-the address are accepted; an entity is taken as it stands: ``NA`` and ``00123`` are names.
+RFC 4180 quotes are accepted. One record is one line, so a quoted field cannot hold a line break. (So line numbers in
+errors are correct, and a large file can be cut at any line end.) A byte order mark, CRLF, blank lines and blanks around
+the address are accepted. An entity is used unchanged: ``NA`` and ``00123`` are names.
 
-The reader is Arrow's. Where an entity's hash is all that is wanted, as in training, the native kernel reads blocks of
-plain lines in its place, and leaves to it every block that holds anything else.
+Arrow reads the text. If only the hash of an entity is needed, as in training, the native kernel reads blocks of plain
+lines instead, and Arrow reads all other blocks.
 """
 
 import csv
@@ -29,12 +29,12 @@ from ipinsights.native import reader, scoring
 from ipinsights.native.reader import Digests
 
 BLOCK_SIZE = 1 << 22
-"""Bytes read at a time. Which row an entity has depends on it, since each block's entities claim theirs together."""
+"""Bytes read at a time. The rows of entities depend on it, because each block's entities claim rows together."""
 
 _PIECE = 1 << 16
-"""Bytes of text that a faulty row makes the slow, exact reader read."""
+"""Bytes of text around a faulty row that the slow, exact reader reads."""
 _EXPLAINED = 20
-"""Addresses of such a piece whose faults are explained: more than are ever listed, and that takes a while."""
+"""Faulty addresses of a piece that are explained, which is slow: more than are ever listed."""
 _LONGEST_FIELD = (1 << 31) - 1
 _BOM = b"\xef\xbb\xbf"
 _LINE_FEED = ord("\n")
@@ -48,10 +48,10 @@ _brief.maxlevel, _brief.maxstring, _brief.maxother = 4, _SHOWN, _SHOWN
 
 
 class Pairs(NamedTuple):
-    """n pairs as a model knows them."""
+    """n pairs in the form that a model uses."""
 
     digests: Digests
-    """Of the entities, as `entities.hash_names` has them: uint64 [n]."""
+    """`entities.hash_names` of the entities: uint64 [n]."""
     addresses: Addresses
     """[n]"""
 
@@ -69,12 +69,12 @@ class Records:
         return len(self.addresses)
 
     def hashed(self) -> Pairs:
-        """The same as a model knows them."""
+        """The pairs in the form that a model uses."""
         return Pairs(hash_names(self.entities), self.addresses)
 
     @classmethod
     def concat(cls, parts: Sequence["Records"]) -> "Records":
-        """All pairs of the parts, which are of one family, in order; no parts have none, of IPv4."""
+        """All pairs of the parts, which are of one family, in order. Without parts, no pairs of IPv4."""
         entities = pa.concat_arrays([pa.array([], pa.string()), *(part.entities for part in parts)])
         values: list[Addresses] = [part.addresses for part in parts]
         return cls(entities, np.concatenate(values) if values else np.zeros(0, dtype=IPV4.dtype))
@@ -82,19 +82,19 @@ class Records:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One row that cannot be read."""
+    """One malformed row."""
 
     position: int
-    """Its line in the text, or its index in a request; counted from 1 for lines, from 0 for instances."""
+    """Its line in the text, counted from 1, or its index in a request, counted from 0."""
     content: str
     reason: str
 
 
 class MalformedRecords(UserError):
-    """Some rows cannot be read; ``faults`` holds each, in order."""
+    """Some rows are malformed; ``faults`` has each, in order."""
 
     def __init__(self, faults: list[Fault], unit: str, cut: bool = False) -> None:
-        """With whether there may be more, which nobody has looked for."""
+        """``cut`` means that reading stopped early, so there may be more faults."""
         self.faults = faults
         self.unit = unit
         shown = [f"{unit} {f.position}: {f.reason}, in {f.content!r}" for f in faults[:_LISTED]]
@@ -103,23 +103,23 @@ class MalformedRecords(UserError):
 
 
 class Salvaged(NamedTuple):
-    """What n rows hold, some of which cannot be read."""
+    """The content of n rows, of which some may be malformed."""
 
     records: Records
-    """Of the rows that can be, in order."""
+    """The readable rows, in order."""
     readable: npt.NDArray[np.bool_]
-    """Which these are: bool [n]."""
+    """Which rows are readable: bool [n]."""
     faults: list[Fault]
-    """Of the others, in order."""
+    """The faults of the other rows, in order."""
 
     @classmethod
     def whole(cls, records: Records) -> "Salvaged":
-        """Of rows that can all be read."""
+        """For rows that are all readable."""
         return cls(records, np.ones(len(records), dtype=np.bool_), [])
 
     @classmethod
     def concat(cls, parts: Sequence["Salvaged"]) -> "Salvaged":
-        """All of one or more parts, in order."""
+        """The content of one or more parts, in order."""
         return cls(
             Records.concat([part.records for part in parts]),
             np.concatenate([part.readable for part in parts]),
@@ -132,14 +132,14 @@ class Salvaged(NamedTuple):
 
 
 class Text(Protocol):
-    """Bytes in order, as an open file gives them."""
+    """A source of bytes, such as an open file."""
 
     def read(self, size: int, /) -> bytes:
         """The next ``size`` bytes; fewer at the end."""
 
 
 def parse_csv(data: bytes, family: Family = IPV4, first_line: int = 1) -> Records:
-    """Read the text of a CSV file, or whole lines of one from ``first_line`` on. Raises MalformedRecords."""
+    """Read the text of a CSV file, or complete lines of one from ``first_line`` on. Raises MalformedRecords."""
     records, _, faults = salvage_csv(data, family, first_line)
     if faults:
         raise MalformedRecords(faults, unit="line")
@@ -147,16 +147,16 @@ def parse_csv(data: bytes, family: Family = IPV4, first_line: int = 1) -> Record
 
 
 def salvage_csv(data: bytes, family: Family = IPV4, first_line: int = 1, most: int | None = None) -> Salvaged:
-    """What can be read of such text. Blank lines are no rows.
+    """The readable rows of such text, and the faults. Blank lines are no rows.
 
-    It ends, somewhere, once there are more than ``most`` faults, each of which takes time and memory.
+    Reading stops some time after more than ``most`` faults, because each takes time and memory.
     """
     records = _parse_faultless(data, family)
     if records is not None:
         return Salvaged.whole(records)
     parts: list[Salvaged] = []
     found = 0
-    for piece in line_blocks(io.BytesIO(data), "", _PIECE, first_line):  # a faulty row makes its piece slow, not all
+    for piece in line_blocks(io.BytesIO(data), "", _PIECE, first_line):  # a faulty row slows down only its piece
         records = _parse_faultless(piece.text, family)
         if records is None:
             parts.append(_parse_lines(piece.text, family, piece.first_line))
@@ -171,9 +171,9 @@ def salvage_csv(data: bytes, family: Family = IPV4, first_line: int = 1, most: i
 def salvage_hashed(
     data: bytes, family: Family = IPV4, first_line: int = 1, most: int | None = None
 ) -> tuple[Pairs, dict[int, Fault]]:
-    """`salvage_csv` where the entities' hashes are all that is wanted: the pairs, and the faults by their rows.
+    """`salvage_csv` if only the entities' hashes are needed: the pairs, and the faults by their rows.
 
-    The native kernel reads text of clean lines. All other text is for the exact reader.
+    The native kernel reads text of clean lines. The exact reader reads all other text.
     """
     pairs = reader.read_lines(data) if family is IPV4 else None
     if pairs is not None:
@@ -185,9 +185,9 @@ def salvage_hashed(
 def parse_stream(
     stream: Text, name: str, family: Family = IPV4, block_size: int = BLOCK_SIZE
 ) -> Iterator[tuple[bytes, Records]]:
-    """Read a CSV stream block by block: whole lines, about ``block_size`` bytes of them, and their records.
+    """Read a CSV stream block by block: complete lines of about ``block_size`` bytes, and their records.
 
-    Raises UserError that begins with the stream's ``name``, at the first block that holds a row that cannot be read.
+    Raises UserError that begins with the stream's ``name``, at the first block with a malformed row.
     """
     for block in line_blocks(stream, name, block_size):
         yield block.text, block.parse(family)
@@ -196,7 +196,7 @@ def parse_stream(
 def hash_stream(
     stream: Text, name: str, family: Family = IPV4, block_size: int = BLOCK_SIZE
 ) -> Iterator[tuple[bytes, Pairs]]:
-    """`parse_stream` with the pairs as a model knows them."""
+    """`parse_stream` with the pairs in the form that a model uses."""
     for block in line_blocks(stream, name, block_size):
         pairs, faults = block.salvage(family)
         if faults:
@@ -205,57 +205,57 @@ def hash_stream(
 
 
 def demand(family: Family) -> str:
-    """What is asked of a line, in a sentence."""
+    """The required form of a line, in a sentence."""
     return f"Each line must be an entity and an {family.noun}."
 
 
 @dataclass(frozen=True)
 class Block:
-    """Whole lines of a CSV stream."""
+    """Complete lines of a CSV stream."""
 
     name: str
-    """The stream's."""
+    """The stream's name."""
     first_line: int
     """The number of the first line, from 1."""
     text: bytes
 
     def parse(self, family: Family) -> Records:
-        """Its records. Raises UserError that begins with the stream's name where a row cannot be read."""
+        """Its records. Raises UserError that begins with the stream's name if a row is malformed."""
         records, _, faults = salvage_csv(self.text, family, self.first_line)
         if faults:
             raise self.error(faults, family)
         return records
 
     def salvage(self, family: Family) -> tuple[Pairs, list[Fault]]:
-        """The pairs that can be read, as a model knows them; and what is wrong with the other rows."""
+        """The readable pairs in the form that a model uses, and the faults of the other rows."""
         pairs, faults = salvage_hashed(self.text, family, self.first_line)
         return pairs, list(faults.values())
 
     def error(self, faults: list[Fault], family: Family) -> UserError:
-        """What is wrong with its rows, and what is asked of them."""
+        """The error that reports the faults and the required form."""
         return UserError(f"{self.name}, {MalformedRecords(faults, unit='line')}. {demand(family)}")
 
 
 def line_blocks(stream: Text, name: str, size: int = BLOCK_SIZE, first_line: int = 1) -> Iterator[Block]:
-    """Cut a stream into blocks of whole lines, about ``size`` bytes each."""
+    """Cut a stream into blocks of complete lines, about ``size`` bytes each."""
     number, rest = first_line, b""
     while chunk := stream.read(size):
         end = chunk.rfind(b"\n") + 1
-        if not end:  # not a single line end: one very long line goes on
+        if not end:  # no line end: a very long line continues
             rest += chunk
             continue
         block = Block(name, number, b"".join((rest, memoryview(chunk)[:end])))
         rest = chunk[end:]
         yield block
-        number += int(np.count_nonzero(np.frombuffer(block.text, np.uint8) == _LINE_FEED))  # bytes.count takes long
+        number += int(np.count_nonzero(np.frombuffer(block.text, np.uint8) == _LINE_FEED))  # bytes.count is slow
     if rest:
         yield Block(name, number, rest)
 
 
 def record_lines(data: bytes, first_line: int = 1) -> Iterator[tuple[int, bytes]]:
-    """The lines that hold a record, with their numbers: blank ones and a byte order mark are left out.
+    """The lines that hold a record, with their numbers, without blank lines and a byte order mark.
 
-    A carriage return ends a line, too, but editors count line feeds.
+    A carriage return also ends a line, but the numbers count line feeds, as editors do.
     """
     for number, text in enumerate(data.removeprefix(_BOM).split(b"\n"), start=first_line):
         for line in text.splitlines():
@@ -264,7 +264,7 @@ def record_lines(data: bytes, first_line: int = 1) -> Iterator[tuple[int, bytes]
 
 
 def append_scores(data: bytes, scores: npt.NDArray[np.float32]) -> bytes | memoryview:
-    """The lines that hold a record, each with a comma and its score behind it: of n lines n scores."""
+    """The n lines that hold a record, each with a comma and its score (of n) appended."""
     scored = scoring.append_scores(data, scores)
     if scored is not None:
         return scored
@@ -273,19 +273,19 @@ def append_scores(data: bytes, scores: npt.NDArray[np.float32]) -> bytes | memor
 
 
 def explain(text: str, family: Family, before: int) -> str:
-    """What is wrong with an address; in general terms if more were explained ``before`` than are ever listed."""
+    """What is wrong with an address; in general terms if enough were explained ``before``."""
     if before >= _EXPLAINED:
         return f"not an {family.noun}"
-    return addresses.explain(text[:_SHOWN], family)  # what is longer than an address stays so
+    return addresses.explain(text[:_SHOWN], family)  # still longer than any address
 
 
 def shown(value: object) -> str:
-    """A value as an error quotes it: brief, however long or deeply nested it is."""
+    """A value as an error quotes it: short, however long or deeply nested it is."""
     return _brief.repr(value)[:_SHOWN]
 
 
 def _parse_faultless(data: bytes, family: Family) -> Records | None:
-    """Read whole lines at once; None where there may be a fault among them."""
+    """Read all lines at once; None if one may be malformed."""
     if not data.strip():
         return Records(pa.array([], pa.string()), np.zeros(0, dtype=family.dtype))
     try:
@@ -310,7 +310,7 @@ def _parse_faultless(data: bytes, family: Family) -> Records | None:
 
 
 def _parse_lines(data: bytes, family: Family, first_line: int) -> Salvaged:
-    """Read line by line: slower, and able to say what is wrong with which line."""
+    """Read line by line: slower, but it finds each malformed line and its fault."""
     csv.field_size_limit(_LONGEST_FIELD)
     entities: list[str] = []
     texts: list[str] = []

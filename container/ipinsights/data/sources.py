@@ -1,7 +1,7 @@
-"""Where text comes from: files and named pipes, plain or gzip, read on from the first byte to the last.
+"""Sources of text: files and named pipes, plain or gzip, read once from the first byte to the last.
 
-Nothing is sought, mapped or opened twice, so file systems that fetch what is read as it is read do well. Whether a
-source is gzip its first bytes say, not its name.
+No seek, no memory map, no second opening: this suits file systems that fetch data while it is read. The first bytes of
+a source decide whether it is gzip, not its name.
 """
 
 import gzip
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 _GZIP = b"\x1f\x8b"
 _BUFFER = 1 << 17
 _QUIET = 1000
-"""Milliseconds without a byte after which a pipe's reader hears of it."""
+"""Milliseconds without a byte after which a pipe's reader is notified."""
 _LOOK_AGAIN = 0.25
-"""Seconds between two looks for a pipe that is not there yet."""
+"""Seconds between two checks for a pipe that does not exist yet."""
 
 
 @dataclass(frozen=True)
 class Pipe:
-    """A named pipe, to be read once, to its end. It may appear after the reading has begun."""
+    """A named pipe. It can be read once, to its end, and may appear after reading has begun."""
 
     path: Path
 
@@ -42,30 +42,30 @@ class Pipe:
 
 
 Source = Path | Pipe
-"""A path is that of a file."""
+"""A path means a file."""
 
 
 def size(sources: Sequence[Source]) -> int | None:
-    """The bytes of all sources as they lie on disk; None where one is a pipe."""
+    """The size of all sources on disk, in bytes; None if one is a pipe."""
     files = [source for source in sources if isinstance(source, Path)]
     return sum(file.stat().st_size for file in files) if len(files) == len(sources) else None
 
 
 class Stream:
-    """A source's bytes in order, unpacked where they are gzip (of any number of members). Closes as a context does."""
+    """A source's bytes in order, decompressed if they are gzip (of any number of members). A context manager."""
 
     def __init__(self, raw: io.RawIOBase, name: str) -> None:
         self.name = name
-        """What errors call it."""
+        """Its name in errors."""
         self._raw = _Onward(raw)
 
     @property
     def taken(self) -> int:
-        """Bytes read so far, as they come, packed or not."""
+        """Bytes read from the source so far, before decompression."""
         return self._raw.taken
 
     def read(self, size: int) -> bytes:
-        """The next ``size`` bytes, fewer only at the end. Raises UserError, where it cannot be read or unpacked."""
+        """The next ``size`` bytes, fewer only at the end. Raises UserError if it cannot read or decompress them."""
         with _named(self.name):
             return self._text.read(size)
 
@@ -85,9 +85,9 @@ class Stream:
 
 
 def stream(source: Source, idle: Callable[[], object] = lambda: None) -> Stream:
-    """Open a source. ``idle`` is called about once a second while a pipe has nothing: what it raises ends the wait.
+    """Open a source. ``idle`` is called about once a second while a pipe has no data; its exceptions end the wait.
 
-    Raises UserError where the source cannot be opened.
+    Raises UserError if the source cannot be opened.
     """
     name = str(source)
     with _named(name):
@@ -95,7 +95,7 @@ def stream(source: Source, idle: Callable[[], object] = lambda: None) -> Stream:
 
 
 class _Onward(io.RawIOBase):
-    """A raw stream that only reads on, counts what it read, and can say how it begins before that is read."""
+    """A raw stream that reads forward only, counts its bytes, and can return its beginning before that is read."""
 
     def __init__(self, raw: io.RawIOBase) -> None:
         self.taken = 0
@@ -103,7 +103,7 @@ class _Onward(io.RawIOBase):
         self._ahead = b""
 
     def first(self, size: int) -> bytes:
-        """The first ``size`` bytes, fewer if there are no more; to be asked for before anything is read."""
+        """The first ``size`` bytes, fewer if there are no more. Call it before any read."""
         buffer = bytearray(size)
         while len(self._ahead) < size and (count := self._raw.readinto(buffer)):
             self._ahead += buffer[:count]
@@ -128,7 +128,7 @@ class _Onward(io.RawIOBase):
 
 
 class _PipeEnd(io.FileIO):
-    """The end of a named pipe that `readinto` reads. It does not block for long, or nobody could stop a job in it."""
+    """The reading end of a named pipe. It does not block for long, so a job can be stopped while it waits."""
 
     def __init__(self, path: Path, idle: Callable[[], object]) -> None:
         while not path.exists():
@@ -140,7 +140,7 @@ class _PipeEnd(io.FileIO):
         self._ready.register(self, select.POLLIN)
 
     def readinto(self, buffer: "WriteableBuffer") -> int:
-        # To read before anybody has opened the other end would look like the end; until then Linux has nothing to say.
+        # A read before the other end is opened would look like the end of the data; until then poll reports nothing.
         while not self._ready.poll(_QUIET):
             self._idle()
         return super().readinto(buffer)
