@@ -1,9 +1,9 @@
-"""Two kinds of failure: those the user can mend and those we must."""
+"""Two kinds of failure: one that the user can correct, and one that we must correct."""
 
 
 class UserError(Exception):
-    """The input is at fault: a hyperparameter, a file, a request. The text names what, where and what to do."""
+    """The input is wrong: a hyperparameter, a file, a request. The text says what is wrong, where, and what to do."""
 
 
 class AlgorithmError(Exception):
-    """The program is at fault. The text says what was being done; the cause is chained."""
+    """The program is wrong. The text says what it was doing; the cause is chained."""

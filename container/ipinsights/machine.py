@@ -1,4 +1,4 @@
-"""What this machine, or the part of it that a container is given, has to offer."""
+"""The resources of this machine, or of the container in it."""
 
 import os
 from pathlib import Path
@@ -7,18 +7,18 @@ _GROUPS = (
     ("memory.max", "memory.current", "inactive_file"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
 )
-"""Of control groups, version 2 and version 1: the limit, what is used of it, and how much of that is only cached."""
+"""For control groups 2 and 1: the files of the limit and of the used memory, and the key of its cached part."""
 
 
 def usable_cores() -> int:
-    """The cores that this process may run on; all there are, where the system does not tell (as macOS does not)."""
+    """The cores that this process may run on; all cores if the system does not report this (as on macOS)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def available_memory(root: Path = Path("/")) -> int | None:
-    """Bytes that this process may still take: the least of what is free and what its control group allows.
+    """Bytes that this process may still allocate: the lesser of the free memory and its control group's allowance.
 
-    None where the system does not tell.
+    None if the system does not report them.
     """
     found = []
     try:

@@ -1,4 +1,4 @@
-"""The numbers behind every printed line: area under the ROC curve, and what a threshold catches."""
+"""The numbers in the printed lines: area under the ROC curve, and detection at a threshold."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ Scores = npt.NDArray[np.floating]
 
 
 def auc(positive: Scores, negative: Scores) -> float:
-    """The probability that a positive outscores a negative, ties counting half; nan where either is empty.
+    """The probability that a positive scores above a negative; ties count half; nan if either is empty.
 
     This is the area under the ROC curve, by ranks (Mann and Whitney).
     """
@@ -23,7 +23,7 @@ def auc(positive: Scores, negative: Scores) -> float:
 
 @dataclass(frozen=True)
 class Detection:
-    """What flagging every score below ``threshold`` catches: attacks are to be flagged, log-ins are not."""
+    """The result of flagging every score below ``threshold``: attacks should be flagged, log-ins should not."""
 
     threshold: float
     flagged: int
@@ -39,7 +39,7 @@ class Detection:
 
     @property
     def precision(self) -> float:
-        """Share of the flagged that are attacks; nan where none is flagged."""
+        """Share of the flagged that are attacks; nan if none is flagged."""
         return self.true_positives / self.flagged if self.flagged else float("nan")
 
     @property

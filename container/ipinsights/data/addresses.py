@@ -139,9 +139,7 @@ def _octets(
     readable = (length >= 1) & (length <= 3)
     for place, scale in enumerate((1, 10, 100)):
         inside = length > place
-        digit = data[np.maximum(right - 1 - place, 0)] - np.uint8(
-            _ZERO
-        )  # below "0" it wraps to a number above 9
+        digit = data[np.maximum(right - 1 - place, 0)] - np.uint8(_ZERO)  # below "0" it wraps to a number above 9
         readable &= ~inside | (digit <= 9)
         number += np.where(inside, digit, 0).astype(np.uint32) * np.uint32(scale)
     leading_zero = (length > 1) & (data[np.minimum(left, len(data) - 1)] == _ZERO)

@@ -76,7 +76,7 @@ class EntityIndex:
         distinct, place = np.unique(digests[new], return_inverse=True)
         rows[new] = self._probe(distinct, claim=True)[place]
         homeless = np.concatenate([self._homeless, digests[rows == _TAKEN]])
-        self._homeless, _ = np.unique(homeless, return_counts=True)  # with counts numpy sorts, which is faster than hashing
+        self._homeless, _ = np.unique(homeless, return_counts=True)  # with counts it sorts, faster than it hashes
         return self._settle(digests, rows)
 
     def _search(self, digests: Digests) -> npt.NDArray[np.int32]:

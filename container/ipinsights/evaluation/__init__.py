@@ -1,1 +1,1 @@
-"""How good a model is, and against what: comparison, simulated log-ins, baselines."""
+"""Evaluation of a model: comparison, simulated log-ins, baselines."""

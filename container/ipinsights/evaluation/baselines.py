@@ -1,16 +1,16 @@
 """The length of the longest prefix that an address shares with any earlier address of its entity.
 
-The simplest score that knows about networks, and a rule of thumb of log-in monitoring: an address in a network that the
-user has come from before is normal, and the more so the smaller the network. It takes no account of how often the user
-came from there, nor of how many others do.
+This is the simplest score that uses networks, and a rule of thumb of log-in monitoring. An address in a network that
+the user has come from before is normal, and the smaller the network, the more normal it is. The score ignores how often
+the user came from there, and how many others do.
 
-Among addresses in ascending order, the one that shares the longest prefix with a query is one of the two between which
-the query would stand. So fitting is one sort of the training pairs, by entity and then by address, and scoring is one
-binary search and two comparisons.
+Among addresses in ascending order, the one that shares the longest prefix with a query is one of the query's two
+neighbours. So fitting is one sort of the training pairs, by entity and then by address, and scoring is one binary
+search and two comparisons.
 
-Chosen on the validation split of the Tor relays, for the mean AUC over random, other and shuffled negatives: every bit
-of IPv4 and the first 36 of IPv6 count (coarser steps are worse, and so is telling longer IPv6 prefixes apart), and ties
-stay ties (breaking them by the number of events under the shared prefix is worse).
+Two settings were chosen on the validation split of the Tor relays, for the mean AUC over random, other and shuffled
+negatives. Every bit of IPv4 and the first 36 of IPv6 count (coarser steps are worse, and so are longer IPv6 prefixes).
+Ties stay ties (breaking them by the number of events under the shared prefix is worse).
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ class LongestPrefix:
     width: int
     """Bits of an address."""
     levels: tuple[int, ...]
-    """The prefix lengths that are told apart, ascending; others are rounded down."""
+    """The prefix lengths that the score distinguishes, ascending; others are rounded down."""
     entities: npt.NDArray[np.integer]
     """The distinct entities, ascending, [E]."""
     addresses: npt.NDArray[np.uint64]
@@ -64,7 +64,7 @@ class LongestPrefix:
         address = address.astype(np.uint64)
         row = np.searchsorted(self.entities, entity)
         seen = self.entities[np.minimum(row, len(self.entities) - 1)] == entity
-        places = len(self.addresses) + 1  # one more than there are addresses: a query may stand behind them all
+        places = len(self.addresses) + 1  # one more than addresses: a query may be above all of them
         behind = np.searchsorted(self.pairs, row * places + np.searchsorted(self.addresses, address))
         longest = np.zeros(len(address), dtype=np.int64)
         for neighbour in (behind - 1, behind):
@@ -76,8 +76,8 @@ class LongestPrefix:
 
 
 def _bit_length(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-    """The number of bits that each value takes, 0 for 0: where the first difference of two addresses is."""
+    """The bit length of each value, 0 for 0: it gives the first difference of two addresses."""
     high, low = values >> np.uint64(32), values & np.uint64(0xFFFFFFFF)
-    # A float64 holds 32 bits exactly, and its binary exponent is their length; 64 bits might be rounded up.
+    # A float64 holds 32 bits exactly, and its binary exponent is their length. It might round up 64 bits.
     length: npt.NDArray[np.int64] = np.where(high > 0, 32 + np.frexp(high)[1], np.frexp(low)[1]).astype(np.int64)
     return length

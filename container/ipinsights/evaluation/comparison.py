@@ -1,7 +1,7 @@
-"""How well a model tells real log-ins from made-up ones: against random addresses, and against other entities'.
+"""How well a model tells real log-ins from fabricated ones: with random addresses, and with other entities' addresses.
 
-Random addresses are what a bot net on rented machines might use, and what the built-in validates against. Addresses of
-other entities are the harder, more telling case: all of them are in use, only not by this entity.
+A botnet on rented machines might use random addresses, and the built-in validates with them. Addresses of other
+entities are the harder, more informative case: all of them are in use, but not by this entity.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from ipinsights.model.scoring import Scorer
 
 @dataclass(frozen=True)
 class Comparison:
-    """Real log-ins against as many made-up ones of a kind."""
+    """Real log-ins compared with as many fabricated ones of a kind."""
 
     negatives: str
     auc: float
@@ -26,11 +26,11 @@ class Comparison:
 
 
 def evaluate(scorer: Scorer, log_ins: Records, threshold: float, seed: int = 0) -> list[Comparison]:
-    """Score log-ins, give their entities made-up addresses of either kind, and compare.
+    """Score log-ins, fabricate pairs of either kind with their entities, and compare.
 
-    An address of another entity is one that this entity does not use anywhere in ``log_ins``; a log-in for which none
-    is found in twenty draws has no such counterpart, and where none has, that comparison is left out. ``threshold`` is
-    on the score: below it a log-in is flagged.
+    An address of another entity is one that this entity does not use anywhere in ``log_ins``. If twenty draws find none
+    for a log-in, this log-in is skipped. If all are skipped, this comparison is skipped. Log-ins with a score below
+    ``threshold`` are flagged.
     """
     rng = np.random.default_rng(seed)
     random = random_addresses(len(log_ins), scorer.family, mapped_share(log_ins.addresses), rng)
@@ -44,8 +44,8 @@ def evaluate(scorer: Scorer, log_ins: Records, threshold: float, seed: int = 0) 
 
 
 def _others(log_ins: Records, rng: np.random.Generator) -> Records:
-    """Entities with addresses of others; log-ins for which none is found are left out."""
-    # A pair as one number: the places of its entity and its address among the distinct ones, 32 bits each.
+    """Entities with addresses of others; log-ins without such an address are skipped."""
+    # A pair is one number: the places of its entity and its address among the distinct ones, 32 bits each.
     entity = log_ins.entities.dictionary_encode().indices.to_numpy().astype(np.int64) << 32
     distinct, address = np.unique(log_ins.addresses, return_inverse=True)
     used = np.unique(entity | address)

@@ -1,10 +1,10 @@
 """Simulated log-ins: the traffic of the AWS IP Insights tutorial.
 
 Every user has a home and a work network, drawn from a table of address ranges: home uniformly, work within 50,000 rows
-of it. A log-in comes from a uniformly drawn range with the user's travel probability, Beta(1, 30), and otherwise from
-home, with probability Beta(3, 5), or work, moved by a normal step of 10 rows, since people roam near their places. The
-address is uniform in the range, the time uniform over ten days, and a user logs in 50 (1 + Pareto(1)) times, at most
-10,000. Parameters from the tutorial's generate_data.py, github aws/amazon-sagemaker-examples.
+of it. With the user's travel probability, Beta(1, 30), a log-in comes from a uniformly drawn range. Otherwise it comes
+from home, with probability Beta(3, 5), or from work, moved by a normal step of 10 rows, because people roam near their
+places. The address is uniform in the range, and the time is uniform over ten days. A user logs in 50 (1 + Pareto(1))
+times, at most 10,000. Parameters from the tutorial's generate_data.py, github aws/amazon-sagemaker-examples.
 """
 
 import gzip
@@ -37,7 +37,7 @@ class Ranges:
     @classmethod
     def read(cls, path: Path) -> "Ranges":
         """Read a table in iptoasn's format: first TAB last TAB ..., as integers; gzip if named ``.gz``."""
-        import pandas as pd  # is slow to import, and no other command needs it
+        import pandas as pd  # slow to import, and no other command needs it
 
         opened = gzip.open if path.suffix == ".gz" else open
         try:
@@ -47,16 +47,17 @@ class Ranges:
             raise UserError(f"{path}: not a table of address ranges (first TAB last TAB ...): {error}") from error
         if len(bounds) == 0 or (bounds[:, 0] > bounds[:, 1]).any():
             raise UserError(
-                f"{path}: not a table of address ranges (first TAB last TAB ...): no rows, or last below first"
+                f"{path}: not a table of address ranges (first TAB last TAB ...): "
+                "it has no rows, or a range ends before it begins"
             )
         return cls(bounds[:, 0], bounds[:, 1])
 
     @classmethod
     def synthetic(cls, rng: np.random.Generator) -> "Ranges":
-        """Make an allocation table that needs no download, of about the size of the real one.
+        """Make an allocation table of about the size of the real one, without a download.
 
-        Unicast space is dealt out in blocks of /11 to /18, as registries do; a provider cuts its block into networks
-        that are 2 to 9 bits longer, /24 at most; three in ten blocks stay unrouted.
+        Unicast space is allocated in blocks of /11 to /18, as registries do. A provider cuts its block into networks
+        that are 2 to 9 bits longer, /24 at most. Three in ten blocks stay unrouted.
         """
         lengths, cuts = rng.integers(11, 19, size=1 << 16), rng.integers(2, 10, size=1 << 16)
         routed = rng.random(1 << 16) < 0.7
@@ -124,7 +125,7 @@ def simulate(num_users: int, ranges: Ranges, rng: np.random.Generator) -> Traffi
 
 
 def _below(values: npt.NDArray[np.float64], limit: int) -> npt.NDArray[np.float32]:
-    """Numbers below a limit in half the bytes; rounding must not carry one up to it."""
+    """Numbers below a limit in half the bytes; rounding must not raise one to the limit."""
     return np.minimum(values.astype(np.float32), np.nextafter(np.float32(limit), np.float32(0)))
 
 
@@ -135,7 +136,7 @@ class TestCase:
     normal: Traffic
     """Later log-ins of users that training saw."""
     attacks: Traffic
-    """As many: a user that training saw, met from an address of a uniformly drawn range."""
+    """As many attacks: a user that training saw, with an address of a uniformly drawn range."""
     validation: Traffic
     """Other later log-ins of such users, at most as many."""
 
@@ -147,9 +148,9 @@ def split(traffic: Traffic, ranges: Ranges, test_size: int, rng: np.random.Gener
 
 
 def make_test_case(train: Traffic, later: Traffic, ranges: Ranges, size: int, rng: np.random.Generator) -> TestCase:
-    """Draw a test case of ``size`` log-ins and as many attacks; of fewer where that leaves none to validate with.
+    """Draw a test case of ``size`` log-ins and as many attacks, or of fewer to leave some for validation.
 
-    Raises UserError where no user was seen before.
+    Raises UserError if training saw none of the users.
     """
     known = later.where(np.isin(later.user, train.user))
     if len(known.user) < 2:

@@ -2,16 +2,16 @@
 
 The score of (entity, address) is <e, phi(a)>: e is the entity's row of a table, phi(a) the encoding of the address.
 It is the log odds that the pair was observed rather than fabricated: higher is more normal, 0 the natural threshold.
-Every row is the typical entity, which all events teach, plus what sets this entity apart. An entity that training never
-saw is the typical one.
+Every row is the typical entity, learnt from all events, plus what sets this entity apart. An entity that training never
+saw uses the typical entity.
 
 The encoder starts from networks: s is the sum of the address's rows, one a level, of the prefix table (`vocabulary`).
-An unknown prefix has its level's unknown row, so an address never seen backs off to the longest prefix that was.
-Residual blocks follow, x <- x + W relu(x) + b, one fully connected layer each, as many as ``num_ip_encoder_layers``.
+An unknown prefix uses its level's unknown row, so an unseen address backs off to its longest known prefix. Then come
+``num_ip_encoder_layers`` residual blocks, x <- x + W relu(x) + b, of one fully connected layer each.
 
-This file computes in whatever arrays it is given: numpy to score, torch to validate (and `step` trains with the same
-sum written out together with its gradient). Symbols: E entity
-rows, P prefix rows, L levels, B blocks, D ``vector_dim``; every array is float32.
+This file computes with numpy arrays to score and with torch tensors to validate. (`step` trains with the same sum,
+written out together with its gradient.) Symbols: E entity rows, P prefix rows, L levels, B blocks, D ``vector_dim``;
+every array is float32.
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.model.vocabulary import Vocabulary
 
 Array = Any
-"""A numpy array or a torch tensor; all of one call are of one kind."""
+"""A numpy array or a torch tensor; all arrays of one call are of the same kind."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,14 @@ class Encoder:
     """The parameters of phi."""
 
     prefix: Array
-    """[P, D]: first the L unknown rows, then the known prefixes, and providers and countries if a table was given."""
+    """[P, D]: the L unknown rows, then the known prefixes, then providers and countries if a table was given."""
     w: Array
     """[B, D, D]"""
     b: Array
     """[B, D]"""
 
     def __call__(self, rows: Array) -> Array:
-        """Encode n addresses, given by their prefix rows (int [n, L]): [n, D]."""
+        """Encode n addresses, given as their prefix rows (int [n, L]): [n, D]."""
         x = self.prefix[rows[:, 0]]
         for level in range(1, rows.shape[1]):
             x = x + self.prefix[rows[:, level]]
@@ -57,9 +57,9 @@ class Model:
 
     vocabulary: Vocabulary
     index: EntityIndex
-    """Which row of ``entity`` is whose."""
+    """The owner of each row of ``entity``."""
     entity: npt.NDArray[np.float32]
-    """[E + 1, D]; the last row is the typical entity's, for any that training never saw."""
+    """[E + 1, D]; the last row is the typical entity's, used for every entity that training never saw."""
     encoder: Encoder
 
     @classmethod
@@ -71,9 +71,9 @@ class Model:
         rows: npt.NDArray[np.float32],
         encoder: Encoder,
     ) -> "Model":
-        """Of the entity rows that training met, ``met`` [M] and ``rows`` [M + 1, D], of which the last is the typical.
+        """The model with the trained entity rows ``met`` [M], whose embeddings are ``rows`` [M + 1, D].
 
-        It is the row of all others.
+        The last of ``rows`` is the typical entity. All other entity rows get it.
         """
         entity = np.empty((index.num_rows + 1, rows.shape[1]), dtype=np.float32)
         entity[:] = rows[-1]
@@ -82,7 +82,7 @@ class Model:
 
     @classmethod
     def blank(cls, family: Family, num_entity_vectors: int, dim: int, blocks: int) -> "Model":
-        """A model that has learnt nothing: every score is 0."""
+        """An untrained model: every score is 0."""
         vocabulary = Vocabulary.blank(family)
         shapes = {"prefix": (vocabulary.num_rows, dim), "w": (blocks, dim, dim), "b": (blocks, dim)}
         encoder = Encoder(**{name: np.zeros(shape, dtype=np.float32) for name, shape in shapes.items()})
@@ -90,7 +90,7 @@ class Model:
         return cls(vocabulary, EntityIndex(num_entity_vectors), entity, encoder)
 
     def require(self, hyperparameters: Hyperparameters) -> None:
-        """Raise UserError unless training with those can continue from this model."""
+        """Raise UserError unless training with these hyperparameters can continue from this model."""
         blocks, dim = self.encoder.b.shape
         for name, value in (
             ("num_entity_vectors", self.index.num_rows),
@@ -109,13 +109,13 @@ class Model:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it takes, mapped or not."""
+        """Bytes of all arrays, memory-mapped or not."""
         arrays = [self.entity, self.index.tags, self.encoder.prefix, self.encoder.w, self.encoder.b]
         return sum(int(array.nbytes) for array in arrays) + self.vocabulary.nbytes
 
     @property
     def family(self) -> Family:
-        """Which addresses it knows."""
+        """The family of its addresses."""
         return self.vocabulary.family
 
     def encode(self, addresses: Addresses) -> npt.NDArray[np.float32]:

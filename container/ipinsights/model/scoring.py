@@ -1,8 +1,8 @@
-"""Scoring: pairs in, scores and embeddings out. It needs numpy alone, so a server starts without torch.
+"""Scoring: pairs in, scores and embeddings out. It needs only numpy, so a server starts without torch.
 
-An address is known by its leaf (`vocabulary`), of which there are fewer than a request has pairs, or no more than some
-hundred thousand. So all leaves are encoded once, when the model is loaded, and scoring a pair is an inner product of
-two rows. Where that table would be too large, or too long in the making, each request has its own leaves encoded.
+The model knows an address only by its leaf (`vocabulary`). There are fewer leaves than pairs in a request, or at most
+some hundred thousand. So all leaves are encoded once, when the model is loaded, and the score of a pair is an inner
+product of two rows. If that table would be too large, or take too long to compute, each request encodes its own leaves.
 """
 
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ from ipinsights.native.reader import Digests
 from ipinsights.native.scoring import PairScorer, score_pairs
 
 _CHUNK = 4096
-"""Leaves encoded, or pairs scored without the kernel, at a time: what they need stays in the processor's cache."""
+"""Leaves encoded, or pairs scored without the kernel, at a time: their data stays in the processor's cache."""
 _TABLE_BYTES = 1 << 30
 _TABLE_PRODUCTS = 25_000_000_000
-"""Of the table of encoded leaves at most: about a second's work. The usual 40,000 leaves of 128 take a fortieth."""
+"""The limit for the table of encoded leaves: about a second's work. The usual 40,000 leaves of 128 take 1/40."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Embedded:
 
 
 class Scorer:
-    """Scores (entity, address) pairs. It holds no state besides the model and may serve several threads."""
+    """Scores (entity, address) pairs. It has no state besides the model, so several threads may use it."""
 
     def __init__(self, model: Model) -> None:
         self._model = model
@@ -55,12 +55,12 @@ class Scorer:
 
     @classmethod
     def open(cls, folder: str | Path) -> "Scorer":
-        """Map the model in a folder. Raises UserError where there is none, or one this release cannot read."""
+        """Map the model in a folder. Raises UserError if there is none, or one that this release cannot read."""
         return cls(artifact.load(Path(folder))[0])
 
     @staticmethod
     def memory(model: Model) -> int:
-        """Bytes that a scorer of a model takes, mapped or not."""
+        """Bytes that a scorer of a model needs, memory-mapped or not."""
         return model.nbytes + _table_bytes(model)
 
     @property
@@ -74,14 +74,14 @@ class Scorer:
         return self._model.vector_dim
 
     def score(self, records: Records) -> npt.NDArray[np.float32]:
-        """The score of each pair, float32 [n]: the higher, the more normal.
+        """The score of each pair, float32 [n]; higher is more normal.
 
-        An entity never seen scores as the typical one.
+        An entity that training never saw gets the score of the typical entity.
         """
         return self.score_hashed(*records.hashed())
 
     def score_hashed(self, digests: Digests, addresses: Addresses) -> npt.NDArray[np.float32]:
-        """The same of entities as `entities.hash_names` has them."""
+        """`score` for entities given by their `hash_names`."""
         if self._native is not None:
             return self._native(digests, addresses)
         encoded, leaves = self._leaves(addresses)
@@ -90,7 +90,7 @@ class Scorer:
     def score_columns(self, entities: Column, addresses: Column) -> npt.NDArray[np.float32]:
         """The score of each pair of two columns of strings, as a data frame has them: float32 [n].
 
-        NaN where the row cannot be read: its address is not one, or either is missing or empty.
+        NaN if the row is malformed: its address is invalid, or either value is missing or empty.
         """
         records, readable = salvage_columns(entities, addresses, self.family)
         scores = np.full(len(readable), np.nan, dtype=np.float32)
@@ -102,7 +102,7 @@ class Scorer:
         return self.embed_hashed(*records.hashed())
 
     def embed_hashed(self, digests: Digests, addresses: Addresses) -> Embedded:
-        """The same of entities as `entities.hash_names` has them."""
+        """`embed` for entities given by their `hash_names`."""
         rows, (encoded, leaves) = self._model.index.find_hashed(digests), self._leaves(addresses)
         scores = _products(self._model.entity, rows, encoded, leaves)
         return Embedded(scores, self._model.entity[rows], encoded[leaves])
@@ -125,7 +125,7 @@ class Scorer:
 
 
 def _table_bytes(model: Model) -> int:
-    """What the table of encoded leaves takes; 0 where there is to be none."""
+    """Bytes of the table of encoded leaves; 0 if there is none because of the limits."""
     leaves, dim = len(model.vocabulary.chains), model.vector_dim
     products = leaves * dim * (dim * len(model.encoder.w) + model.vocabulary.depth)
     size = 4 * leaves * dim
@@ -138,7 +138,7 @@ def _products(
     encoded: npt.NDArray[np.float32],
     leaves: npt.NDArray[np.int32],
 ) -> npt.NDArray[np.float32]:
-    """The inner product of a row of either table for each pair, [n]."""
+    """The inner product of each pair of rows, one of either table, [n]."""
     scores = score_pairs(entity, rows, encoded, leaves)
     if scores is None:
         scores = np.empty(len(rows), dtype=np.float32)

@@ -1,18 +1,18 @@
-"""The networks that training has seen: what the IP encoder looks an address up in.
+"""The networks that training has seen, in which the IP encoder looks up an address.
 
-Providers hand out addresses by prefix, so an address never seen still says much through the longest prefix that was.
-For each level (prefix length) the vocabulary keeps every prefix with at least ``min_count`` training events, found by
-search and hence without collisions. Since a prefix has at least the count of any longer one inside it, the known
-prefixes of an address are always a chain from the coarsest level down: a tree, cut at some depth. With a table of
-networks, the address's provider and country, where known, are two levels more.
+Providers allocate addresses by prefix, so the longest known prefix of an unseen address still says much about it. For
+each level (prefix length) the vocabulary keeps every prefix with at least ``min_count`` training events. They are found
+by search, hence without collisions. A prefix has at least the count of any longer one inside it. So the known prefixes
+of an address always form a chain from the coarsest level down: a tree, cut at some depth. With a table of networks, the
+known provider and country of the address are two more levels.
 
-Rows of the prefix table: row l, for l < L, is the *unknown* row of level l; the known prefixes follow, coarse levels
-first, ascending within a level, and then the known providers and countries. An address thus has exactly one row on
-every level.
+Rows of the prefix table: row l, for l < L, is the *unknown* row of level l. The known prefixes follow, coarse levels
+first, ascending within a level, then the known providers and countries. So an address has exactly one row on every
+level.
 
-Looking up is one binary search: the known prefixes cut the address space into intervals, each with one deepest known
-prefix, like the flattened table of a router, and so do the networks. A *leaf* is a kind of interval; ``chains`` gives
-its row on every level.
+A look-up is one binary search. The known prefixes cut the address space into intervals, each with one deepest known
+prefix, like the flattened table of a router. The networks cut it too. A *leaf* is a kind of interval, and ``chains``
+gives its row on every level.
 """
 
 import itertools
@@ -29,10 +29,10 @@ from ipinsights.data.networks import Networks
 from ipinsights.native import reader
 
 MAX_ROWS = 40_000
-"""Known prefixes kept at most, where there are no more than 8 million events: 20 MB of vectors of 128. More would fit,
-but they tell no more apart, and what does not fit the processor's cache is slow to train and to score with."""
+"""The most known prefixes with up to 8 million events: 20 MB of vectors of 128. Memory has room for more, but more do
+not improve the model, and a table larger than the processor's cache slows down training and scoring."""
 EVENTS_PER_ROW = 200
-"""Of more events, one row for so many of them: half a million prefixes of a hundred million events."""
+"""With more events, one row for so many of them: half a million prefixes for a hundred million events."""
 
 _CHUNK = 1 << 20
 
@@ -49,21 +49,21 @@ class Labels:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Known prefixes with their counts, level by level, and known networks; everything else is derived."""
+    """Known prefixes with their counts, level by level, and known networks; all else is computed from them."""
 
     family: Family
     levels: tuple[int, ...]
     """Prefix lengths in bits, ascending."""
     sizes: tuple[int, ...]
-    """Known prefixes on each level."""
+    """The number of known prefixes on each level."""
     prefixes: Addresses
-    """The first ``level`` bits of each known prefix, right-aligned; levels one after another, ascending within, [K]."""
+    """The first ``level`` bits of each known prefix, right-aligned, level after level, ascending in each, [K]."""
     counts: npt.NDArray[np.int64]
     """Training events under each known prefix, [K]."""
     events: int
     """Training events."""
     networks: Networks | None = None
-    """The ranges with a known label; None where training was given no table."""
+    """The ranges with a known label; None if training had no table."""
     labels: tuple[Labels, ...] = ()
     """One for each of ``networks.LABELS``, or none."""
 
@@ -79,9 +79,9 @@ class Vocabulary:
     ) -> "Vocabulary":
         """Count the prefixes of the training addresses (of the family's type, [n]) and keep the frequent ones.
 
-        The smallest ``min_count`` from 2 on is taken that leaves no more than ``max_rows`` of them, which by default
-        depends on the number of events: see ``MAX_ROWS``. What an ``earlier`` vocabulary of the family and levels
-        counted is added, and its networks serve where no others are given.
+        ``min_count`` is the smallest number from 2 on that keeps no more than ``max_rows`` of them. The default of
+        ``max_rows`` depends on the number of events: see ``MAX_ROWS``. The counts of an ``earlier`` vocabulary of the
+        same family and levels are added, and its networks are used if no others are given.
         """
         levels = tuple(levels or family.levels)
         events = len(training) + (earlier.events if earlier else 0)
@@ -90,7 +90,7 @@ class Vocabulary:
         at = levels[-1]
         prefixes, counts = np.unique(training >> _bits(family.width - at, training), return_counts=True)
         found: list[tuple[Addresses, npt.NDArray[np.int64]]] = []
-        for level in reversed(levels):  # each from the one below it
+        for level in reversed(levels):  # each computed from the finer one
             prefixes = prefixes >> _bits(at - level, prefixes)
             first = np.flatnonzero(np.concatenate([[True], prefixes[1:] != prefixes[:-1]]))
             prefixes, counts, at = prefixes[first], np.add.reduceat(counts, first), level
@@ -99,7 +99,7 @@ class Vocabulary:
             found = [_add(*own, *earlier.counted(level)) for level, own in enumerate(found)]
         frequent = np.concatenate([count[count >= 2] for _, count in found])
         min_count = 2
-        if len(frequent) > max_rows:  # beyond the most frequent one that there is no room for
+        if len(frequent) > max_rows:  # above the count of the most frequent one without room
             min_count = int(np.partition(frequent, -max_rows - 1)[-max_rows - 1]) + 1
         kept = [(prefixes[count >= min_count], count[count >= min_count]) for prefixes, count in found]
         labels = _count_labels(training, networks, earlier.labels if earlier else ()) if networks is not None else ()
@@ -116,13 +116,13 @@ class Vocabulary:
 
     @classmethod
     def blank(cls, family: Family) -> "Vocabulary":
-        """One that knows no prefix."""
+        """A vocabulary without known prefixes."""
         none = np.zeros(0, dtype=family.dtype)
         return cls(family, family.levels, (0,) * len(family.levels), none, np.zeros(0, dtype=np.int64), 0)
 
     @property
     def depth(self) -> int:
-        """L: prefix lengths, and two more with a table of networks."""
+        """L: the number of prefix lengths, plus two with a table of networks."""
         return len(self.levels) + len(self.labels)
 
     @property
@@ -132,7 +132,7 @@ class Vocabulary:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it takes to look up addresses."""
+        """Bytes that look-ups of addresses need."""
         return sum(int(array.nbytes) for array in (self.prefixes, self.counts, *self._index))
 
     @cached_property
@@ -148,7 +148,7 @@ class Vocabulary:
         if at_once is not None:
             return at_once
         found = np.empty(len(queries), dtype=np.int32)
-        for begin in range(0, len(queries), _CHUNK):  # the search gives 8 bytes a query, which for all would be much
+        for begin in range(0, len(queries), _CHUNK):  # the search returns 8 bytes a query, too much for all at once
             part = slice(begin, begin + _CHUNK)
             found[part] = leaves[np.searchsorted(starts, queries[part], side="right") - 1]
         return found
@@ -169,12 +169,12 @@ class Vocabulary:
         return self.row_counts[self.chains]
 
     def leaf_shares(self, mapped_share: float) -> npt.NDArray[np.float64]:
-        """The probability that a random address has each leaf, [leaves]; `addresses.random_addresses` says which."""
+        """The probability of each leaf for a random address from `addresses.random_addresses`, [leaves]."""
         starts, leaves = self.intervals
         starts = starts.astype(np.uint64)
 
         def counts(first: int, step: int, number: int) -> npt.NDArray[np.float64]:
-            """How many of first, first + step, ... (``number`` addresses) each interval holds."""
+            """How many of the ``number`` addresses first, first + step, ... are in each interval."""
             before = (np.maximum(starts, np.uint64(first)) - np.uint64(first) + np.uint64(step - 1)) // np.uint64(step)
             before = np.minimum(before, np.uint64(number))
             found: npt.NDArray[np.float64] = np.diff(before, append=np.uint64(number)).astype(np.float64)
@@ -212,9 +212,10 @@ class Vocabulary:
         return cut, leaves.astype(np.int32), chains
 
     def origins(self, earlier: "Vocabulary") -> npt.NDArray[np.int32]:
-        """The row of an earlier vocabulary of the same levels that each row goes on from: int32 [num_rows].
+        """The row of an earlier vocabulary of the same levels from which each row continues: int32 [num_rows].
 
-        Its own; of a prefix known since, its level's unknown row, which stood for it; -1 where there is neither.
+        This is the row of the same prefix, or the unknown row of its level for a newly known prefix; -1 if neither
+        exists.
         """
         levels = len(self.levels)
         unknown = [level if level < earlier.depth else -1 for level in range(self.depth)]
@@ -237,7 +238,7 @@ class Vocabulary:
         return self.prefixes[part], self.counts[part]
 
     def _prefix_chains(self) -> npt.NDArray[np.int32]:
-        """The row on every prefix level of each known prefix; and first where none is known: int32 [1 + K, levels]."""
+        """The row on every prefix level for no known prefix, then for each known one: int32 [1 + K, levels]."""
         chains = np.empty((1 + len(self.prefixes), len(self.levels)), dtype=np.int32)
         chains[:] = np.arange(len(self.levels))
         start = 0
@@ -252,13 +253,13 @@ class Vocabulary:
         return chains
 
     def _prefix_intervals(self) -> tuple[Addresses, npt.NDArray[np.int32]]:
-        """First address of each interval, and the deepest known prefix there: 1 + k, and 0 for none."""
+        """First address of each interval, and its deepest known prefix: 1 + k, or 0 for none."""
         edges = [np.zeros(1, dtype=np.uint64)]
         for level, length in enumerate(self.levels):
             size = np.uint64(self.family.width - length)
             known = self._level(level).astype(np.uint64)
             edges += [known << size, (known + np.uint64(1)) << size]
-        # What lies behind the last address wraps around to the first, which is an edge anyhow.
+        # An edge after the last address wraps around to the first, which is always an edge.
         wrapped = np.concatenate(edges) & np.uint64(_last(self.family))
         starts = _distinct(wrapped.astype(self.family.dtype))
         leaves = np.zeros(len(starts), dtype=np.int32)
@@ -283,13 +284,13 @@ class Vocabulary:
         return self.counted(level)[0]
 
     def _find(self, level: int, prefixes: Addresses) -> npt.NDArray[np.int32]:
-        """The index in ``prefixes`` (the attribute) of each given prefix of a level, int32 [n]; -1 where unknown."""
+        """The index in ``self.prefixes`` of each given prefix of a level, int32 [n]; -1 for an unknown one."""
         at = _find(self._level(level), prefixes)
         return np.where(at >= 0, sum(self.sizes[:level]) + at, -1).astype(np.int32)
 
 
 def _count_labels(training: Addresses, networks: Networks, earlier: tuple[Labels, ...]) -> tuple[Labels, ...]:
-    """The labels that at least two training events carry, those that were counted earlier included."""
+    """The labels of at least two training events, including events counted earlier."""
     events = np.bincount(networks.find(training) + 1, minlength=len(networks) + 1)[1:]
     found = []
     for kind, own in enumerate(networks.labels):
@@ -305,14 +306,14 @@ def _count_labels(training: Addresses, networks: Networks, earlier: tuple[Labels
 def _add(
     values: npt.NDArray[Any], counts: npt.NDArray[np.int64], others: npt.NDArray[Any], theirs: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    """Values with their counts, ascending, of two such lists."""
+    """The union of two lists of values with their counts, ascending."""
     distinct, place = np.unique(np.concatenate([values, others]), return_inverse=True)
     total = np.bincount(place, np.concatenate([counts, theirs]), minlength=len(distinct))
     return distinct, total.astype(np.int64)
 
 
 def _find(known: npt.NDArray[np.unsignedinteger], wanted: npt.NDArray[np.unsignedinteger]) -> npt.NDArray[np.intp]:
-    """The place of each wanted value among ascending ones; -1 where it is not there."""
+    """The place of each wanted value among ascending known ones; -1 if it is missing."""
     if not len(known):
         return np.full(len(wanted), -1)
     at = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
@@ -320,12 +321,12 @@ def _find(known: npt.NDArray[np.unsignedinteger], wanted: npt.NDArray[np.unsigne
 
 
 def _distinct(values: Addresses) -> Addresses:
-    """The distinct values, ascending. Asked for counts numpy sorts; without, it hashes, which is far slower here."""
+    """The distinct values, ascending. With counts numpy sorts; without, it hashes, which is far slower here."""
     return np.unique(values, return_counts=True)[0]
 
 
 def _bits(number: int, like: Addresses) -> np.unsignedinteger:
-    """A number in an array's type, so that arithmetic with it stays there."""
+    """A number in an array's type, so that arithmetic with it keeps this type."""
     scalar: np.unsignedinteger = like.dtype.type(number)
     return scalar
 

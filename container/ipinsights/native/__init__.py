@@ -1,10 +1,10 @@
-"""The native kernel: loops in C++ for what numpy and torch cannot do at speed, compiled when the package is built.
+"""The native kernel: C++ loops for work in which numpy and torch are slow, compiled when the package is built.
 
-Never compiled at run time. Where the compiler was missing, or the processor lacks what the code was compiled for,
-`library` gives None with the reason in `why_absent`, and every caller has a slower path that computes the same.
+It is never compiled at run time. If the compiler was missing, or the processor lacks instructions that the code needs,
+`library` returns None and `why_absent` the reason. Every caller then has a slower path that computes the same.
 
-``native.h`` has every function and its contract, and `interface` the same for ctypes. A .py lies beside each .cpp, but
-for ``step.cpp``: `ipinsights.training.native_step` calls that, since it holds tensors.
+``native.h`` has every function and its contract, and `interface` has the same for ctypes. Each .cpp has a .py beside
+it, except ``step.cpp``: `ipinsights.training.native_step` calls it, because that module has the tensors.
 """
 
 import ctypes
@@ -13,13 +13,13 @@ import zlib
 from pathlib import Path
 
 LIBRARY = "_native.so"
-"""The library's file, on every system: ctypes loads it, and no Python imports it."""
+"""The library's file name on every system: ctypes loads it, Python does not import it."""
 
 
 def sources() -> int:
-    """A digest of the C++ sources that lie here: which ones a library was compiled from, and which ones it should be.
+    """A digest of the C++ sources in this folder. A library contains the digest of the sources it was compiled from.
 
-    The build calls this before the package has any of its dependencies, so this file imports none.
+    The build calls this before the dependencies of the package are installed, so this file imports none.
     """
     digest = 0
     for path in sorted([*_FOLDER.glob("*.h"), *_FOLDER.glob("*.cpp")]):
@@ -28,12 +28,12 @@ def sources() -> int:
 
 
 def library() -> ctypes.CDLL | None:
-    """The loaded kernel; None where there is none for this machine."""
+    """The loaded kernel; None if there is none for this machine."""
     return _load()[0]
 
 
 def why_absent() -> str:
-    """Why `library` is None, to follow "because" in a log line; empty where it is there."""
+    """Why `library` is None, to follow "because" in a log line; empty if it is not None."""
     return _load()[1]
 
 
@@ -43,9 +43,9 @@ def _load() -> tuple[ctypes.CDLL | None, str]:
 
 
 def load(path: Path) -> tuple[ctypes.CDLL | None, str]:
-    """The library in a file, with its functions declared; None with the reason where it cannot be used."""
+    """The library in a file, with its functions declared; None and the reason if it cannot be used."""
     if not path.exists():
-        return None, "the native kernel was not compiled when the package was installed, for want of a C++ compiler"
+        return None, "the native kernel was not compiled at installation, because there was no C++ compiler"
     try:
         found = ctypes.CDLL(str(path))
         compiled_from = ctypes.c_uint32(found.ipinsights_sources()).value

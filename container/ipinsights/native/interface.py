@@ -1,6 +1,6 @@
-"""``native.h`` in ctypes' words, so that an array of another type, or with gaps, is an error and not a crash.
+"""``native.h`` for ctypes: an array of the wrong type, or with gaps, raises an error instead of a crash.
 
-`FUNCTIONS` has each function's result and parameters. A test compares all of this with the header.
+`FUNCTIONS` has the result and the parameters of each function. A test compares this file with the header.
 """
 
 import ctypes
@@ -10,7 +10,7 @@ import numpy as np
 
 
 class Tables(ctypes.Structure):
-    """All that it takes to score."""
+    """The tables needed for scoring."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("tags", "starts", "values", "entity", "ip")),
@@ -19,19 +19,19 @@ class Tables(ctypes.Structure):
 
 
 class Shape(ctypes.Structure):
-    """Of a training's parameters, and the threads that take its steps."""
+    """The shape of a training's parameters, and the number of threads."""
 
     _fields_ = tuple((name, ctypes.c_int64) for name in ("dim", "levels", "blocks", "threads"))
 
 
 class Parameters(ctypes.Structure):
-    """Where they lie."""
+    """The addresses of the parameters."""
 
     _fields_ = tuple((name, ctypes.c_void_p) for name in ("entity", "typical", "prefix", "w", "b"))
 
 
 class Batch(ctypes.Structure):
-    """The positives of a step and their negatives."""
+    """The positive samples of a step and their negatives."""
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("size", "group", "random_rate", "shuffled_rate", "tile")),
@@ -40,7 +40,7 @@ class Batch(ctypes.Structure):
 
 
 class Rate(ctypes.Structure):
-    """How far a step moves a weight, and the share of the weight that it keeps."""
+    """How far a step moves a weight, and the share of the weight that stays."""
 
     _fields_ = (("step", ctypes.c_float), ("keep", ctypes.c_float))
 
@@ -55,9 +55,9 @@ class Update(ctypes.Structure):
 
 
 def array_of(kind: type[np.generic]) -> type[ctypes.c_void_p]:
-    """A parameter that is the address of an array of a type, without gaps.
+    """A parameter type: the address of an array of one dtype, without gaps.
 
-    As numpy's ndpointer, in less than half its time; a request of one row has a dozen of them.
+    It does what numpy's ndpointer does in less than half the time. A request of one row converts a dozen arrays.
     """
     dtype = np.dtype(kind)
 
@@ -106,7 +106,7 @@ PREFIX = "ipinsights_"
 
 
 def declare(library: ctypes.CDLL) -> ctypes.CDLL:
-    """Tell ctypes the results and parameters of a library's functions."""
+    """Declare the results and parameters of a library's functions to ctypes."""
     for name, (result, parameters) in FUNCTIONS.items():
         function = getattr(library, PREFIX + name)
         function.restype, function.argtypes = result, parameters

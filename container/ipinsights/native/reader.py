@@ -1,6 +1,6 @@
-"""The loops of ``reader.cpp`` on numpy arrays. Each gives None where there is no kernel.
+"""The loops of ``reader.cpp`` on numpy arrays. Each function returns None if there is no kernel.
 
-The caller then has another way.
+Then the caller uses another path.
 """
 
 import numpy as np
@@ -14,15 +14,15 @@ Digests = npt.NDArray[np.uint64]
 
 _NOT_CLEAN = -1
 _SHORTEST_LINE = 10
-"""Bytes of a record with its line end, which the last line may lack."""
+"""Bytes of the shortest record with its line end, which the last line may lack."""
 _SHORTEST_INSTANCE = 16
-"""Bytes of an instance, ["a","1.1.1.1"], and of a separator, which the last lacks."""
+"""Bytes of the shortest instance, ["a","1.1.1.1"], with its separator, which the last one lacks."""
 
 
 def read_lines(text: bytes) -> tuple[Digests, npt.NDArray[np.uint32]] | None:
     """The entity's digest and the IPv4 address of each record in whole lines of CSV: uint64 [n] and uint32 [n].
 
-    Also None where a line is not clean, as ``reader.cpp`` has it: faults are among these, but not only faults.
+    Also None if a line is not clean in the sense of ``reader.cpp``: malformed lines are not clean, and some others.
     """
     kernel = native.library()
     if kernel is None:
@@ -34,7 +34,7 @@ def read_lines(text: bytes) -> tuple[Digests, npt.NDArray[np.uint32]] | None:
 
 
 def read_instances(text: bytes, lines: bool) -> tuple[Digests, npt.NDArray[np.uint32]] | None:
-    """The same of each instance of a request in JSON, or in JSON ``lines``."""
+    """The same for each instance of a request in JSON, or in JSON ``lines``."""
     kernel = native.library()
     if kernel is None:
         return None
@@ -45,7 +45,7 @@ def read_instances(text: bytes, lines: bool) -> tuple[Digests, npt.NDArray[np.ui
 
 
 def parse_quads(texts: pa.StringArray) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.bool_]] | None:
-    """The IPv4 address in each text, uint32 [n], and whether there is one, bool [n]; 0 where there is none."""
+    """The IPv4 address in each text, uint32 [n], or 0 for none, and whether there is one, bool [n]."""
     kernel = native.library()
     if kernel is None:
         return None
@@ -67,7 +67,7 @@ def hash_texts(texts: pa.StringArray) -> Digests | None:
 
 
 def find_rows(tags: npt.NDArray[np.uint32], probes: int, digests: Digests) -> npt.NDArray[np.int32] | None:
-    """The row of each entity: int32 [n]; -1 if it has none and may have one, -2 if all its probes are others'."""
+    """The row of each entity: int32 [n]; -1 if it has none but can get one, -2 if others own all its rows."""
     kernel = native.library()
     if kernel is None:
         return None
@@ -80,7 +80,7 @@ def find_rows(tags: npt.NDArray[np.uint32], probes: int, digests: Digests) -> np
 def find_intervals(
     starts: npt.NDArray[np.unsignedinteger], values: npt.NDArray[np.int32], queries: npt.NDArray[np.unsignedinteger]
 ) -> npt.NDArray[np.int32] | None:
-    """The value of the interval that each address is in: int32 [n]. The starts ascend from address 0."""
+    """The value of the interval that contains each address: int32 [n]. The starts ascend from address 0."""
     kernel = native.library()
     if kernel is None:
         return None

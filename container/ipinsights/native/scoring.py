@@ -1,6 +1,6 @@
-"""The loops of ``scoring.cpp`` on numpy arrays. They give None where there is no kernel.
+"""The loops of ``scoring.cpp`` on numpy arrays. The functions return None if there is no kernel.
 
-The caller then has another way.
+Then the caller uses another path.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from ipinsights.native.reader import Digests
 
 _UNEQUAL = -1
 _LONGEST_ENDING = 17
-"""Bytes that a line grows by: a comma, a score such as -1.23456789e-38, and a line end, which the last may lack."""
+"""Bytes added to a line: a comma, a score such as -1.23456789e-38, and a line end, which the last may lack."""
 
 
 def score_pairs(
@@ -22,7 +22,7 @@ def score_pairs(
     ip: npt.NDArray[np.float32],
     leaves: npt.NDArray[np.int32],
 ) -> npt.NDArray[np.float32] | None:
-    """The inner products of rows of two tables of D columns, one of either for each of n pairs: float32 [n]."""
+    """The inner products of n pairs of rows, one of each of two tables with D columns: float32 [n]."""
     kernel = native.library()
     if kernel is None:
         return None
@@ -32,7 +32,7 @@ def score_pairs(
 
 
 class PairScorer:
-    """Finds rows, finds intervals and multiplies in one call, which is most of a small request's time."""
+    """Finds rows, finds intervals and multiplies in one call, because calls dominate the time of a small request."""
 
     def __init__(
         self,
@@ -45,7 +45,8 @@ class PairScorer:
     ) -> None:
         """With an index of E rows, ``tags`` [E] and ``entity`` [E + 1, D]; the intervals' values are rows of ``ip``.
 
-        An entity without a row has one that it shares, if ``sharing``, or the last. There must be a kernel.
+        An entity without a row uses a shared row if ``sharing``, else the last row. Raises AlgorithmError without a
+        kernel.
         """
         starts, values = intervals
         wide = starts.dtype == np.uint64
@@ -67,7 +68,7 @@ class PairScorer:
         self._kernel = kernel
 
     def __call__(self, digests: Digests, addresses: npt.NDArray[np.unsignedinteger]) -> npt.NDArray[np.float32]:
-        """The score of each of n pairs, entities as `hash_texts` has them: float32 [n]."""
+        """The score of each of n pairs, with entities as `hash_texts` returns them: float32 [n]."""
         scores = np.empty(len(digests), dtype=np.float32)
         where = self._address.from_param(addresses)
         self._kernel.ipinsights_score_hashed(self._tables, digests, where, len(digests), scores)
@@ -75,9 +76,9 @@ class PairScorer:
 
 
 def append_scores(text: bytes, scores: npt.NDArray[np.float32]) -> memoryview | None:
-    """The lines of text that are not blank, with a comma, a score each (of n) as %.9g and a line feed behind them.
+    """The lines of text that are not blank, each with a comma, its score (of n) as %.9g and a line feed appended.
 
-    Also None where there are not n such lines.
+    Also None if the number of such lines is not n.
     """
     kernel = native.library()
     if kernel is None:

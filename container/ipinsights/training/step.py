@@ -59,7 +59,7 @@ class Batch:
     """S."""
     tile: int
     """Shuffled negatives stay within a tile of so many consecutive positives, a multiple of ``group``. The last tile
-    may have fewer. Negative k, 1 to S, is the entity with the address of the positive k places before it, cyclically."""
+    may be smaller. Negative k, from 1 to S, has the address of the positive k places before it, cyclically."""
 
     @property
     def addresses(self) -> int:
