@@ -115,6 +115,6 @@ def test_a_change_of_any_source_shows(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_what_cannot_be_loaded_says_so(tmp_path: Path) -> None:
     missing, reason = native.load(tmp_path / native.LIBRARY)
     assert missing is None
-    assert "not compiled when the package was installed" in reason
+    assert "the native kernel was not compiled at installation" in reason
     (tmp_path / native.LIBRARY).write_text("no library")
     assert "cannot be loaded" in native.load(tmp_path / native.LIBRARY)[1]
