@@ -1,4 +1,4 @@
-"""A multi-model endpoint, as the platform drives it: load, list, tell, invoke, unload."""
+"""A multi-model endpoint, as the platform drives it: load, list, describe, invoke, unload."""
 
 import concurrent.futures
 import shutil
@@ -85,15 +85,15 @@ def test_the_five_calls(server: Server, tmp_path: Path) -> None:
     assert {entry["model"] for entry in server.entries() if entry["path"].endswith("/invoke")} >= {"one", "two/ü x"}
 
 
-def test_what_cannot_be_loaded_is_told(server: Server, tmp_path: Path) -> None:
+def test_what_cannot_be_loaded_is_rejected(server: Server, tmp_path: Path) -> None:
     damaged = make_model(tmp_path / "damaged", 1)
     (damaged / artifact.TENSORS).write_bytes(b"x")
     for body, said in (
         (b"", "the body must be"),
         (b"{}", "the body must be"),
         (b'{"model_name": "a", "url": 7}', "the body must be"),
-        (b'{"model_name": "a\\nb", "url": "/nowhere"}', "by the name 'a\\nb'"),
-        (b'{"model_name": "a/invoke", "url": "/nowhere"}', "by the name 'a/invoke'"),
+        (b'{"model_name": "a\\nb", "url": "/nowhere"}', "'a\\nb' cannot be the name of a model"),
+        (b'{"model_name": "a/invoke", "url": "/nowhere"}', "'a/invoke' cannot be the name of a model"),
         (b'{"model_name": "a", "url": "/nowhere"}', "there is no model in /nowhere"),
         (f'{{"model_name": "a", "url": "{damaged}"}}'.encode(), "is damaged"),
     ):
@@ -126,8 +126,8 @@ def test_unloading_frees_the_memory_before_the_answer(server: Server, tmp_path: 
     assert sizes[-1] < sizes[0] + 10e6
 
 
-def test_beyond_the_limit_those_longest_not_asked_are_put_aside(tmp_path: Path) -> None:
-    """They are on the list still, and answer when they are asked again."""
+def test_beyond_the_limit_the_least_recently_used_are_evicted(tmp_path: Path) -> None:
+    """They stay on the list, and are reopened for the next request."""
     folders = {str(i): make_model(tmp_path / str(i), i, entities=4096) for i in range(6)}
     limit = 3 * 4096 * TABLE // 2**20 + 1
     settings = {"SAGEMAKER_MULTI_MODEL": "True", "IPINSIGHTS_MODELS_MEMORY_MB": str(limit)}
@@ -165,22 +165,23 @@ def test_beyond_the_limit_those_longest_not_asked_are_put_aside(tmp_path: Path) 
             server.post(CSV, path=f"/models/{name}/invoke")
         gone = server.post(CSV, path="/models/5/invoke")
         assert gone.status_code == 404
-        assert "could not be opened again: there is no model in" in gone.text
+        assert "the model '5' could not be reopened: there is no model in" in gone.text
 
 
 def test_unloading_waits_for_the_requests_to_that_model(tmp_path: Path) -> None:
     models = ModelStore()
     models.load("m", make_model(tmp_path / "m", 1))
-    asked, go_on = threading.Event(), threading.Event()
+    borrowed, go_on = threading.Event(), threading.Event()
 
-    def slowly(scorer: Scorer) -> int:
-        asked.set()
-        assert go_on.wait(60)
-        return scorer.vector_dim
+    def answer_slowly() -> int:
+        with models.borrow("m") as loan:
+            borrowed.set()
+            assert go_on.wait(60)
+            return loan.scorer.vector_dim
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        answer = pool.submit(models.ask, "m", slowly)
-        assert asked.wait(60)
+        answer = pool.submit(answer_slowly)
+        assert borrowed.wait(60)
         unloading = pool.submit(models.unload, "m")
         time.sleep(0.1)
         assert not unloading.done()
@@ -190,11 +191,24 @@ def test_unloading_waits_for_the_requests_to_that_model(tmp_path: Path) -> None:
         assert answer.result(timeout=60) == 64
         unloading.result(timeout=60)
     with pytest.raises(NotLoaded):
-        models.ask("m", slowly)
+        answer_slowly()
 
 
-def test_what_is_in_use_is_put_aside_last(tmp_path: Path) -> None:
-    """If it is all that there is, a model waits a moment for it to be free, and then goes beyond the limit."""
+def test_whoever_has_borrowed_a_model_does_not_keep_its_memory(tmp_path: Path) -> None:
+    models = ModelStore()
+    folder = make_model(tmp_path / "m", 1)
+    models.load("m", folder)
+    with models.borrow("m") as loan:
+        assert loan.scorer.vector_dim == 64
+    assert f"{folder}/" in Path("/proc/self/maps").read_text()
+    models.unload("m")
+    assert f"{folder}/" not in Path("/proc/self/maps").read_text()
+    with pytest.raises(AttributeError):
+        _ = loan.scorer
+
+
+def test_what_is_in_use_is_evicted_last(tmp_path: Path) -> None:
+    """If everything is in use, a model waits a moment, and then is opened beyond the limit."""
     folders = {name: make_model(tmp_path / name, 1) for name in "abc"}
     size = Scorer.memory(artifact.load(folders["a"])[0])
     models = ModelStore(limit=2 * size)
@@ -203,18 +217,21 @@ def test_what_is_in_use_is_put_aside_last(tmp_path: Path) -> None:
         maps = Path("/proc/self/maps").read_text()
         return {name for name, folder in folders.items() if f"{folder}/" in maps}
 
-    def load_c_and_see(_: Scorer) -> set[str]:
-        models.load("c", folders["c"])
-        return open_ones()
-
     models.load("a", folders["a"])
     models.load("b", folders["b"])
-    assert models.ask("a", lambda _: models.ask("b", lambda _: open_ones())) == {"a", "b"}
-    assert models.ask("a", lambda _: (models.ask("b", lambda _: None), load_c_and_see(_))[1]) == {"a", "c"}
+    with models.borrow("a"), models.borrow("b"):
+        assert open_ones() == {"a", "b"}
+    with models.borrow("a"):
+        with models.borrow("b"):
+            pass
+        models.load("c", folders["c"])
+        assert open_ones() == {"a", "c"}
     models.unload("c")
-    began = time.monotonic()
-    assert models.ask("a", lambda a: models.ask("b", lambda _: load_c_and_see(a))) == {"a", "b", "c"}
-    assert time.monotonic() - began > 0.9
+    with models.borrow("a"), models.borrow("b"):
+        began = time.monotonic()
+        models.load("c", folders["c"])
+        assert time.monotonic() - began > 0.9
+        assert open_ones() == {"a", "b", "c"}
     assert open_ones() == {"b", "c"}
 
 
@@ -233,7 +250,9 @@ def test_a_model_is_loaded_once_however_many_ask(tmp_path: Path) -> None:
         assert sum(pool.map(try_to, range(50))) == 1
 
 
-def test_where_memory_ends_it_is_told_and_what_is_open_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_memory_ends_the_error_says_so_and_open_models_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     models = ModelStore()
     models.load("m", make_model(tmp_path / "m", 1))
 

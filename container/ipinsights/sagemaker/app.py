@@ -4,25 +4,28 @@
 |---|---|
 | scored | 200 |
 | empty body | 204 |
-| malformed body; the answer names the first faulty rows | 400 |
+| malformed body; the answer names the first malformed rows | 400 |
 | no such path, or no model of that name | 404 |
-| another method / unknown Accept / unknown Content-Type; the answer lists the known | 405 / 406 / 415 |
-| the body stopped coming | 408 |
+| method / Accept / Content-Type not supported; the answer lists those that are | 405 / 406 / 415 |
+| the client stopped sending the body | 408 |
 | a model of that name is loaded already | 409 |
 | body too large | 413 |
 | fault of the program; the log has the traceback | 500 |
 | /ping before the model is loaded | 503 |
 | no memory for that model | 507 |
 
-Flask's way from a request to a view and back takes several times as long as scoring a single pair. So the paths that
-platforms call all the time are answered before it, in plain WSGI (PEP 3333); Flask has all others.
+A scoring request goes straight through: the body is read, parsed into rows (`media.read`) and scored, and a
+`media.Writer` renders the predictions.
+
+Flask takes several times as long to dispatch a request as it takes to score one pair. So plain WSGI (PEP 3333) answers
+the paths that platforms call all the time, and Flask answers the others.
 """
 
 import logging
 import re
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -34,6 +37,7 @@ import orjson
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
+from ipinsights.data.records import Pairs
 from ipinsights.errors import UserError
 from ipinsights.model.scoring import Scorer
 from ipinsights.sagemaker import media
@@ -46,12 +50,14 @@ if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 _FAULTS = 1000
-"""Malformed rows, of which a request that fails tells the first, after which no more are looked for."""
+"""Malformed rows after which the reader stops, if malformed rows reject the request."""
+_AT_ONCE, _VERBOSE_AT_ONCE = 65536, 512
+"""Pairs in a batch of predictions, without and with embeddings."""
 _TEXT = "text/plain; charset=utf-8"
 _CUSTOM_ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
 _CUSTOM_ATTRIBUTES_IN = "HTTP_X_AMZN_SAGEMAKER_CUSTOM_ATTRIBUTES"
 _REQUEST_IDS_IN = ("HTTP_X_AMZN_SAGEMAKER_INFERENCE_ID", "HTTP_X_AMZN_REQUESTID", "HTTP_X_REQUEST_ID")
-"""What a caller may name a request by, as PEP 3333 names headers; the first counts."""
+"""Headers that may hold the caller's id of a request, as PEP 3333 names them. The first that is set counts."""
 
 logger = logging.getLogger("ipinsights")
 
@@ -65,7 +71,7 @@ _STATUSES: dict[type[Exception], int] = {
     media.UnsupportedContentType: 415,
     OutOfMemory: 507,
 }
-"""Of errors that have one of their own."""
+"""Status codes of errors that are not answered with 400."""
 
 
 def create_app(models: ModelStore, settings: ServerSettings, log: AccessLog | None = None) -> Flask:
@@ -74,7 +80,7 @@ def create_app(models: ModelStore, settings: ServerSettings, log: AccessLog | No
 
     @app.get("/execution-parameters")
     def execution_parameters() -> dict[str, int | str]:
-        """What Batch Transform should do unless its request says otherwise."""
+        """What Batch Transform uses unless its job sets something else."""
         return {
             "MaxConcurrentTransforms": settings.concurrent_transforms,
             "BatchStrategy": "MULTI_RECORD",
@@ -100,7 +106,7 @@ def _add_models(app: Flask, models: ModelStore, settings: ServerSettings) -> Non
 
     @app.post("/invocations")
     def which_model() -> tuple[str, int]:
-        return "this server has any number of models: POST to /models/NAME/invoke\n", 404
+        return "this is a multi-model server: POST to /models/NAME/invoke\n", 404
 
     @app.get("/models")
     def list_models() -> dict[str, list[dict[str, str]]]:
@@ -117,12 +123,12 @@ def _add_models(app: Flask, models: ModelStore, settings: ServerSettings) -> Non
         if not (isinstance(name, str) and isinstance(url, str) and name and url):
             raise UserError('the body must be {"model_name": "...", "url": "the folder of a model"}')
         if not name.isprintable() or name.endswith("/invoke"):
-            raise UserError(f"no model can be asked by the name {name!r}")
+            raise UserError(f"{name!r} cannot be the name of a model")
         models.load(name, Path(url))
         return shown(name, Path(url))
 
     @app.get("/models/<path:name>")
-    def tell_model(name: str) -> dict[str, str]:
+    def describe_model(name: str) -> dict[str, str]:
         return shown(name, models.folder(name))
 
     @app.delete("/models/<path:name>")
@@ -140,12 +146,12 @@ class _Answer:
     body: bytes = b""
     content_type: str = _TEXT
     facts: Mapping[str, object] = field(default_factory=dict)
-    """Of the request, for the access log."""
+    """What the access log says of the request."""
     headers: Sequence[tuple[str, str]] = ()
 
 
 class _Front:
-    """Answers /ping and scoring requests, and logs these and all others."""
+    """Answers /ping and scoring requests, passes the others on to Flask, and logs all but good pings."""
 
     def __init__(
         self, behind: "WSGIApplication", models: ModelStore, settings: ServerSettings, log: AccessLog | None
@@ -187,7 +193,7 @@ class _Front:
         return self._settings.multi_model or ONLY in self._models
 
     def _model(self, path: str) -> str | None:
-        """The name of the model that is to score, if a path is for that."""
+        """The name of the model that a path scores with; None if it is another path."""
         if not self._settings.multi_model:
             return ONLY if path == "/invocations" else None
         found = re.fullmatch(r"/models/(.+)/invoke", path)
@@ -225,13 +231,13 @@ class _Front:
             facts |= {"malformed_rows": len(rows.faults), "error": str(error)}
             if not marking:
                 return _refusal(error, facts)
-        text = writer.write(scorer, rows)
-        # Batch Transform puts answers behind one another as they are.
+        text = writer.write(_predict(scorer, rows.pairs, writer.verbose), rows, scorer.vector_dim)
+        # Batch Transform concatenates answers as they are.
         ended = self._settings.batch and writer.by_lines and text
         return _Answer(200, text + b"\n" if ended else text, writer.content_type, facts)
 
     def _invoke(self, environ: "WSGIEnvironment", model: str, request_id: str) -> _Answer:
-        """Score."""
+        """Answer a scoring request, whatever happens."""
         content_type, accept = environ.get("CONTENT_TYPE", ""), environ.get("HTTP_ACCEPT", "")
         facts: dict[str, object] = {"content_type": content_type, "accept": accept}
         if model != ONLY:
@@ -244,14 +250,26 @@ class _Front:
             body = read_body(environ, self._settings.max_content_length, self._settings.timeout)
             facts["bytes_in"] = len(body)
             writer = media.writer(accept, self._settings.default_accept)
-            with self._scoring:
-                return self._models.ask(model, lambda scorer: self._score(scorer, content_type, body, writer, facts))
+            with self._scoring, self._models.borrow(model) as loan:
+                return self._score(loan.scorer, content_type, body, writer, facts)
         except UserError as error:
             return _refusal(error, facts)
         except Exception:
             logger.exception("A fault of the program while answering request %s", request_id)
             message = f"Internal error; the log has the details under request {request_id}"
             return _Answer(500, f"{message}\n".encode(), facts=facts)
+
+
+def _predict(scorer: Scorer, pairs: Pairs, verbose: bool) -> Iterator[Any]:
+    """Score pairs, with their embeddings if verbose, a batch at a time as the writer takes them.
+
+    So the embeddings of a large request are never all in memory. And since rendering a batch holds Python's global
+    lock, the threads that answer pings get it between two batches.
+    """
+    score, size = (scorer.embed_hashed, _VERBOSE_AT_ONCE) if verbose else (scorer.score_hashed, _AT_ONCE)
+    for start in range(0, len(pairs.digests), size):
+        batch = slice(start, start + size)
+        yield score(pairs.digests[batch], pairs.addresses[batch])
 
 
 def _not_allowed(environ: "WSGIEnvironment", methods: str, facts: Mapping[str, object]) -> _Answer:
@@ -270,6 +288,6 @@ def _refusal(error: UserError, facts: Mapping[str, object]) -> _Answer:
 
 
 def _header(environ: "WSGIEnvironment", name: str) -> str:
-    """A header of a request, if it can be one of an answer, too."""
+    """A request's header, or "" if it is not set or cannot be a header of the answer."""
     value: str = environ.get(name, "")
     return value if value.isascii() and value.isprintable() else ""

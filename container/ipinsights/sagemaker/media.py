@@ -1,8 +1,8 @@
-"""The wire formats: one table of what a request may be, one of what an answer may be.
+"""The wire formats: one table of the content types that a request may have, and one for answers.
 
-A reader takes the body's bytes to pairs as the scorer wants them; a writer takes an answer to bytes. Neither has an
-object a row, but for rows that the native kernel leaves to the exact readers (`records`). ``verbose=True`` on an
-accepted type adds both embeddings to every prediction.
+A reader parses a body into pairs, in the arrays that the scorer takes. A writer renders predictions as bytes. Neither
+creates an object per row, except for rows that the native kernel leaves to the exact readers (`records`).
+``verbose=True`` on an accepted type adds both embeddings to every prediction.
 
 A row that cannot be read may keep its place in the answer: as ``{"dot_product":null,"error":"..."}``, or as ``nan`` in
 CSV, which stays a column of numbers.
@@ -11,7 +11,7 @@ CSV, which stays a column of numbers.
 import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -22,28 +22,29 @@ from ipinsights.data import columns, records
 from ipinsights.data.addresses import IPV4, Family
 from ipinsights.data.records import Fault, MalformedRecords, Pairs
 from ipinsights.errors import UserError
-from ipinsights.model.scoring import Scorer
+from ipinsights.model.scoring import Embedded
 from ipinsights.native import reader
 
 JSON = "application/json"
-"""What is answered unless another type is asked for."""
+"""The type of an answer unless the request asks for another."""
 JSON_LINES = "application/jsonlines"
 CSV = "text/csv"
 
-_AT_ONCE, _VERBOSE_AT_ONCE = 65536, 512
-"""Predictions that are written at a time, without embeddings and with, so that other threads, which answer pings, have
-their turn in between."""
+Predictions: TypeAlias = Iterable[Any] | Iterable[Embedded]
+"""The predictions of a request in batches of consecutive rows: scores (float32 [n]), or scores with embeddings."""
+
 _INSTANCES_AT_ONCE = 4096
+"""Instances that are parsed together."""
 _TAIL = 8
-"""Characters that may stand behind an instance."""
+"""Characters that may follow an instance on its line."""
 
 
 class UnsupportedContentType(UserError):
-    """The request's Content-Type has no reader."""
+    """No reader for the request's Content-Type."""
 
 
 class NotAcceptable(UserError):
-    """The request's Accept has no writer."""
+    """No writer for any type of the request's Accept header."""
 
 
 @dataclass(frozen=True)
@@ -51,87 +52,84 @@ class Rows:
     """The rows of a request."""
 
     pairs: Pairs
-    """Of those that can be read, in order."""
+    """The pairs of the readable rows, in order."""
     faults: dict[int, Fault]
-    """What is wrong with the others, by their index."""
+    """The faults of the other rows, by row index."""
     unit: Literal["line", "instance"]
-    """What a fault's position counts."""
+    """What the position of a fault counts."""
     cut: bool = False
-    """Whether reading ended before the end, because of so many faults."""
+    """Whether the reader stopped before the end of the body because it had found too many faults."""
 
     def __len__(self) -> int:
         return len(self.pairs.digests) + len(self.faults)
 
     @property
     def error(self) -> MalformedRecords:
-        """All that is wrong with them."""
+        """All faults as one error."""
         return MalformedRecords(list(self.faults.values()), self.unit, self.cut)
 
 
 @dataclass(frozen=True)
 class Writer:
-    """How an answer is to be written."""
+    """Renders predictions as one content type, with or without embeddings."""
 
     content_type: str
     verbose: bool
 
     @property
     def by_lines(self) -> bool:
-        """Whether a prediction is a line, which a final line feed ends."""
+        """Whether each prediction is a line. Lines may end with a final line feed; a JSON document has none."""
         return self.content_type != JSON
 
-    def write(self, scorer: Scorer, rows: Rows) -> bytes:
-        """Score the rows and write their predictions, in order; those that cannot be read are marked as such."""
-        if rows.faults:
-            return self._marked(scorer, rows)
-        if self.verbose or not len(rows):
-            return self._joined(self._embedded(scorer, rows.pairs))
-        before, behind, separator = self._form.before, self._form.behind, self._form.separator
-        between = behind + separator + before
-        numbers = between.join(part.replace(b",", between) for part in _scores(scorer, rows.pairs))
-        return self._form.begin + before + numbers + behind + self._form.end
+    def write(self, predictions: Predictions, rows: Rows, vector_dim: int) -> bytes:
+        """Render the answer to a request: a prediction for each readable row, and a mark for each of the others.
+
+        ``predictions`` has scores with embeddings if the writer is verbose, else scores; no batch is empty. It may be a
+        generator: each batch is rendered before the next one is taken, so they are never all in memory as arrays.
+        ``vector_dim`` is the length of an embedding: a mark in verbose CSV has as many empty columns as a prediction.
+        """
+        if not rows.faults and not self.verbose:
+            return self._column(predictions)
+        texts, faults = self._texts(predictions), rows.faults
+        return self._joined(
+            [self._mark(faults[row], vector_dim) if row in faults else next(texts) for row in range(len(rows))]
+        )
 
     @property
     def _form(self) -> "_Form":
         return _WRITERS[self.content_type]
 
-    def _marked(self, scorer: Scorer, rows: Rows) -> bytes:
-        if self.verbose:
-            readable = iter(self._embedded(scorer, rows.pairs))
-        else:
-            parts = _scores(scorer, rows.pairs)
-            before, behind = self._form.before, self._form.behind
-            readable = (before + number + behind for part in parts for number in part.split(b","))
-        return self._joined(
-            [
-                self._mark(rows.faults[i], scorer.vector_dim) if i in rows.faults else next(readable)
-                for i in range(len(rows))
-            ]
-        )
+    def _column(self, predictions: Iterable[Any]) -> bytes:
+        """An answer of scores alone. All of a batch are rendered at once, not one by one."""
+        begin, before, behind, separator, end = self._form
+        between = behind + separator + before
+        scores = between.join([_numbers(batch.astype("f8")).replace(b",", between) for batch in predictions])
+        return b"".join((begin, before, scores, behind, end)) if scores else begin + end
 
-    def _embedded(self, scorer: Scorer, pairs: Pairs) -> list[bytes]:
-        """The predictions with their embeddings, keys in the built-in's order."""
-        found = []
-        for start in range(0, len(pairs.digests), _VERBOSE_AT_ONCE):
-            part = slice(start, start + _VERBOSE_AT_ONCE)
-            embedded = scorer.embed_hashed(pairs.digests[part], pairs.addresses[part])
-            rows = zip(*(array.astype("f8") for array in (embedded.scores, embedded.ip, embedded.entity)), strict=True)
-            if self.content_type == CSV:
-                found += [b",".join(map(_numbers, ([score], ip, entity))) for score, ip, entity in rows]
+    def _texts(self, predictions: Predictions) -> Iterator[bytes]:
+        """Each prediction on its own."""
+        before, behind = self._form.before, self._form.behind
+        for batch in predictions:
+            if isinstance(batch, Embedded):
+                yield from self._embedded(batch)
             else:
-                found += [
-                    orjson.dumps(
-                        {"dot_product": score, "ip_embedding": ip, "entity_embedding": entity},
-                        option=orjson.OPT_SERIALIZE_NUMPY,
-                    )
-                    for score, ip, entity in rows
-                ]
-        return found
+                for score in _numbers(batch.astype("f8")).split(b","):
+                    yield before + score + behind
 
-    def _mark(self, fault: Fault, dim: int) -> bytes:
-        """What stands in the place of a prediction."""
+    def _embedded(self, batch: Embedded) -> Iterator[bytes]:
+        """Predictions with their embeddings, keys in the order that the built-in has."""
+        arrays = (array.astype("f8") for array in (batch.scores, batch.ip, batch.entity))
+        for score, ip, entity in zip(*arrays, strict=True):
+            if self.content_type == CSV:
+                yield b",".join(map(_numbers, ([score], ip, entity)))
+            else:
+                prediction = {"dot_product": score, "ip_embedding": ip, "entity_embedding": entity}
+                yield orjson.dumps(prediction, option=orjson.OPT_SERIALIZE_NUMPY)
+
+    def _mark(self, fault: Fault, vector_dim: int) -> bytes:
+        """What takes the place of a prediction where the row cannot be read."""
         if self.content_type == CSV:
-            return b"nan" + (b"," * 2 * dim if self.verbose else b"")
+            return b"nan" + (b"," * 2 * vector_dim if self.verbose else b"")
         return orjson.dumps({"dot_product": None, "error": fault.reason})
 
     def _joined(self, predictions: Sequence[bytes]) -> bytes:
@@ -139,9 +137,10 @@ class Writer:
 
 
 def read(content_type: str, body: bytes, family: Family, most: int | None = None) -> Rows:
-    """Read a request's body, with addresses of a family; not to the end if there are more than ``most`` faults.
+    """Parse a request's body into rows whose addresses are of one family.
 
-    Raises UnsupportedContentType, or UserError where the body as a whole cannot be read.
+    Stops early once there are more than ``most`` faults; without ``most`` it reads all rows. Raises
+    UnsupportedContentType, or UserError if the body as a whole cannot be parsed.
     """
     return _reader(content_type)(body, family, most)
 
@@ -162,9 +161,9 @@ def _reader(content_type: str) -> _Reader:
 
 @functools.lru_cache(1024)
 def writer(accept: str, default: str = JSON) -> Writer:
-    """The writer for an Accept header: for its most preferred type that has one. Raises NotAcceptable.
+    """The writer for an Accept header: for the most preferred of its types that has one. Raises NotAcceptable.
 
-    ``default`` is what answers a header that leaves the choice, or none.
+    ``default``, an Accept header too, decides where the header is empty or accepts any type.
     """
     for name, options in _by_preference(accept or "*/*"):
         verbose = options.get("verbose", "").lower() == "true"
@@ -179,9 +178,10 @@ def writer(accept: str, default: str = JSON) -> Writer:
 
 
 def _by_preference(accept: str) -> list[tuple[str, dict[str, str]]]:
-    """The types that an Accept header admits with their parameters: by q, highest first, then in the order given.
+    """The types of an Accept header with their parameters: highest q first, then in the order of the header.
 
-    Of those with the same q CSV comes last: who lists it beside others wrote that for the built-in, which has no CSV.
+    Among types of equal q, CSV comes last: a client that lists it beside others was written for the built-in, which
+    does not answer in CSV.
     """
     entries = [(name.lower(), options) for name, options in map(parse_options_header, accept.split(","))]
     weighted = [(-_quality(options.get("q", "1")), name == CSV, name, options) for name, options in entries]
@@ -189,22 +189,15 @@ def _by_preference(accept: str) -> list[tuple[str, dict[str, str]]]:
 
 
 def _quality(text: str) -> float:
-    """The weight that a ``q`` gives; 0, as refused, where it is not a number."""
+    """The weight in a ``q`` parameter; 0, which excludes the type, if it is not a number."""
     try:
         return float(text)
     except ValueError:
         return 0.0
 
 
-def _scores(scorer: Scorer, pairs: Pairs) -> Iterator[bytes]:
-    """The scores as `_numbers` writes them, in parts."""
-    for start in range(0, len(pairs.digests), _AT_ONCE):
-        part = slice(start, start + _AT_ONCE)
-        yield _numbers(scorer.score_hashed(pairs.digests[part], pairs.addresses[part]).astype("f8"))
-
-
 def _numbers(values: Any) -> bytes:
-    """Numbers with commas between. They are written as what a float32 is as a double, as the built-in does."""
+    """Doubles with commas between them. The built-in writes a float32 as the double that it equals, and so do we."""
     return orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
 
 
@@ -235,7 +228,7 @@ def _read_jsonlines(body: bytes, family: Family, most: int | None) -> Rows:
 
 
 def _clean_instances(body: bytes, family: Family, lines: bool) -> Rows | None:
-    """The rows by the native kernel; None where it leaves them to the readers here, or where there are none."""
+    """The rows as the native kernel reads them; None if it leaves the body to the exact readers or there are none."""
     pairs = reader.read_instances(body, lines) if family is IPV4 else None
     return Rows(Pairs(*pairs), {}, "instance") if pairs else None
 
@@ -259,7 +252,7 @@ def _from_instances(instances: Iterator[Any], family: Family, most: int | None) 
 
 
 def _features(instance: Any) -> Any:
-    """What an instance's keys lead to, which should be its two values. Other keys are of no concern."""
+    """The value under an instance's keys, which should be a list of two. Other keys are ignored."""
     for _ in range(3):
         if isinstance(instance, dict):
             instance = next((instance[key] for key in ("features", "data", "values") if key in instance), None)
@@ -268,14 +261,14 @@ def _features(instance: Any) -> Any:
 
 @dataclass(frozen=True)
 class _NotJson:
-    """In the place of an instance."""
+    """Takes the place of an instance whose line is not JSON."""
 
     line: str
     reason: str
 
 
 def _misshapen(position: int, instance: Any) -> Fault:
-    """What is wrong with an instance that has no two features."""
+    """The fault of an instance that does not have two features."""
     if isinstance(instance, _NotJson):
         return Fault(position, records.shown(instance.line), f"not JSON: {instance.reason}")
     shapes = '{"features": [entity, address]} or {"data": {"features": {"values": [entity, address]}}}'
@@ -283,7 +276,7 @@ def _misshapen(position: int, instance: Any) -> Fault:
 
 
 def _line(text: bytes) -> Any:
-    """An instance, also with the comma, or the brackets of a list, behind it that AWS's documentation shows."""
+    """The instance on a line. A comma or closing brackets may follow it, as in the sample in AWS's documentation."""
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError as error:
@@ -305,12 +298,13 @@ _READERS: dict[str, _Reader] = {
 
 
 class _Form(NamedTuple):
-    """How predictions are put together."""
+    """How predictions are joined to an answer."""
 
     begin: bytes
     before: bytes
-    """Of a score that is all of its prediction."""
+    """Precedes a score that is a prediction on its own."""
     behind: bytes
+    """Follows it."""
     separator: bytes
     end: bytes
 
@@ -322,6 +316,6 @@ _WRITERS = {
 }
 
 CONTENT_TYPES = tuple(_READERS)
-"""What a request may be."""
+"""The content types that a request may have."""
 ACCEPTED_TYPES = tuple(_WRITERS)
-"""What an answer may be."""
+"""The content types that an answer may have."""

@@ -1,39 +1,37 @@
-"""The models that a server has open: one, or, on a multi-model endpoint, any number by name.
+"""The models that a server has loaded: one, or, on a multi-model endpoint, any number by name.
 
-Together they keep within a limit of memory. For a further one those are put aside that were longest not asked; they
-stay on the list, and are opened again when they are asked, which takes a moment. So the platform's view of what is
-loaded stays true, and it need not load anew.
+The store keeps them within a memory limit. To make room for another model it evicts the least recently used ones. An
+evicted model stays on the list, and the store reopens it when the next request for it arrives, which takes a moment.
+So the platform's list of loaded models stays true, and the platform need not load a model twice.
 """
 
+import contextlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
 from ipinsights.errors import UserError
 from ipinsights.model import artifact
 from ipinsights.model.scoring import Scorer
 
-Answer = TypeVar("Answer")
-
 _PATIENCE = 1
-"""Seconds that a model to be opened waits for requests to others, rather than that these go beyond the limit."""
+"""Seconds that a model waits for memory in use. Then it is opened all the same, beyond the limit."""
 
 ONLY = ""
-"""The name of a model that has no other beside it."""
+"""The name of the model on an endpoint that has one model."""
 
 
 class NotLoaded(UserError):
-    """No model has that name."""
+    """No model of that name is loaded."""
 
 
 class AlreadyLoaded(UserError):
-    """A model has that name."""
+    """A model of that name is loaded already."""
 
 
 class OutOfMemory(UserError):
-    """The model does not fit."""
+    """The model does not fit in memory, or not within the limit."""
 
 
 class _Entry:
@@ -41,28 +39,36 @@ class _Entry:
         self.folder = folder
         self.scorer: Scorer | None = None
         self.size = 0
-        """Bytes that it takes; 0 while it is put aside."""
+        """Bytes that it takes; 0 while it is evicted."""
         self.users = 0
 
 
+class Loan:
+    """A model in use by one request."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer = scorer
+        """There until the model is given back."""
+
+
 class ModelStore:
-    """Holds scorers. Load one before forking and workers share its pages."""
+    """Loads, lends and unloads models. What is loaded before a fork, the processes share."""
 
     def __init__(self, limit: int | None = None) -> None:
-        """With a ``limit`` in bytes of what they take together."""
+        """``limit`` is the number of bytes that all open models may take together."""
         self._limit = limit
         self._taken = 0
-        """Bytes of all that are open, or about to be."""
+        """Bytes of all models that are open or being opened."""
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
-        """Longest not asked first."""
+        """Least recently used first."""
         self._loading: set[str] = set()
         self._opening = threading.Lock()
-        """Held while a model is opened, so one at a time; not needed to use those that are open."""
+        """Held while a model is opened, so they are opened one at a time. Using an open model does not need it."""
         self._lock = threading.Condition()
-        """Of the entries. Tells when a use has ended."""
+        """Guards the entries. It is notified when a user gives a model back."""
 
     def load(self, name: str, folder: Path) -> None:
-        """Map the model in a folder. Raises AlreadyLoaded, OutOfMemory, or UserError where it cannot be read."""
+        """Open the model in a folder. Raises AlreadyLoaded, OutOfMemory, or UserError if it cannot be read."""
         with self._lock:
             if name in self._entries or name in self._loading:
                 raise AlreadyLoaded(f"a model {name!r} is loaded already")
@@ -78,12 +84,12 @@ class ModelStore:
                 self._loading.remove(name)
 
     def unload(self, name: str) -> None:
-        """Forget a model, once the requests to it are answered, and free its memory. Raises NotLoaded."""
+        """Remove a model: wait until nobody uses it, then free its memory. Raises NotLoaded."""
         with self._lock:
             entry = self._entry(name)
             del self._entries[name]
             self._lock.wait_for(lambda: entry.users == 0)
-            self._put_aside(entry)
+            self._evict(entry)
 
     def __contains__(self, name: str) -> bool:
         return name in self._entries
@@ -98,18 +104,24 @@ class ModelStore:
         with self._lock:
             return {name: entry.folder for name, entry in self._entries.items()}
 
-    def ask(self, name: str, question: Callable[[Scorer], Answer]) -> Answer:
-        """What a function gives for the scorer of a model, which stays open meanwhile.
+    @contextlib.contextmanager
+    def borrow(self, name: str) -> Iterator[Loan]:
+        """Lend a model for the length of a with block, and keep it loaded meanwhile; an evicted one is reopened.
 
-        It is a function so that nobody holds the scorer afterwards. Raises NotLoaded; OutOfMemory where it was put
-        aside and does not fit any more.
+        Pass ``loan.scorer`` on and assign it to no variable: the memory of a model is free once the last reference
+        to its scorer is gone, and `unload` promises that to whoever waits for the end of the block. Raises NotLoaded,
+        or OutOfMemory where an evicted model does not fit any more.
         """
         with self._lock:
             entry = self._entry(name)
             self._entries.move_to_end(name)
             entry.users += 1
         try:
-            return question(entry.scorer or self._open_again(name, entry))
+            loan = Loan(entry.scorer or self._reopen(name, entry))
+            try:
+                yield loan
+            finally:
+                del loan.scorer
         finally:
             with self._lock:
                 entry.users -= 1
@@ -120,14 +132,14 @@ class ModelStore:
             raise NotLoaded(f"no model {name!r} is loaded")
         return self._entries[name]
 
-    def _open_again(self, name: str, entry: _Entry) -> Scorer:
+    def _reopen(self, name: str, entry: _Entry) -> Scorer:
         try:
             with self._opening:
                 return self._open(entry)
         except OutOfMemory:
             raise
         except UserError as error:
-            raise NotLoaded(f"the model {name!r} could not be opened again: {error}") from error
+            raise NotLoaded(f"the model {name!r} could not be reopened: {error}") from error
 
     def _open(self, entry: _Entry) -> Scorer:
         if entry.scorer is None:
@@ -137,32 +149,32 @@ class ModelStore:
                 entry.scorer = Scorer(model)
             except BaseException as error:
                 with self._lock:
-                    self._put_aside(entry)
+                    self._evict(entry)
                 if isinstance(error, MemoryError):
                     raise OutOfMemory(f"there is no memory for the model in {entry.folder}") from None
                 raise
         return entry.scorer
 
     def _make_room(self, folder: Path, size: int) -> int:
-        """Put aside what was longest not asked, until there is room for a model; its size."""
+        """Reserve memory for a model, for which others may be evicted. Returns its size."""
         limit = self._limit
         if limit is not None and size > limit:
-            raise OutOfMemory(f"the model in {folder} takes {size:,} bytes; all together may take {limit:,}")
+            raise OutOfMemory(f"the model in {folder} takes {size:,} bytes; the limit for all models is {limit:,}")
         with self._lock:
             if limit is not None and not self._lock.wait_for(lambda: self._fits(size, limit), timeout=_PATIENCE):
-                self._fits(size, limit, even_used=True)  # who uses one has it until the answer is written
+                self._fits(size, limit, even_used=True)  # a request that uses one keeps it until it is answered
             self._taken += size
         return size
 
     def _fits(self, size: int, limit: int, even_used: bool = False) -> bool:
-        """Whether there is room, once what nobody uses is put aside as far as necessary."""
+        """Whether there is room for so many bytes, after evicting as many unused models as that takes."""
         for entry in self._entries.values():
             if self._taken + size <= limit:
                 break
             if entry.users == 0 or even_used:
-                self._put_aside(entry)
+                self._evict(entry)
         return self._taken + size <= limit
 
-    def _put_aside(self, entry: _Entry) -> None:
+    def _evict(self, entry: _Entry) -> None:
         self._taken -= entry.size
         entry.scorer, entry.size = None, 0
