@@ -128,7 +128,7 @@ def stop(site: Site, chance: random.Random, runs: int) -> Iterator[str]:
         code = job.interrupt(signal.SIGTERM, after)
         fault = f"exit code {code} after {after:.2f} s: {job.log()}" if code else ""
         if not fault:
-            model, _ = artifact.load(job.paths.model)
+            model = artifact.load(job.paths.model)
             scores = Scorer(model).score(parse_csv(b"user_1,192.0.2.1\nnobody,198.51.100.7\n"))
             fault = "" if abs(scores).max() < 1e6 else f"scores {scores} after {after:.2f} s"
         job.remove()

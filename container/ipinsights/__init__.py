@@ -1,7 +1,51 @@
 """IP Insights, open: learns from log-ins which (entity, IP address) pairs are normal, and scores new ones.
 
-`ipinsights.training.fit` trains a `Model`, `ipinsights.model` keeps it and scores with it,
-and `ipinsights.sagemaker` makes them a SageMaker algorithm container.
+`fit` trains a `Model`, `load` opens one, and a `Scorer` scores with it. Python imports each name when you first use it,
+so a program that only scores does not wait for torch. `ipinsights.sagemaker` is the SageMaker algorithm container.
 """
 
-__version__ = "0.1.0"
+import importlib
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ipinsights.errors import UserError
+    from ipinsights.hyperparameters import Hyperparameters
+    from ipinsights.model.artifact import load
+    from ipinsights.model.model import Model
+    from ipinsights.model.scoring import Scorer
+    from ipinsights.training.fit import fit
+
+    __version__: str
+
+__all__ = ["Hyperparameters", "Model", "Scorer", "UserError", "fit", "load"]
+
+_HOMES = {
+    "Hyperparameters": "hyperparameters",
+    "Model": "model.model",
+    "Scorer": "model.scoring",
+    "UserError": "errors",
+    "fit": "training.fit",
+    "load": "model.artifact",
+}
+"""The module of each public name."""
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def _version() -> str:
+    """What was installed; "unknown" for a copy of the package that nobody installed."""
+    try:
+        return metadata.version(__name__)
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

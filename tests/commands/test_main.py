@@ -83,7 +83,7 @@ def test_score_appends_the_score_to_every_line_as_it_stands(
     assert by_file.stdout == by_pipe.stdout
     lines = by_file.stdout.splitlines()
     assert [line.rpartition(",")[0] for line in lines] == ["user_1, 1.2.3.4", second, "NA,9.9.9.9"]
-    expected = Scorer(artifact.load(trained[0].model)[0]).score(parse_csv(text.encode()))
+    expected = Scorer(artifact.load(trained[0].model)).score(parse_csv(text.encode()))
     np.testing.assert_allclose([float(line.rpartition(",")[2]) for line in lines], expected, atol=1e-5)
 
 

@@ -34,7 +34,7 @@ def model(traffic: Traffic) -> Model:
 
 def test_a_loaded_model_scores_as_the_saved_one(model: Model, traffic: Traffic, tmp_path: Path) -> None:
     artifact.save(model, tmp_path / "model", {"metrics": {"auc": 0.9}})
-    loaded, manifest = artifact.load(tmp_path / "model")
+    loaded, manifest = artifact.read(tmp_path / "model")
     assert manifest["metrics"] == {"auc": 0.9}
     assert (Scorer(loaded).score(traffic.normal) == Scorer(model).score(traffic.normal)).all()
 
@@ -51,7 +51,7 @@ def test_networks_and_entities_travel_with_the_model(family: Family, traffic: Tr
     hp = Hyperparameters(num_entity_vectors=150, vector_dim=8, epochs=1, ip_version=family.version)
     model = fit(events, hp, networks=Networks(first, first, labels))
     artifact.save(model, tmp_path, {})
-    loaded, manifest = artifact.load(tmp_path)
+    loaded, manifest = artifact.read(tmp_path)
     assert manifest["entities"] == {"owning_a_row": 100, "sharing_a_row": 0}
     assert loaded.family == family
     assert loaded.vocabulary.depth == len(family.levels) + 2
@@ -87,13 +87,13 @@ def test_tensors_are_mapped_not_read(tmp_path: Path, model: Model) -> None:
     code = (
         "import pathlib; from ipinsights.model import artifact\n"
         f"before = {PEAK}\n"
-        f"model, _ = artifact.load(pathlib.Path({str(tmp_path)!r})); model.entity[5]\n"
+        f"model = artifact.load(pathlib.Path({str(tmp_path)!r})); model.entity[5]\n"
         f"print({PEAK} - before)"
     )
     command = [sys.executable, "-c", code]
     grown = int(subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout)
     assert grown < 16_000  # KB; the table is 64,000
-    loaded, _ = artifact.load(tmp_path)
+    loaded = artifact.load(tmp_path)
     with pytest.raises(ValueError, match="read-only"):
         loaded.entity[0] = 1
 

@@ -66,7 +66,7 @@ def test_columns_score_as_records_and_nan_where_a_row_cannot_be_read(scorer: Sco
 
 
 def test_a_model_is_opened_by_its_folder(trained: tuple[Tree, object], traffic: Traffic, tmp_path: Path) -> None:
-    expected = Scorer(artifact.load(trained[0].model)[0]).score(traffic.normal)
+    expected = Scorer(artifact.load(trained[0].model)).score(traffic.normal)
     assert (Scorer.open(str(trained[0].model)).score(traffic.normal) == expected).all()
     with pytest.raises(UserError, match="no model"):
         Scorer.open(tmp_path)

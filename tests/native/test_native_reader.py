@@ -267,7 +267,7 @@ def test_an_address_is_in_the_last_interval_that_begins_at_or_below_it(dtype: ty
     highest = np.iinfo(dtype).max
     for count in (1, 2, 3, 7, 8, 100, 1000):
         drawn = rng.integers(highest, size=count - 1, dtype=dtype, endpoint=True)
-        starts: Addresses = np.unique(np.append(drawn, 0).astype(dtype))
+        starts: Addresses = np.unique(np.append(drawn, dtype(0)))
         values = rng.integers(1000, size=len(starts), dtype=np.int32)
         near = np.concatenate([starts, starts[1:] - dtype(1), starts + dtype(1)])
         anywhere = rng.integers(highest, size=500, dtype=dtype)

@@ -210,7 +210,7 @@ def test_whoever_has_borrowed_a_model_does_not_keep_its_memory(tmp_path: Path) -
 def test_what_is_in_use_is_evicted_last(tmp_path: Path) -> None:
     """If everything is in use, a model waits a moment, and then is opened beyond the limit."""
     folders = {name: make_model(tmp_path / name, 1) for name in "abc"}
-    size = Scorer.memory(artifact.load(folders["a"])[0])
+    size = Scorer.memory(artifact.load(folders["a"]))
     models = ModelStore(limit=2 * size)
 
     def open_ones() -> set[str]:
@@ -268,6 +268,6 @@ def test_where_memory_ends_the_error_says_so_and_open_models_stay(
 
 
 def test_a_scorer_knows_what_it_takes(tmp_path: Path) -> None:
-    model, _ = artifact.load(make_model(tmp_path / "m", 1, entities=50_000))
+    model = artifact.load(make_model(tmp_path / "m", 1, entities=50_000))
     size = (tmp_path / "m" / artifact.TENSORS).stat().st_size
     assert 0.99 * size < Scorer.memory(model) < 1.1 * size

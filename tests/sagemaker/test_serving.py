@@ -24,7 +24,7 @@ JSONLINES = "\n".join(map(json.dumps, SHAPES))
 
 @pytest.fixture(scope="module")
 def expected(trained: tuple[Tree, object]) -> list[float]:
-    scores: list[float] = Scorer(artifact.load(trained[0].model)[0]).score(parse_csv(CSV.encode())).tolist()
+    scores: list[float] = Scorer(artifact.load(trained[0].model)).score(parse_csv(CSV.encode())).tolist()
     return scores
 
 
@@ -194,7 +194,7 @@ def test_ping_and_execution_parameters(server: Server) -> None:
 
 
 def test_many_rows_at_once_keep_their_order(server: Server, traffic: Traffic, trained: tuple[Tree, object]) -> None:
-    scorer = Scorer(artifact.load(trained[0].model)[0])
+    scorer = Scorer(artifact.load(trained[0].model))
     both = Records.concat([traffic.normal, traffic.attacks])
     body = to_csv(both)
     with concurrent.futures.ThreadPoolExecutor(4) as pool:

@@ -89,7 +89,7 @@ def test_stopped_within_an_epoch_it_leaves_what_it_has(ready: Tree, traffic: Tra
     assert job.stop() == 0, job.log
     assert "because it was asked to stop" in job.log
     assert not ready.failure.exists()
-    model, manifest = artifact.load(ready.model)
+    model, manifest = artifact.read(ready.model)
     assert manifest["training"]["ended"] == "stopped"
     assert manifest["training"]["epochs"] >= 2
     assert manifest["metrics"]["discriminator_auc"] == aucs(job.log)[-1] > 0.9
@@ -118,7 +118,7 @@ def test_stopped_before_training_it_leaves_a_model_that_says_nothing(ready: Tree
     job = Job(ready)
     job.wait_for("Docker entrypoint")  # the line comes before anything is read
     assert job.stop() == 0, job.log
-    model, manifest = artifact.load(ready.model)
+    model, manifest = artifact.read(ready.model)
     if manifest["training"]["ended"] == "before_training":  # it may have been faster
         assert not Scorer(model).score(parse_csv(b"user_1,192.0.2.1\n")).any()
         assert "The saved model is untrained: it scores every pair 0" in job.log
@@ -243,7 +243,7 @@ def test_training_goes_on_from_the_model_channel(
     assert re.search(
         r"The earlier model knew [\d,]+ prefixes: this model keeps [\d,]+ of them and adds [\d,]+\n", job.stdout
     )
-    model, manifest = artifact.load(ready.model)
+    model, manifest = artifact.read(ready.model)
     assert manifest["vocabulary"]["events"] == 36_021 + 600
     assert manifest["entities"]["owning_a_row"] == 101
     at_home, elsewhere = Scorer(model).score(parse_csv(b"newcomer,192.0.2.1\nnewcomer,203.0.113.9\n"))
@@ -301,7 +301,7 @@ def test_under_the_toolkit_a_stop_is_the_same(ready: Tree) -> None:
     job = Job(ready, SAGEMAKER_TRAINING_MODULE="ipinsights.sagemaker.job:train")
     job.wait_for("epoch=1, train")
     assert job.stop() == 0, job.log
-    assert artifact.load(ready.model)[1]["training"]["ended"] == "stopped"
+    assert artifact.read(ready.model)[1]["training"]["ended"] == "stopped"
     assert not ready.failure.exists()
 
 

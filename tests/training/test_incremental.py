@@ -74,7 +74,7 @@ def test_at_first_it_is_the_earlier_model(
 ) -> None:
     """Also for entities and prefixes that have just got a row: they begin as what stood for them."""
     artifact.save(earlier, tmp_path, {})
-    mapped, _ = artifact.load(tmp_path)
+    mapped = artifact.load(tmp_path)
     new = part(traffic.train, halves[1])
     first = go_on(mapped, new, stop=lambda: True)
     assert first.vocabulary.num_rows > earlier.vocabulary.num_rows

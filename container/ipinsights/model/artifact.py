@@ -50,7 +50,12 @@ def save(model: Model, folder: Path, facts: Mapping[str, Any]) -> None:
     tensors.publish(temporary, folder / MANIFEST)
 
 
-def load(folder: Path) -> tuple[Model, dict[str, Any]]:
+def load(folder: str | Path) -> Model:
+    """Open a model: its tensors are mapped into memory. Raises UserError as `read` does."""
+    return read(Path(folder))[0]
+
+
+def read(folder: Path) -> tuple[Model, dict[str, Any]]:
     """Map a model and read its manifest. Raises UserError where there is none, or one this release cannot read."""
     manifest = _read_manifest(folder)
     path = folder / TENSORS

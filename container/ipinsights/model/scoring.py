@@ -56,7 +56,7 @@ class Scorer:
     @classmethod
     def open(cls, folder: str | Path) -> "Scorer":
         """Map the model in a folder. Raises UserError if there is none, or one that this release cannot read."""
-        return cls(artifact.load(Path(folder))[0])
+        return cls(artifact.load(folder))
 
     @staticmethod
     def memory(model: Model) -> int:

@@ -31,6 +31,6 @@ def load(channel: Path, scratch: Path) -> Model:
             f"{artifact.TENSORS}); {channel} contains {found}"
         )
     try:
-        return artifact.load(manifests[0].parent)[0]
+        return artifact.load(manifests[0].parent)
     except UserError as error:
         raise UserError(f"channel 'model' ({', '.join(map(str, archives)) or channel}): {error}") from error

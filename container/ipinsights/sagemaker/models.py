@@ -144,7 +144,7 @@ class ModelStore:
     def _open(self, entry: _Entry) -> Scorer:
         if entry.scorer is None:
             try:
-                model, _ = artifact.load(entry.folder)
+                model = artifact.load(entry.folder)
                 entry.size = self._make_room(entry.folder, Scorer.memory(model))
                 entry.scorer = Scorer(model)
             except BaseException as error:
