@@ -18,7 +18,7 @@ REPOSITORY = PACKAGE.parents[1]
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__main__.py")
 
 FLOORS = (
-    {"errors"},
+    {"errors", "version"},
     {"hyperparameters", "machine", "metrics"},
     {"native"},
     {"data"},
@@ -67,7 +67,9 @@ def floor(name: str) -> int:
 def upward(path: Path) -> list[str]:
     """Imports of a file that point to its own floor's other folders, or up."""
     own = place(path)
-    names = (name.split(".")[1] for name in imported(path) if name.startswith("ipinsights."))
+    found = list(imported(path))
+    assert "ipinsights" not in found, f"{path}: the package as a whole stands above all of its parts"
+    names = (name.split(".")[1] for name in found if name.startswith("ipinsights."))
     return [name for name in names if name in set().union(*FLOORS) and name != own and floor(name) >= floor(own)]
 
 

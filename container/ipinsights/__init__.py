@@ -5,8 +5,9 @@ so a program that only scores does not wait for torch. `ipinsights.sagemaker` is
 """
 
 import importlib
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
+
+from ipinsights.version import version
 
 if TYPE_CHECKING:
     from ipinsights.errors import UserError
@@ -33,18 +34,10 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return _version()
+        return version()
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def _version() -> str:
-    """What was installed; "unknown" for a copy of the package that nobody installed."""
-    try:
-        return metadata.version(__name__)
-    except metadata.PackageNotFoundError:
-        return "unknown"
 
 
 def __dir__() -> list[str]:

@@ -4,10 +4,10 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-import ipinsights
 from ipinsights.commands import evaluate, score, simulate
 from ipinsights.commands.options import Commands
 from ipinsights.errors import UserError
+from ipinsights.version import version
 
 
 def main(arguments: Sequence[str] | None = None, extend: Callable[[Commands], None] | None = None) -> None:
@@ -43,7 +43,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Commands]:
         "  ipinsights evaluate --model ml/model traffic/test/normal.csv",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=ipinsights.__version__)
+    parser.add_argument("--version", action="version", version=version())
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in (simulate, score, evaluate):
         command.add(commands)

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import ipinsights
 from ipinsights.data import entities
 from ipinsights.data.addresses import FAMILIES
 from ipinsights.data.entities import EntityIndex
@@ -19,6 +18,7 @@ from ipinsights.model import tensors
 from ipinsights.model.model import Encoder, Model
 from ipinsights.model.tensors import Arrays
 from ipinsights.model.vocabulary import Labels, Vocabulary
+from ipinsights.version import version
 
 FORMAT_VERSION = 3
 TENSORS, MANIFEST = "model.safetensors", "manifest.json"
@@ -37,7 +37,7 @@ def save(model: Model, folder: Path, facts: Mapping[str, Any]) -> None:
     }
     manifest = {
         "format_version": FORMAT_VERSION,
-        "ipinsights_version": ipinsights.__version__,
+        "ipinsights_version": version(),
         "entity_hash": {"name": entities.HASH, "seed": entities.HASH_SEED},
         **described,
         **facts,
