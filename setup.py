@@ -67,8 +67,8 @@ setup(
     cmdclass={"build_ext": BuildLibrary, "bdist_wheel": PlatformWheel},
     install_requires=[
         "boto3>=1.35,<2",
-        "flask>=3.1,<4",
-        "gunicorn>=27,<28",  # sagemaker/worker.py mends what is not its interface
+        "flask>=3,<4",
+        "gunicorn>=23,<28",  # sagemaker/worker.py is for 27.0; with another release gunicorn's own worker serves
         "numpy>=2,<3",
         "orjson>=3.10,<4",
         "pandas>=2.2,<4",

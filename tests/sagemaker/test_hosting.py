@@ -10,16 +10,20 @@ import resource
 import select
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
 from pathlib import Path
 
+import gunicorn
 import numpy as np
 import psutil
 import pyarrow as pa
 import pytest
 import requests
+from gunicorn.workers import gthread
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,7 +33,7 @@ from ipinsights.model import artifact
 from ipinsights.model.model import Model
 from ipinsights.sagemaker.access import AccessLog
 from ipinsights.sagemaker.settings import ServerSettings
-from ipinsights.sagemaker.worker import Shared
+from ipinsights.sagemaker.worker import LOST, WRITTEN_FOR, Shared, misfit
 
 pytestmark = pytest.mark.slow
 
@@ -128,7 +132,7 @@ def test_a_body_that_stops_coming_is_given_up(trained: tuple[Tree, object]) -> N
                 assert piece, answer
                 answer += piece.decode()
         assert answer.startswith("HTTP/1.1 408 ")
-        assert "Nothing of the body came for 1 seconds" in answer
+        assert "Nothing of the body arrived for 1 seconds" in answer
         assert server.post("a,1.2.3.4").status_code == 200
 
 
@@ -191,6 +195,57 @@ def test_told_to_stop_with_all_the_connections_that_it_may_have(trained: tuple[T
             assert time.monotonic() - began < 10
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_with_another_gunicorn_its_own_worker_serves(trained: tuple[Tree, object], tmp_path: Path) -> None:
+    """The installed gunicorn plays another: a package of that version with the same modules."""
+    assert gunicorn.__file__
+    other = tmp_path / "gunicorn"
+    other.mkdir()
+    text = Path(gunicorn.__file__).read_text() + f"\n__version__ = '26.2.0'\n__path__ = {gunicorn.__path__!r}\n"
+    (other / "__init__.py").write_text(text)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    with Server(trained[0], PYTHONPATH=path) as server:
+        answer = server.post("user_1,1.2.3.4\nuser_2,1.2.3.4", accept="text/csv")
+        assert answer.status_code == 200
+        assert len(answer.text.splitlines()) == 2
+        log = server.stop()
+        assert server.process.returncode == 0
+    assert "Using worker: gthread" in log
+    (warning,) = [line.partition("WARNING] ")[2] for line in log.splitlines() if "WARNING]" in line]
+    assert warning == (
+        f"gunicorn 26.2.0 is installed, but the server's own worker is for gunicorn {WRITTEN_FOR} (another version). "
+        f"The server uses gunicorn's thread worker instead, without {LOST}."
+    )
+
+
+def test_with_the_gunicorn_that_it_is_for_the_own_worker_serves(trained: tuple[Tree, object]) -> None:
+    with Server(trained[0]) as server:
+        log = server.stop()
+    assert "Using worker: PatientWorker" in log
+    assert "WARNING" not in log
+
+
+def test_a_gunicorn_without_what_is_overridden_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert misfit() is None
+    for version in ("27.1.0", "27.00", "2", "28.0.0"):
+        with monkeypatch.context() as patch:
+            patch.setattr(gunicorn, "__version__", version)
+            assert misfit() == "another version"
+    with monkeypatch.context() as patch:
+        patch.setattr(gunicorn, "__version__", f"{WRITTEN_FOR}.99")
+        assert misfit() is None
+    with monkeypatch.context() as patch:
+        patch.delattr(gthread, "TConn")
+        assert misfit() == "TConn.__init__ is missing"
+    with monkeypatch.context() as patch:
+        patch.delattr(gthread.ThreadWorker, "set_accept_enabled")
+        assert misfit() == "ThreadWorker.set_accept_enabled is missing"
+    with monkeypatch.context() as patch:
+        patch.setattr(gthread.ThreadWorker, "accept", lambda self, server, listener: None)
+        assert misfit() == "ThreadWorker.accept takes (self, server, listener) instead of (self, listener)"
+    code = "from gunicorn.workers import gthread; del gthread.TConn; import ipinsights.sagemaker.server"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_there_is_a_place_for_every_worker() -> None:

@@ -1,7 +1,7 @@
 """A server for the model in /opt/ml/model: Flask under gunicorn.
 
-The model is loaded before workers are forked, so they share one copy of its pages. Workers are one a core; each has
-more threads than may score at a time, so that /ping does not wait for them.
+The model is loaded before the workers are forked, so they share one copy of its pages. There is one worker per core.
+Each has more threads than may score at the same time, so that /ping does not wait for scoring.
 """
 
 import contextlib
@@ -11,9 +11,11 @@ import resource
 import sys
 import tempfile
 
-import pandas  # noqa: F401  # pyarrow wants it for some requests: once, before the fork
+import gunicorn
+import pandas  # noqa: F401  # pyarrow imports it for some requests: better once, before the fork
 from flask import Flask
 from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
 
 from ipinsights.errors import UserError
 from ipinsights.machine import available_memory
@@ -22,19 +24,29 @@ from ipinsights.sagemaker.app import create_app
 from ipinsights.sagemaker.models import ONLY, ModelStore
 from ipinsights.sagemaker.paths import Paths
 from ipinsights.sagemaker.settings import ServerSettings
-from ipinsights.sagemaker.worker import PatientArbiter, PatientWorker, Shared, told_briefly
+from ipinsights.sagemaker.worker import (
+    LOST,
+    WRITTEN_FOR,
+    PatientArbiter,
+    PatientWorker,
+    Shared,
+    misfit,
+    shorten_stalls,
+)
 
 _DRAINING = 25
-"""Seconds that a server told to stop leaves its requests; after 30 the platform kills it."""
-
+"""Seconds that requests have to finish when the server stops; the platform kills it after 30."""
+_HEARTBEAT = 10
+"""Seconds after which a worker that shows no sign of life is replaced, at least. It shows one every second, or a
+little later on a busy machine."""
 _FILES = 4096
-"""Open files of a worker."""
+"""Open files that a worker may have."""
 
 logger = logging.getLogger("ipinsights")
 
 
 def main() -> None:
-    """The console script ``serve``. A model that cannot be loaded ends it with exit code 1 and one clear sentence."""
+    """The console script ``serve``. If the model cannot be loaded, it exits with code 1 and one clear sentence."""
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="[%(asctime)s %(levelname)s] %(message)s")
     try:
         settings = ServerSettings.from_environment()
@@ -44,55 +56,73 @@ def main() -> None:
         logger.error("ClientError: %s", error)  # noqa: TRY400  # a sentence for the user, not a traceback
         sys.exit(1)
     _allow_files()
-    gc.set_threshold(100_000)  # a request in JSON may make as many objects, none of which is ever garbage in a circle
-    gc.freeze()  # what is loaded is never garbage: the collector need not look, and pages stay shared after the fork
-    logging.getLogger("gunicorn.error").addFilter(told_briefly)
+    gc.set_threshold(100_000)  # parsing a JSON request may create as many objects, and none of them in a cycle
+    gc.freeze()  # the collector skips what is loaded by now, so those pages stay shared after the fork
+    logging.getLogger("gunicorn.error").addFilter(shorten_stalls)
     log = AccessLog() if settings.access_log else None
-    _Server(create_app(models, settings, log), settings, folder, log).run()
+    server = _StockServer if _must_use_stock_worker() else _Server
+    server(create_app(models, settings, log), settings, folder, log).run()
+
+
+def _must_use_stock_worker() -> bool:
+    """Whether the installed gunicorn is not the one that `worker` is for; then the log says what that costs."""
+    reason = misfit()
+    if reason:
+        logger.warning(
+            "gunicorn %s is installed, but the server's own worker is for gunicorn %s (%s). "
+            "The server uses gunicorn's thread worker instead, without %s.",
+            *(gunicorn.__version__, WRITTEN_FOR, reason, LOST),
+        )
+    return reason is not None
 
 
 def _models(settings: ServerSettings) -> ModelStore:
-    """The one model, open; or room for those that will be told of. Raises UserError."""
+    """The store: with the one model loaded, or, for a multi-model endpoint, empty. Raises UserError."""
     if not settings.multi_model:
         models = ModelStore()
         models.load(ONLY, Paths.from_environment().model)
         return models
     free = available_memory()
     limit = settings.models_memory_mb * 2**20 if settings.models_memory_mb else free and free * 4 // 5
-    logger.info("Models come by POST /models; they may take %s bytes together", f"{limit:,}" if limit else "all")
+    logger.info("Models are loaded by POST /models; together they may take %s bytes", f"{limit:,}" if limit else "all")
     return ModelStore(limit)
 
 
-class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn is untyped
+class _StockServer(BaseApplication):  # type: ignore[misc]  # gunicorn is untyped
+    """The application under gunicorn's own thread worker, of any release since 23."""
+
     def __init__(self, app: Flask, settings: ServerSettings, folder: str, log: AccessLog | None) -> None:
         self._app = app
         self._settings = settings
         self._folder = folder
         self._log = log
-        self.shared = Shared(settings.workers)
         super().__init__()
 
     def run(self) -> None:
-        PatientArbiter(self).run()
+        Arbiter(self).run()
 
     def load_config(self) -> None:
+        for name, value in self.options().items():
+            self.cfg.set(name, value)
+
+    def options(self) -> dict[str, object]:
+        """The settings of gunicorn that differ from its defaults."""
         settings = self._settings
-        options = {
+        found = {
             "bind": f"0.0.0.0:{settings.port}",
             "workers": settings.workers,
-            "worker_class": PatientWorker,
+            "worker_class": "gthread",
             "worker_tmp_dir": self._folder,
             "threads": settings.threads,
-            "timeout": settings.timeout,
+            "timeout": max(settings.timeout, _HEARTBEAT),
             "graceful_timeout": _DRAINING,
             "keepalive": 60,
             "preload_app": True,
-            "control_socket_disable": True,  # it would be a file in a home that may be read-only
             "worker_exit": self._close_log,
-            "child_exit": lambda _arbiter, worker: self.shared.leave(worker.place),
         }
-        for name, value in options.items():
-            self.cfg.set(name, value)
+        if "control_socket_disable" in self.cfg.settings:  # gunicorn 23 has no such socket
+            found["control_socket_disable"] = True  # it is a file in the home folder, which may be read-only
+        return found
 
     def load(self) -> Flask:
         return self._app
@@ -102,17 +132,34 @@ class _Server(BaseApplication):  # type: ignore[misc]  # gunicorn is untyped
             self._log.close()
 
 
+class _Server(_StockServer):
+    """The application under the worker of this package."""
+
+    def __init__(self, app: Flask, settings: ServerSettings, folder: str, log: AccessLog | None) -> None:
+        self.shared = Shared(settings.workers)
+        self.client_timeout = settings.timeout
+        super().__init__(app, settings, folder, log)
+
+    def run(self) -> None:
+        PatientArbiter(self).run()
+
+    def options(self) -> dict[str, object]:
+        """The settings of gunicorn that differ from its defaults."""
+        ours = {"worker_class": PatientWorker, "child_exit": lambda _, worker: self.shared.leave(worker.place)}
+        return super().options() | ours
+
+
 def _allow_files() -> None:
-    """A connection is a file, and a worker may have a thousand; many systems allow 1,024 unless they are asked."""
+    """Raise the limit on open files: each connection is one, a worker may have 1,000, and many systems allow 1,024."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if 0 <= soft < _FILES:  # without a limit it is negative
+    if 0 <= soft < _FILES:  # negative means no limit
         resource.setrlimit(resource.RLIMIT_NOFILE, (_FILES if hard < 0 else min(hard, _FILES), hard))
 
 
 def _writable_folder() -> str:
-    """Where a worker may have a file without a name, by which it shows that it lives. Raises UserError.
+    """A folder for the unnamed file through which a worker shows the arbiter that it lives. Raises UserError.
 
-    A container whose file system is read-only may have nothing but its shared memory; another may lack just that.
+    In a container with a read-only file system only its shared memory may be writable; another may lack just that.
     """
     for folder in (None, "/dev/shm"):  # noqa: S108
         with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=folder):

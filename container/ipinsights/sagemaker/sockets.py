@@ -1,4 +1,4 @@
-"""What comes through a socket, and for how long it is waited for."""
+"""Reading the body of a request from its socket, with a size limit and a timeout."""
 
 import socket
 import struct
@@ -15,22 +15,26 @@ _PIECE = 1 << 20
 
 
 class TooLarge(UserError):
-    """The body has more bytes than are taken."""
+    """The body is larger than the limit."""
 
 
 class Stalled(UserError):
-    """The body stopped coming."""
+    """The client stopped sending the body."""
 
 
 def timeval(seconds: int) -> bytes:
-    """A time as socket options have it. A timeout of Python's would cost two more system calls a read or write."""
+    """A number of seconds as the socket options SO_RCVTIMEO and SO_SNDTIMEO take it.
+
+    A timeout of a Python socket would cost two more system calls per read or write.
+    """
     return struct.pack("ll", seconds, 0)
 
 
 def read_body(environ: "WSGIEnvironment", limit: int, seconds: int) -> bytes:
-    """A request's body, of at most ``limit`` bytes; it may come in chunks of no length known beforehand.
+    """Read a request's body, which has a length or comes in chunks.
 
-    Raises TooLarge; Stalled where nothing comes for so many seconds; UserError where it cannot be received.
+    Raises TooLarge if it has more than ``limit`` bytes, Stalled if nothing arrives for so many seconds, and UserError
+    if it cannot be received.
     """
     length = int(environ.get("CONTENT_LENGTH") or 0)
     if length > limit:
@@ -50,8 +54,8 @@ def read_body(environ: "WSGIEnvironment", limit: int, seconds: int) -> bytes:
             if size > limit:
                 raise _too_large(limit)
     except BlockingIOError:
-        raise Stalled(f"Nothing of the body came for {seconds} seconds") from None
-    except (OSError, ParseException) as error:  # cut off, or in chunks that are none
+        raise Stalled(f"Nothing of the body arrived for {seconds} seconds") from None
+    except (OSError, ParseException) as error:  # cut off, or malformed chunks
         raise UserError(f"the body cannot be received ({error!r})") from error
     return b"".join(pieces)
 

@@ -1,24 +1,27 @@
-"""Gunicorn's thread worker, mended where a client could keep others waiting or lose its request.
+"""Gunicorn's thread worker, changed where a client could block others or lose its request.
 
 | gunicorn | here |
 |---|---|
-| a new connection has a thread at once, for up to 5 s without a word | it has one when there is something to read |
-| nothing bounds the time between two pieces of a request or an answer | the system does |
-| a connection is closed by the thread that takes new ones, which waits up to 2 s for the client | by another |
-| a connection goes back to that thread after each request | the thread that answered stays with it for a moment |
-| whoever is quicker takes a connection | the worker that has fewest |
-| told to stop, it leaves connections that nobody has accepted yet to be reset | it accepts them and refuses others |
+| a new connection occupies a thread at once, for up to 5 s before the first byte | only once there is data to read |
+| no limit on pauses within a request or an answer | timeouts of the socket |
+| the thread that accepts connections also closes them, and waits up to 2 s for each client | other threads do |
+| a connection returns to that thread after each request | its thread waits a moment for the next request |
+| the quickest worker accepts a connection | the worker that has the fewest |
+| at shutdown, connections that nobody has accepted yet are reset | they are accepted; later ones are refused |
+
+These classes override methods that gunicorn does not document. So they are for one release of gunicorn, and `misfit`
+says whether the installed one is that. If it is not, the server uses gunicorn's own thread worker.
 """
 
 import contextlib
-import ctypes
 import errno
+import inspect
 import logging
 import mmap
+import operator
 import select
 import selectors
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable
@@ -26,60 +29,94 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from gunicorn.arbiter import Arbiter
-from gunicorn.workers.gthread import TConn, ThreadWorker
+import gunicorn
+from gunicorn import arbiter
+from gunicorn.workers import gthread
 
 from ipinsights.sagemaker.sockets import timeval
 
+WRITTEN_FOR = "27.0"
+"""The release of gunicorn that the classes are for, with any patch level."""
+LOST = (
+    "timeouts for clients that pause in the headers of a request or in the answer, an even share of connections among "
+    "the workers, and, at shutdown, connections that no worker has accepted yet"
+)
+"""What the server does without if it uses gunicorn's own thread worker."""
+_OVERRIDDEN = {
+    (arbiter, "Arbiter.stop"): "(self, graceful=True)",
+    (gthread, "TConn.__init__"): "(self, cfg, sock, client, server)",
+    (gthread, "TConn.close"): "(self, graceful=False)",
+    (gthread, "ThreadWorker.__init__"): "(self, *args, **kwargs)",
+    (gthread, "ThreadWorker.init_process"): "(self)",
+    (gthread, "ThreadWorker.handle"): "(self, conn)",
+    (gthread, "ThreadWorker.accept"): "(self, listener)",
+    (gthread, "ThreadWorker.set_accept_enabled"): "(self, enabled)",
+    (gthread, "ThreadWorker.on_pending_socket_readable"): "(self, conn, client)",
+}
+"""The signatures of the methods that the classes override, and of one that they register as a callback."""
+_TConn: Any = getattr(gthread, "TConn", object)  # undocumented; without it this module can still be imported
+
 _HEADERS = timeval(5)
-"""The time that a client may leave a request's headers unfinished without sending any of them."""
+"""How long a client may pause within the headers of a request."""
 _CLOSING = 32
-"""Connections that wait at a time, up to 2 s, for their clients to close their end."""
+"""Connections that may wait at the same time, for up to 2 s, until their clients close them."""
 _MORE_WORKERS = 16
-"""Workers for which there is a place besides twice those asked for: signals have gunicorn start more, or all anew."""
+"""Slots for workers beyond twice the number configured: on a signal, gunicorn starts more workers, or all anew."""
 _COURTESY = 0.0002
-"""Seconds for which a worker leaves a connection to one that has fewer."""
+"""Seconds for which a worker leaves a connection to a worker that has fewer."""
 _SCARCITY = 0.05
-"""Seconds for which a worker takes no connection when the system has no more to give."""
-_SO_ATTACH_FILTER = 26
-"""Of Linux; the standard library has no name for it."""
-_WITHOUT_SYN = ((0x30, 0, 0, 13), (0x45, 0, 1, 2), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
-"""Load the flags of a TCP header; if SYN is among them, drop the packet; else take all of it. As (code, jt, jf, k)."""
-_HANDSHAKE = 0.01
-"""Seconds in which a connection that has begun comes about."""
+"""Seconds for which a worker accepts nothing after the system ran out of descriptors or memory."""
 _MOMENT = 5
-"""Milliseconds that a thread waits for a further request on a connection."""
+"""Milliseconds for which a thread waits for the next request on its connection."""
 _LINGER = 2
-"""Seconds for which a server told to stop waits for requests on connections that it has taken."""
+"""Seconds for which a worker that stops waits for requests on the connections that it has."""
+
+
+def misfit() -> str | None:
+    """Why the classes of this module do not fit the installed gunicorn; None if they fit."""
+    if not f"{gunicorn.__version__}.".startswith(f"{WRITTEN_FOR}."):
+        return "another version"
+    for (module, name), expected in _OVERRIDDEN.items():
+        try:
+            found = str(inspect.signature(operator.attrgetter(name)(module)))
+        except AttributeError:
+            return f"{name} is missing"
+        if found != expected:
+            return f"{name} takes {found} instead of {expected}"
+    return None
 
 
 class Shared:
-    """What the arbiter and its workers know of one another: numbers in memory that they share."""
+    """Numbers in memory that the arbiter and its workers share."""
 
     def __init__(self, workers: int) -> None:
         places = 2 * workers + _MORE_WORKERS
         numbers = memoryview(mmap.mmap(-1, 8 * (1 + places))).cast("q")
         self.stopping = numbers[:1]
-        """Not 0 once the server as a whole is to stop."""
+        """Not 0 once the whole server stops."""
         self.connections = numbers[1:]
-        """Of the worker in each place; -1 where there is none."""
+        """The number of connections of the worker in each slot; -1 if the slot is free."""
         for place in range(places):
             self.leave(place)
 
     def enter(self) -> int:
-        """A place for a worker. Called by the arbiter, before the fork."""
+        """Take a slot for a worker. The arbiter calls this before it forks the worker."""
         free = [place for place, number in enumerate(self.connections) if number < 0]
-        place = free[0] if free else len(self.connections) - 1  # shared, rather than no worker
+        place = free[0] if free else len(self.connections) - 1  # better a shared slot than no worker
         self.connections[place] = 0
         return place
 
     def leave(self, place: int) -> None:
-        """Called by the arbiter, when it knows that the worker has ended."""
+        """Free the slot of a worker. The arbiter calls this once the worker has exited."""
         self.connections[place] = -1
 
 
-class PatientArbiter(Arbiter):  # type: ignore[misc]  # gunicorn is untyped
-    """Lets its workers know when all of them are to stop. The application that it runs has ``shared``: a `Shared`."""
+class PatientArbiter(arbiter.Arbiter):  # type: ignore[misc]  # gunicorn is untyped
+    """Tells its workers when all of them are to stop.
+
+    The application that it runs has two attributes more: ``shared``, a `Shared`, and ``client_timeout``, the seconds
+    for which a client may take nothing of an answer.
+    """
 
     def stop(self, graceful: bool = True) -> None:
         """Stop all workers."""
@@ -87,27 +124,27 @@ class PatientArbiter(Arbiter):  # type: ignore[misc]  # gunicorn is untyped
         super().stop(graceful)
 
 
-def told_briefly(record: logging.LogRecord) -> bool:
-    """That a client stalls is no fault of the program, and no traceback."""
+def shorten_stalls(record: logging.LogRecord) -> bool:
+    """A log filter: a client that stalls is not a fault of the program, so its record gets no traceback."""
     if record.exc_info and isinstance(record.exc_info[1], BlockingIOError):
         record.msg, record.args, record.exc_info = "A client stalled; its connection is closed", (), None
     return True
 
 
-class _Connection(TConn):  # type: ignore[misc]
-    """A connection whose client cannot keep a thread waiting, nor the worker when it is closed."""
+class _Connection(_TConn):  # type: ignore[misc]
+    """A connection on which no client can block a thread for long, nor the worker when it closes the connection."""
 
-    def __init__(self, closers: "_Closers", *arguments: Any) -> None:
+    def __init__(self, closers: "_Closers", client_timeout: int, *arguments: Any) -> None:
         super().__init__(*arguments)
         self._closers = closers
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(self.cfg.timeout))
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(client_timeout))
 
     def expect_headers(self) -> None:
-        """Have headers come soon. The body has more time, which `app` gives it."""
+        """Set the timeout for headers. `sockets.read_body` sets a longer one for the body."""
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _HEADERS)
 
-    def comes_more(self) -> bool:
-        """Whether another request is there, or comes within a moment."""
+    def has_more(self) -> bool:
+        """Whether another request has arrived, or arrives within a moment."""
         if self.parser.unreader.buf.getvalue():
             return True
         poll = select.poll()
@@ -115,44 +152,44 @@ class _Connection(TConn):  # type: ignore[misc]
         return bool(poll.poll(_MOMENT))
 
     def close(self, graceful: bool = False) -> None:
-        """Without having the thread that takes connections wait, up to 2 s, until the client closes its end."""
+        """Close it. A graceful close waits up to 2 s for the client, so a thread of its own does that."""
         if not (graceful and self._closers.take(super().close)):
             super().close()
 
 
 class _Closers:
-    """Threads that see connections closed; but so many clients cannot have them wait that others must."""
+    """Threads that close connections gracefully. If all are busy, a connection is closed at once instead."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(_CLOSING)
         self._free = threading.BoundedSemaphore(_CLOSING)
 
     def take(self, close: Callable[[bool], None]) -> bool:
-        """Whether one has taken to closing a connection."""
+        """Have a thread close a connection. Returns whether one was free."""
         if not self._free.acquire(blocking=False):
             return False
         self._pool.submit(close, True).add_done_callback(lambda _: self._free.release())
         return True
 
 
-class PatientWorker(ThreadWorker):  # type: ignore[misc]
-    """See the module."""
+class PatientWorker(gthread.ThreadWorker):  # type: ignore[misc]
+    """The thread worker with the changes that the module's docstring lists."""
 
     def __init__(self, age: int, ppid: int, sockets: list[Any], app: Any, *others: Any) -> None:
-        self._shared = app.shared
+        self._shared: Shared = app.shared
         self.place = app.shared.enter()
         self._left = False
         self._ended = False
         super().__init__(age, ppid, sockets, app, *others)
 
     def init_process(self) -> None:
-        """Begin, behind the fork."""
+        """Start in the forked process."""
         self._closers = _Closers()
         super().init_process()
 
     @property
     def nr_conns(self) -> int:
-        """Connections that the worker has; gunicorn counts them."""
+        """The number of connections of this worker, which gunicorn counts, where other workers can read it."""
         return int(self._shared.connections[self.place])
 
     @nr_conns.setter
@@ -160,19 +197,19 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
         self._shared.connections[self.place] = number
 
     def handle(self, connection: Any) -> Any:
-        """Answer a request, and those that come at once after it: to give a connection back costs more than scoring.
+        """Answer a request, and further ones that follow it at once: handing a connection back costs more than scoring.
 
-        But not where there are more connections than threads, of which those without would then wait for ever.
+        With more connections than threads the thread hands it back all the same, or the others would wait for ever.
         """
         while True:
             connection.expect_headers()
             kept = super().handle(connection)
             stays = kept is True and self.alive and self.nr_conns <= self.cfg.threads
-            if not (stays and connection.comes_more()):
+            if not (stays and connection.has_more()):
                 return kept
 
     def accept(self, listener: Any) -> None:
-        """Take a connection, unless another worker has fewer; but once left, and there still, it is taken."""
+        """Accept a connection. If another worker has fewer, leave it to that one for a moment first."""
         fewest = min(number for number in self._shared.connections if number >= 0)
         if self.alive and self.nr_conns > fewest and not self._left:
             self._left = True
@@ -183,47 +220,37 @@ class PatientWorker(ThreadWorker):  # type: ignore[misc]
             client, address = listener.accept()
         except OSError as error:
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                self.log.warning("A connection cannot be taken yet: %s", error.strerror)
+                self.log.warning("A connection cannot be accepted yet: %s", error.strerror)
                 time.sleep(_SCARCITY)
                 return
             gone = error.errno in (errno.EAGAIN, errno.ECONNABORTED)
-            if gone or (error.errno == errno.EINVAL and self._shared.stopping[0]):  # another worker has shut the socket
+            shut = error.errno == errno.EINVAL and self._shared.stopping[0]  # by another worker
+            if gone or shut:
                 return
             raise
         self.nr_conns += 1
-        connection = _Connection(self._closers, self.cfg, client, address, listener.getsockname())
+        connection = _Connection(
+            self._closers, self.app.client_timeout, self.cfg, client, address, listener.getsockname()
+        )
         connection.timeout = time.monotonic() + (self.cfg.keepalive if self.alive else _LINGER)
         self.pending_conns.append(connection)
         self.poller.register(client, selectors.EVENT_READ, partial(self.on_pending_socket_readable, connection))
 
     def set_accept_enabled(self, enabled: bool) -> None:
-        """Accept connections or do not; the last time, those that wait, and have the system refuse others."""
+        """Start or stop accepting connections. When the worker stops for good, it first accepts those that wait.
+
+        When all workers stop, it then shuts the socket down, so that clients who come later are refused at once.
+        """
         if not self.alive and not self._ended:
             self._ended = True
             for listener in self.sockets:
-                if self._shared.stopping[0]:
-                    _refuse_more(listener.sock)
                 before = -1
                 while before != self.nr_conns:
                     before = self.nr_conns
                     self.accept(listener)
                 if self._shared.stopping[0]:
-                    with contextlib.suppress(OSError):
+                    with contextlib.suppress(OSError):  # another worker has shut it down
                         listener.sock.shutdown(socket.SHUT_RDWR)
             for connection in self.pending_conns:
                 connection.timeout = min(connection.timeout, time.monotonic() + _LINGER)
         super().set_accept_enabled(enabled)
-
-
-def _refuse_more(listener: socket.socket) -> None:
-    """Have no further connection begin, so that all that have begun can be accepted before the socket is shut.
-
-    Shutting it resets those that have not. The filter is a program for the system's packet filter.
-    """
-    instructions = b"".join(struct.pack("HBBI", *instruction) for instruction in _WITHOUT_SYN)
-    program = ctypes.create_string_buffer(instructions)
-    with contextlib.suppress(OSError):  # a sandbox may lack it; then a few are reset
-        listener.setsockopt(
-            socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", len(_WITHOUT_SYN), ctypes.addressof(program))
-        )
-        time.sleep(_HANDSHAKE)
