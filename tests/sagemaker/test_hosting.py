@@ -120,6 +120,18 @@ def test_one_worker_that_ends_takes_nothing_with_it(trained: tuple[Tree, object]
         assert server.post("a,1.2.3.4").status_code == 200
 
 
+def test_a_worker_that_a_busy_machine_delays_is_not_replaced(trained: tuple[Tree, object]) -> None:
+    """Whatever the timeout for clients: a worker shows a sign of life only every second."""
+    with Server(trained[0], SAGEMAKER_MODEL_SERVER_TIMEOUT="1") as server:
+        (worker,) = server.workers()
+        os.kill(worker, signal.SIGSTOP)
+        time.sleep(4)
+        os.kill(worker, signal.SIGCONT)
+        assert server.post("a,1.2.3.4").status_code == 200
+        assert server.workers() == [worker]
+        assert "WORKER TIMEOUT" not in server.stop()
+
+
 def test_a_body_that_stops_coming_is_given_up(trained: tuple[Tree, object]) -> None:
     with Server(trained[0], SAGEMAKER_MODEL_SERVER_TIMEOUT="1") as server:
         with server.connect() as stalled:
@@ -301,18 +313,21 @@ def test_headers_that_stop_coming_are_given_up_without_a_fuss(trained: tuple[Tre
 
 
 def test_who_takes_a_large_answer_slowly_gets_all_of_it(trained: tuple[Tree, object]) -> None:
-    """Longer than the time for which it may take nothing."""
+    """Also if that takes longer than the timeout, which is for taking nothing at all."""
     body = b"user_1,1.2.3.4\n" * 1_000_000
-    with Server(trained[0], SAGEMAKER_MODEL_SERVER_TIMEOUT="1") as server:
+    timeout = 3
+    with Server(trained[0], SAGEMAKER_MODEL_SERVER_TIMEOUT=str(timeout)) as server:
         whole = server.post(body)
         with server.connect() as slow:
             slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
             head = f"POST /invocations HTTP/1.0\r\nContent-Type: text/csv\r\nContent-Length: {len(body)}\r\n\r\n"
             slow.sendall(head.encode() + body)
-            pieces = []
-            while piece := slow.recv(1 << 20):
-                pieces.append(piece)
-                time.sleep(len(piece) / 10e6)
+            pieces = [slow.recv(1 << 20)]
+            began = time.monotonic()
+            while pieces[-1]:
+                time.sleep(len(pieces[-1]) / 5e6)  # much less than the timeout, for machines that are busy
+                pieces.append(slow.recv(1 << 20))
+            assert time.monotonic() - began > 1.5 * timeout
         assert b"".join(pieces).partition(b"\r\n\r\n")[2] == whole.content
 
 
