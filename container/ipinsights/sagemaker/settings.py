@@ -90,7 +90,8 @@ class ServerSettings:
         60,
         "SAGEMAKER_MODEL_SERVER_TIMEOUT",
         "seconds after which the server gives up a client that sends no more of its request's body, or reads no more "
-        "of its answer. After as many seconds without a sign of life, a worker is replaced. Scoring has no time limit, "
+        "of its answer. After as many seconds without a sign of life, and 10 at least, a worker is replaced. "
+        "Scoring has no time limit, "
         "so asynchronous inference may take its hour",
         _whole(1, 3600),
     )

@@ -38,8 +38,8 @@ from ipinsights.sagemaker.sockets import timeval
 WRITTEN_FOR = "27.0"
 """The release of gunicorn that the classes are for, with any patch level."""
 LOST = (
-    "timeouts for clients that pause in the headers of a request or in the answer, an even share of connections among "
-    "the workers, and, at shutdown, connections that no worker has accepted yet"
+    "threads kept free of idle clients, timeouts for clients that pause within headers or an answer, an even share of "
+    "connections among the workers, and, at shutdown, answers on connections that no worker has accepted yet"
 )
 """What the server does without if it uses gunicorn's own thread worker."""
 _OVERRIDDEN = {
