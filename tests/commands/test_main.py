@@ -14,6 +14,8 @@ from ipinsights.data.records import parse_csv
 from ipinsights.model import artifact
 from ipinsights.model.scoring import Scorer
 
+pytestmark = pytest.mark.slow
+
 
 def run(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", "from ipinsights.commands.main import main; main()", *arguments]

@@ -18,7 +18,7 @@ from ipinsights.data.records import Fault, parse_csv
 from ipinsights.data.sources import Pipe
 from ipinsights.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("either_way")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("either_way")]
 
 
 def test_files_are_found_in_nested_folders_and_markers_are_not_data(tmp_path: Path) -> None:

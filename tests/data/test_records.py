@@ -13,7 +13,7 @@ from ipinsights.data.addresses import IPV4, IPV6, Family
 from ipinsights.data.records import MalformedRecords, parse_csv
 from ipinsights.errors import UserError
 
-pytestmark = pytest.mark.usefixtures("either_way")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("either_way")]
 
 names = st.text(
     st.characters(exclude_categories=["Cs"], exclude_characters='\r\n\x00"\v\f\x1c\x1d\x1e\x85\u2028\u2029'), min_size=1

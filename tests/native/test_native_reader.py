@@ -23,7 +23,7 @@ from ipinsights.model.vocabulary import Vocabulary
 from ipinsights.native import reader, scoring
 from ipinsights.sagemaker import media
 
-pytestmark = pytest.mark.skipif(native.library() is None, reason=native.why_absent())
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(native.library() is None, reason=native.why_absent())]
 
 entity = st.text(st.characters(exclude_categories=["Cs"], exclude_characters='\r\n",'), min_size=1).filter(
     lambda name: not name.startswith("\ufeff")
