@@ -10,10 +10,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from training.gpu_kernels import KERNELS
+from training.gpu_kernels import INTERPRET, KERNELS
 
-INTERPRET = {"TRITON_INTERPRET": "1"}
-"""Read when Triton, and what is written in it, is imported, which some of it is late."""
 with patch.dict(os.environ, INTERPRET):
     pytest.importorskip("triton", reason="there is no Triton")
     from ipinsights.training import gpu_kernels as gpu_kernels

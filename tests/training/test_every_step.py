@@ -15,11 +15,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ipinsights.training.step import Batch, Gradients, Parameters, RowGradients, TorchStep
+from training.gpu_kernels import INTERPRET
 from training.steps import CANCELLED, DECAY, KINDS, Kind, close, make, ordered
 
 pytestmark = pytest.mark.slow
-
-INTERPRET = {"TRITON_INTERPRET": "1"}
 
 
 @pytest.fixture(scope="module", params=KINDS, ids=lambda kind: kind.name)

@@ -31,8 +31,8 @@ from ipinsights.training import gpu_step, trainer
 from ipinsights.training.fit import fit
 from ipinsights.training.gpu_step import GpuStep, list_rows
 from ipinsights.training.step import Parameters, TorchStep
-from training.gpu_kernels import KERNELS, Idle
-from training.recorder import INTERPRET, Recorder, gpu_kernels
+from training.gpu_kernels import INTERPRET, KERNELS, Idle
+from training.recorder import Recorder, gpu_kernels
 from training.steps import close, make
 
 pytestmark = pytest.mark.slow

@@ -17,7 +17,8 @@ class Planned(Listener):
         self.device = device
 
     def training_planned(self, plan: Plan) -> None:
-        assert (plan.device, plan.slower_because) == (self.device, "")
+        expected = {"cpu": "native", "cuda": "graph"}[self.device]
+        assert (plan.device, plan.step, plan.slower_because) == (self.device, expected, "")
 
 
 rng = np.random.default_rng(0)
