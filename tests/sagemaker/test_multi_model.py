@@ -20,6 +20,8 @@ from ipinsights.model.model import Model
 from ipinsights.model.scoring import Scorer
 from ipinsights.sagemaker.models import AlreadyLoaded, ModelStore, NotLoaded, OutOfMemory
 
+pytestmark = pytest.mark.slow
+
 CSV = "user_1,192.168.1.2\nuser_2,10.10.1.2\n"
 TABLE = 64 * 4
 """Bytes of an entity's row."""

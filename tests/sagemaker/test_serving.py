@@ -204,6 +204,7 @@ def test_many_rows_at_once_keep_their_order(server: Server, traffic: Traffic, tr
         assert [prediction["dot_product"] for prediction in answer.json()["predictions"]] == expected.tolist()
 
 
+@pytest.mark.slow
 def test_a_body_beyond_the_limit_is_refused(trained: tuple[Tree, object]) -> None:
     with Server(trained[0], MAX_CONTENT_LENGTH="1000") as server:
         assert server.post("u,1.2.3.4\n" * 100).status_code == 200
@@ -293,6 +294,7 @@ def test_a_default_that_is_none_is_told(trained: tuple[Tree, object]) -> None:
     assert "variable SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT='image/png' is rejected: Accept 'image/png'" in result.stdout
 
 
+@pytest.mark.slow
 def test_a_model_of_ipv6_scores_both_versions(tree: Tree) -> None:
     tree.configure({**SMALL, "ip_version": "6", "epochs": "30"})
     lines = [f"u{i % 20},2001:db8:{i % 20:x}::{i:x}\nu{i % 20},10.{i % 20}.0.{i % 250}\n" for i in range(2000)]
