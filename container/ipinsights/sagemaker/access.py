@@ -1,8 +1,8 @@
 """The access log: a line of JSON for every request, which waits for nobody.
 
 Requests leave their lines in memory, and a thread writes them out every now and then. So a request costs no system
-call, and a standard output that nobody reads, as a full pipe, stops no request that is well: lines are then dropped,
-and their number is told in the next line that finds its way.
+call. If nobody reads the standard output and its pipe is full, requests do not wait: the log drops lines and reports
+their number in the next line that it can write.
 """
 
 import os

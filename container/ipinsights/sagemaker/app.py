@@ -116,10 +116,10 @@ def _add_models(app: Flask, models: ModelStore, settings: ServerSettings) -> Non
     def load_model() -> dict[str, str]:
         body = read_body(request.environ, settings.max_content_length, settings.timeout)
         try:
-            asked = orjson.loads(body)
+            document = orjson.loads(body)
         except orjson.JSONDecodeError:
-            asked = None
-        name, url = (asked.get(key) if isinstance(asked, dict) else None for key in ("model_name", "url"))
+            document = None
+        name, url = (document.get(key) if isinstance(document, dict) else None for key in ("model_name", "url"))
         if not (isinstance(name, str) and isinstance(url, str) and name and url):
             raise UserError('the body must be {"model_name": "...", "url": "the folder of a model"}')
         if not name.isprintable() or name.endswith("/invoke"):
@@ -154,9 +154,9 @@ class _Front:
     """Answers /ping and scoring requests, passes the others on to Flask, and logs all but good pings."""
 
     def __init__(
-        self, behind: "WSGIApplication", models: ModelStore, settings: ServerSettings, log: AccessLog | None
+        self, flask: "WSGIApplication", models: ModelStore, settings: ServerSettings, log: AccessLog | None
     ) -> None:
-        self._behind = behind
+        self._flask = flask
         self._models = models
         self._settings = settings
         self._log = log
@@ -177,7 +177,7 @@ class _Front:
                 self._record(environ, request_id, started, int(status[:3]))
                 return start_response(status, headers, error)
 
-            return self._behind(environ, start)
+            return self._flask(environ, start)
         answer = self._invoke(environ, model, request_id) if model is not None else self._ping(environ)
         headers = [("X-Request-Id", request_id), *answer.headers]
         if attributes := _header(environ, _CUSTOM_ATTRIBUTES_IN):
@@ -261,7 +261,7 @@ class _Front:
 
 
 def _predict(scorer: Scorer, pairs: Pairs, verbose: bool) -> Iterator[Any]:
-    """Score pairs, with their embeddings if verbose, a batch at a time as the writer takes them.
+    """Score pairs, with their embeddings if verbose, a batch at a time, when the writer asks for it.
 
     So the embeddings of a large request are never all in memory. And since rendering a batch holds Python's global
     lock, the threads that answer pings get it between two batches.
@@ -273,7 +273,7 @@ def _predict(scorer: Scorer, pairs: Pairs, verbose: bool) -> Iterator[Any]:
 
 
 def _not_allowed(environ: "WSGIEnvironment", methods: str, facts: Mapping[str, object]) -> _Answer:
-    body = f"{environ['PATH_INFO']} takes {methods}\n".encode()
+    body = f"{environ['PATH_INFO']} accepts {methods}\n".encode()
     return _Answer(405, b"" if environ["REQUEST_METHOD"] == "HEAD" else body, facts=facts, headers=[("Allow", methods)])
 
 

@@ -85,7 +85,7 @@ class Writer:
         """Render the answer to a request: a prediction for each readable row, and a mark for each of the others.
 
         ``predictions`` has scores with embeddings if the writer is verbose, else scores; no batch is empty. It may be a
-        generator: each batch is rendered before the next one is taken, so they are never all in memory as arrays.
+        generator: each batch is rendered before the next one is computed, so they are never all in memory as arrays.
         ``vector_dim`` is the length of an embedding: a mark in verbose CSV has as many empty columns as a prediction.
         """
         if not rows.faults and not self.verbose:
@@ -101,20 +101,20 @@ class Writer:
 
     def _column(self, predictions: Iterable[Any]) -> bytes:
         """An answer of scores alone. All of a batch are rendered at once, not one by one."""
-        begin, before, behind, separator, end = self._form
-        between = behind + separator + before
+        begin, prefix, suffix, separator, end = self._form
+        between = suffix + separator + prefix
         scores = between.join([_numbers(batch.astype("f8")).replace(b",", between) for batch in predictions])
-        return b"".join((begin, before, scores, behind, end)) if scores else begin + end
+        return b"".join((begin, prefix, scores, suffix, end)) if scores else begin + end
 
     def _texts(self, predictions: Predictions) -> Iterator[bytes]:
         """Each prediction on its own."""
-        before, behind = self._form.before, self._form.behind
+        prefix, suffix = self._form.prefix, self._form.suffix
         for batch in predictions:
             if isinstance(batch, Embedded):
                 yield from self._embedded(batch)
             else:
                 for score in _numbers(batch.astype("f8")).split(b","):
-                    yield before + score + behind
+                    yield prefix + score + suffix
 
     def _embedded(self, batch: Embedded) -> Iterator[bytes]:
         """Predictions with their embeddings, keys in the order that the built-in has."""
@@ -301,9 +301,9 @@ class _Form(NamedTuple):
     """How predictions are joined to an answer."""
 
     begin: bytes
-    before: bytes
+    prefix: bytes
     """Precedes a score that is a prediction on its own."""
-    behind: bytes
+    suffix: bytes
     """Follows it."""
     separator: bytes
     end: bytes

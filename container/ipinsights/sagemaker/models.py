@@ -108,9 +108,9 @@ class ModelStore:
     def borrow(self, name: str) -> Iterator[Loan]:
         """Lend a model for the length of a with block, and keep it loaded meanwhile; an evicted one is reopened.
 
-        Pass ``loan.scorer`` on and assign it to no variable: the memory of a model is free once the last reference
-        to its scorer is gone, and `unload` promises that to whoever waits for the end of the block. Raises NotLoaded,
-        or OutOfMemory where an evicted model does not fit any more.
+        Pass ``loan.scorer`` on, but keep it in no variable that outlives the block: `unload` waits for the end of the
+        block, and only when the last reference to the scorer is gone is the memory free. Raises NotLoaded, or
+        OutOfMemory if an evicted model no longer fits.
         """
         with self._lock:
             entry = self._entry(name)
@@ -156,7 +156,7 @@ class ModelStore:
         return entry.scorer
 
     def _make_room(self, folder: Path, size: int) -> int:
-        """Reserve memory for a model, for which others may be evicted. Returns its size."""
+        """Reserve memory for a model, and evict others if necessary. Returns its size."""
         limit = self._limit
         if limit is not None and size > limit:
             raise OutOfMemory(f"the model in {folder} takes {size:,} bytes; the limit for all models is {limit:,}")

@@ -30,12 +30,12 @@ def ignore() -> None:
 
 
 def requested() -> bool:
-    """Whether the job was told to stop."""
+    """Whether the job was asked to stop."""
     return _received > 0
 
 
 def check() -> None:
-    """Raise `Stopped` if the job was told to stop."""
+    """Raise `Stopped` if the job was asked to stop."""
     if _received:
         raise Stopped
 
