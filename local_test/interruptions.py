@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -90,8 +91,13 @@ class Job:
         return _ended(self.start(), 3600)
 
     def interrupt(self, number: int, after: float) -> int:
-        """Start it and send a signal after so many seconds, if it still runs. Returns its exit code."""
+        """Start it and send a signal so many seconds after it began to watch for one, if it still runs.
+
+        Returns its exit code.
+        """
         process = self.start()
+        while process.poll() is None and not _watches(process.pid):  # till then the signal ends any Python program
+            time.sleep(0.005)
         try:
             process.wait(after)
         except subprocess.TimeoutExpired:
@@ -111,6 +117,12 @@ class Job:
         shutil.rmtree(self.paths.base)
 
 
+def _watches(pid: int) -> bool:
+    """Whether a process has a handler for SIGTERM."""
+    caught = re.search(r"^SigCgt:\s*([0-9a-f]+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    return caught is not None and bool(int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+
 def _ended(process: "subprocess.Popen[bytes]", seconds: float) -> int:
     """The exit code of a job; that of one killed if it did not end in so many seconds."""
     try:
@@ -124,7 +136,7 @@ def stop(site: Site, chance: random.Random, runs: int) -> Iterator[str]:
     """Stop jobs; yields what is wrong with each, "" where nothing is."""
     for run in range(runs):
         job = Job(site.folder, f"stopped-{run}")
-        after = chance.uniform(0.1, site.seconds)
+        after = chance.uniform(0, site.seconds)
         code = job.interrupt(signal.SIGTERM, after)
         fault = f"exit code {code} after {after:.2f} s: {job.log()}" if code else ""
         if not fault:
@@ -139,7 +151,7 @@ def kill(site: Site, chance: random.Random, runs: int) -> Iterator[str]:
     """Kill jobs, one to three times each, and let them end; yields what is wrong with each, "" where nothing is."""
     for run in range(runs):
         job = Job(site.folder, f"killed-{run}")
-        moments = [chance.uniform(0.1, site.seconds) for _ in range(chance.randint(1, 3))]
+        moments = [chance.uniform(0, site.seconds) for _ in range(chance.randint(1, 3))]
         for after in moments:
             job.interrupt(signal.SIGKILL, after)
         code = job.run()
