@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from ipinsights import native
 from ipinsights.data import records
 from ipinsights.data.addresses import IPV4, Addresses
-from ipinsights.data.entities import PROBES, EntityIndex, hash_names
+from ipinsights.data.entities import FORGOTTEN, PROBES, EntityIndex, hash_names
 from ipinsights.data.records import Block, Fault, hash_stream, line_blocks, parse_csv, parse_stream, record_lines
 from ipinsights.errors import UserError
 from ipinsights.model.vocabulary import Vocabulary
@@ -231,8 +231,9 @@ def claim_and_find(
     return claimed, index.tags.tolist(), index.sharing, index.find_hashed(others).tolist()
 
 
-# Digests with equal tags, equal homes and tag 0, besides any.
-digest = st.integers(0, 2**64 - 1) | st.builds(lambda tag, home: tag << 32 | home, st.integers(0, 3), st.integers(0, 9))
+# Digests with equal tags, equal homes, tag 0 and the last ones, besides any.
+tag = st.integers(0, 3) | st.integers(FORGOTTEN - 2, FORGOTTEN)
+digest = st.integers(0, 2**64 - 1) | st.builds(lambda tag, home: tag << 32 | home, tag, st.integers(0, 9))
 digests = st.lists(digest, max_size=60).map(lambda values: np.array(values, np.uint64))
 
 
@@ -245,6 +246,25 @@ def test_any_entities_claim_the_same_rows_without_the_kernel(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "library", lambda: None)
         assert claim_and_find(num_rows, blocks, others) == with_kernel
+
+
+@settings(max_examples=300)
+@given(st.integers(1, 600), digests, st.data(), digests)
+def test_any_entities_are_forgotten_alike_without_the_kernel(
+    num_rows: int, known: npt.NDArray[np.uint64], data: st.DataObject, others: npt.NDArray[np.uint64]
+) -> None:
+    index = EntityIndex(num_rows)
+    index.claim_hashed(known)
+    gone = data.draw(st.lists(st.sampled_from(np.flatnonzero(index.tags)), unique=True)) if len(known) else []
+    both = np.concatenate([known, others])
+    results = []
+    with pytest.MonkeyPatch.context() as patch:
+        for _ in range(2):
+            later = index.without(np.array(gone, np.int64))
+            found = later.find_hashed(both).tolist()
+            results.append((found, later.claim_hashed(others).tolist(), later.tags.tolist(), later.sharing))
+            patch.setattr(native, "library", lambda: None)
+    assert results[0] == results[1]
 
 
 @pytest.mark.parametrize("num_rows", [255, 256, 257, 5000])

@@ -5,8 +5,15 @@ every platform and in every release. If another entity owns that row, other rows
 hashing, Knuth, The Art of Computer Programming 3, 6.4). A 32-bit tag on each row identifies its owner. So entities
 share rows only if there are more entities than rows, and an entity that training never saw is recognised as unknown.
 With half the rows free, the search stays short.
+
+An entity can be forgotten. Its row then gets a tag that no entity has, so a search that went past this row still does,
+and no other entity is lost. Nobody gets this row again. So it does not matter whether an entity claims its row before
+another is forgotten or after. The price is one row of the table for each forgotten entity.
+
 Source of the hash: https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md
 """
+
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +28,14 @@ HASH_SEED = 0
 
 PROBES = 256
 """Rows tried for an entity before it shares its home row."""
+FORGOTTEN = 0xFFFFFFFF
+"""The tag of a row whose entity was forgotten.
+
+A tag is the upper half of the digest, from 1 to ``FORGOTTEN - 1``: an entity beyond either end has the tag at that end.
+Before entities could be forgotten, one in 4 billion had the tag ``FORGOTTEN``. In a model from then it is unknown.
+"""
+UNKNOWN, SHARING = -1, -2
+"""The results of `EntityIndex.own_rows` for an entity without a row of its own."""
 _FREE, _TAKEN = -1, -2
 """The result for an entity without a row: a free row ended the search, or others own all the rows it tried."""
 
@@ -31,7 +46,7 @@ class EntityIndex:
     def __init__(self, num_rows: int, tags: npt.NDArray[np.uint32] | None = None, sharing: int = 0) -> None:
         """An empty index, or a copy of the one with these ``tags`` and this ``sharing``."""
         self.tags = np.zeros(num_rows, dtype=np.uint32) if tags is None else tags
-        """The owner's tag of each row, uint32 [num_rows]; 0 for a free row."""
+        """The owner's tag of each row, uint32 [num_rows]; 0 for a free row, or `FORGOTTEN`."""
         self._known_sharing = sharing
         self._homeless = np.zeros(0, dtype=np.uint64)
 
@@ -43,7 +58,12 @@ class EntityIndex:
     @property
     def owned(self) -> int:
         """Rows that an entity owns."""
-        return int(np.count_nonzero(self.tags))
+        return int(np.count_nonzero(self.tags)) - self.forgotten
+
+    @property
+    def forgotten(self) -> int:
+        """Rows of forgotten entities: as many as were ever forgotten."""
+        return int(np.count_nonzero(self.tags == FORGOTTEN))
 
     @property
     def sharing(self) -> int:
@@ -64,6 +84,22 @@ class EntityIndex:
     def claim(self, entities: pa.StringArray) -> npt.NDArray[np.int32]:
         """The row of each entity; an unknown entity gets a new one: int32 [n], in [0, num_rows)."""
         return self.claim_hashed(hash_names(entities))
+
+    def own_rows(self, entities: pa.StringArray) -> npt.NDArray[np.int32]:
+        """The row that each entity owns: int32 [n], in [0, num_rows).
+
+        Without one, it is `SHARING` if the entity may share another's row, and `UNKNOWN` if it certainly does not.
+        """
+        rows = self._search(hash_names(entities))
+        rows[rows == _FREE] = UNKNOWN
+        rows[rows == _TAKEN] = SHARING if self.sharing else UNKNOWN
+        return rows
+
+    def without(self, rows: npt.NDArray[np.integer[Any]]) -> "EntityIndex":
+        """The index in which the owners of these rows, int [n], are forgotten. All other entities keep their rows."""
+        tags = self.tags.copy()
+        tags[rows] = FORGOTTEN
+        return EntityIndex(self.num_rows, tags, self.sharing)
 
     def find_hashed(self, digests: Digests) -> npt.NDArray[np.int32]:
         """`find` for entities given by their `hash_names`: uint64 [n]."""
@@ -100,7 +136,7 @@ class EntityIndex:
         gets it. So the claimed rows depend on the set of entities, not on their order. The digests must ascend.
         """
         home = (digests % np.uint64(self.num_rows)).astype(np.int64)
-        tags = np.maximum(digests >> np.uint64(32), 1).astype(np.uint32)
+        tags = np.clip(digests >> np.uint64(32), 1, FORGOTTEN - 1).astype(np.uint32)
         # Entities that collide at one row separate at the next, and growing steps avoid cycles of few rows. In a small
         # table every entity can try all rows, so steps of one are enough.
         small = self.num_rows <= PROBES

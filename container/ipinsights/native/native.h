@@ -17,6 +17,7 @@ using std::uint8_t;
 constexpr int64_t NOT_CLEAN = -1;         // `ipinsights_read_...`: the text needs the exact reader
 constexpr int64_t UNEQUAL = -1;           // `ipinsights_append_scores`: there are not as many lines as scores
 constexpr int32_t FREE = -1, TAKEN = -2;  // `ipinsights_find_rows`: no row so far; no row, and none to be had
+constexpr uint32_t FORGOTTEN = ~0u;       // the tag of a row whose entity was forgotten, and of no entity
 
 struct Tables;
 struct Step;
@@ -49,7 +50,7 @@ void ipinsights_parse_quads(const uint8_t* data, const int32_t* offsets, int64_t
 void ipinsights_hash(const uint8_t* data, const int32_t* offsets, int64_t n, uint64_t* digests);
 
 // The row of each of n entities by the tags of all rows, [num_rows]: FREE if the entity has none and may have one, TAKEN
-// if all its `probes` rows are others'.
+// if all its `probes` rows are others'. A row with the tag 0 is free. One with the tag FORGOTTEN counts as another's.
 void ipinsights_find_rows(const uint32_t* tags, int64_t num_rows, int64_t probes, const uint64_t* digests, int64_t n,
                           int32_t* rows);
 

@@ -30,7 +30,8 @@
 // https://github.com/Cyan4973/xxHash/blob/dev/doc/xxhash_spec.md
 //
 // Finding an entity's row. Open addressing with double hashing, as ipinsights/data/entities.py has it and explains; the
-// search for one entity ends at a row with its tag, at a free row (it has none yet), or after all its probes.
+// search for one entity ends at a row with its tag, at a free row (it has none yet), or after all its probes. It goes on
+// past the rows of others and past those of forgotten entities, which have a tag that no entity has.
 //
 // Finding an address's interval. Binary search for the last start at or below it, of some addresses side by side: their
 // steps are equally many and do not wait for one another, and halves chosen by arithmetic are never mispredicted. That
@@ -463,7 +464,7 @@ void ipinsights_find_rows(const uint32_t* tags, int64_t num_rows, int64_t probes
     const bool small = num_rows <= probes;
     const uint64_t limit = static_cast<uint64_t>(std::min(num_rows, probes));
     for (int64_t i = 0; i < n; ++i) {
-        const uint64_t high = digests[i] >> 32, tag = high ? high : 1;
+        const uint64_t tag = std::clamp<uint64_t>(digests[i] >> 32, 1, FORGOTTEN - 1);
         uint64_t at = digests[i] % size;
         rows[i] = TAKEN;
         for (uint64_t probe = 0; probe < limit; ++probe) {
