@@ -22,7 +22,7 @@ def run(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, input=text, capture_output=True, text=True, timeout=120, check=False)
 
 
-@pytest.mark.parametrize("command", [[], ["simulate"], ["score"], ["evaluate"]])
+@pytest.mark.parametrize("command", [[], ["simulate"], ["score"], ["evaluate"], ["forget"]])
 def test_help_teaches(command: list[str]) -> None:
     result = run(*command, "--help")
     assert result.returncode == 0
@@ -156,6 +156,8 @@ def test_evaluate_prints_both_comparisons(
         (["simulate", "--ranges", "/nowhere", "--out", "x"], "/nowhere: not a table"),
         (["simulate", "--users", "9", "--out", "/dev/null"], "cannot write to /dev/null/train: Not a directory"),
         (["score", "--model", "/dev/null"], "there is no model in /dev/null"),
+        (["forget", "--model", "/nowhere", "user_1"], "cannot change the model in /nowhere: No such file or directory"),
+        (["forget", "--model", "/dev/null", "--", "-x"], "there is no model in /dev/null"),
     ],
 )
 def test_a_fault_of_the_input_is_one_sentence(arguments: list[str], complaint: str) -> None:

@@ -255,7 +255,7 @@ def test_any_entities_are_forgotten_alike_without_the_kernel(
 ) -> None:
     index = EntityIndex(num_rows)
     index.claim_hashed(known)
-    gone = data.draw(st.lists(st.sampled_from(np.flatnonzero(index.tags)), unique=True)) if len(known) else []
+    gone = data.draw(st.lists(st.sampled_from(np.flatnonzero(index.tags).tolist()), unique=True)) if len(known) else []
     both = np.concatenate([known, others])
     results = []
     with pytest.MonkeyPatch.context() as patch:

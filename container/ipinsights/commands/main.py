@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from ipinsights.commands import evaluate, score, simulate
+from ipinsights.commands import evaluate, forget, score, simulate
 from ipinsights.commands.options import Commands
 from ipinsights.errors import UserError
 from ipinsights.version import version
@@ -45,6 +45,6 @@ def _parser() -> tuple[argparse.ArgumentParser, Commands]:
     )
     parser.add_argument("--version", action="version", version=version())
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (simulate, score, evaluate):
+    for command in (simulate, score, evaluate, forget):
         command.add(commands)
     return parser, commands

@@ -1,11 +1,14 @@
 """A model on disk: ``model.safetensors`` (the tensors) and ``manifest.json`` (everything a person asks of a model).
 
 Tensors are mapped into memory, so loading costs no reading and processes share the pages. The manifest is written last
-and removed first: a folder that has one holds a whole model, and never two halves of two.
+and removed first: a folder that has one holds a whole model, and never two halves of two. (`update` has another way.)
 """
 
+import contextlib
+import fcntl
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +32,7 @@ _NETWORKS = ("first", "last", "labels")
 
 def save(model: Model, folder: Path, facts: Mapping[str, Any]) -> None:
     """Write a model into a folder, with ``facts`` (hyperparameters, training facts, metrics) in its manifest."""
-    known, described = describe(model.vocabulary, model.index)
-    arrays = {
-        "entity": model.entity,
-        **{f"encoder.{name}": getattr(model.encoder, name) for name in _ENCODER},
-        **known,
-    }
+    arrays, described = _parts(model)
     manifest = {
         "format_version": FORMAT_VERSION,
         "ipinsights_version": version(),
@@ -45,9 +43,30 @@ def save(model: Model, folder: Path, facts: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
     tensors.write(folder / TENSORS, arrays)
-    temporary = folder / f".{MANIFEST}.tmp"
-    temporary.write_text(json.dumps(manifest, indent=2) + "\n")
-    tensors.publish(temporary, folder / MANIFEST)
+    tensors.publish(_written(folder, manifest), folder / MANIFEST)
+
+
+def update(folder: Path, change: Callable[[Model], Model]) -> Model:
+    """Put ``change(model)`` in the place of the model in a folder, and return it. The manifest keeps its facts.
+
+    The folder holds a whole model at every moment: first the tensors are replaced, then the manifest. So ``change``
+    must keep what `restore` reads in the manifest, as forgetting entities does. Updates of a folder take turns.
+    Raises UserError if there is no model or the folder cannot be written, and whatever ``change`` raises.
+    """
+    try:
+        with _alone(folder):
+            model, manifest = read(folder)
+            model = change(model)
+            arrays, described = _parts(model)
+            temporary = _written(folder, {**manifest, "format_version": FORMAT_VERSION, **described})
+            try:
+                tensors.write(folder / TENSORS, arrays)
+                tensors.publish(temporary, folder / MANIFEST)
+            finally:
+                temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot change the model in {folder}: {error.strerror}") from error
+    return model
 
 
 def load(folder: str | Path) -> Model:
@@ -81,6 +100,7 @@ def describe(vocabulary: Vocabulary, index: EntityIndex) -> tuple[Arrays, dict[s
             arrays |= {f"{kind}.values": label.values, f"{kind}.counts": label.counts}
     return arrays, {
         "entities": {"owning_a_row": index.owned, "sharing_a_row": index.sharing},
+        "forgotten": index.forgotten,
         "vocabulary": {
             "ip_version": vocabulary.family.version,
             "levels": vocabulary.levels,
@@ -108,6 +128,31 @@ def restore(arrays: Arrays, described: Mapping[str, Any]) -> tuple[Vocabulary, E
     )
     index = EntityIndex(len(arrays["entity.tags"]), arrays["entity.tags"], described["entities"]["sharing_a_row"])
     return vocabulary, index
+
+
+def _parts(model: Model) -> tuple[Arrays, dict[str, Any]]:
+    """A whole model, as `describe` describes a part of it."""
+    known, described = describe(model.vocabulary, model.index)
+    encoder = {f"encoder.{name}": getattr(model.encoder, name) for name in _ENCODER}
+    return {"entity": model.entity, **encoder, **known}, described
+
+
+def _written(folder: Path, manifest: Mapping[str, Any]) -> Path:
+    """A file beside the manifest's place, to be published."""
+    temporary = folder / f".{MANIFEST}.tmp"
+    temporary.write_text(json.dumps(manifest, indent=2) + "\n")
+    return temporary
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Wait until no other process updates the model in a folder, and keep others waiting."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ written out together with its gradient.) Symbols: E entity rows, P prefix rows, 
 every array is float32.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -88,6 +88,16 @@ class Model:
         encoder = Encoder(**{name: np.zeros(shape, dtype=np.float32) for name, shape in shapes.items()})
         entity = np.zeros((num_entity_vectors + 1, dim), dtype=np.float32)
         return cls(vocabulary, EntityIndex(num_entity_vectors), entity, encoder)
+
+    def without(self, rows: npt.NDArray[np.integer[Any]]) -> "Model":
+        """The model in which the owners of these entity rows, int [n], are forgotten: all that belongs to a row goes.
+
+        A forgotten entity is one that training never saw. No other entity's row changes. What all entities have taught
+        stays: the encoder, the counts of prefixes and the typical entity.
+        """
+        entity = np.array(self.entity)
+        entity[rows] = entity[-1]
+        return replace(self, index=self.index.without(rows), entity=entity)
 
     def require(self, hyperparameters: Hyperparameters) -> None:
         """Raise UserError unless training with these hyperparameters can continue from this model."""
