@@ -28,7 +28,10 @@ from ipinsights.training.progress import Position
 from ipinsights.training.step import Batch
 
 NOVELTY = 0.02
-"""The mean novelty of the events' entities (see `step`)."""
+"""The mean novelty of the events' entities (see `step`), where `MOST_NOVELTY` bounds none of them."""
+MOST_NOVELTY = 0.1
+"""The most novelty of an entity, however rare new places are among all others. A novelty is a sum of labels, which are
+probabilities: a label above 1 would have a cross entropy below 0. And where others come from stays unlikely."""
 _NOVELTY_PRIOR = 10
 """So many events of an entity weigh as much as the mean of all entities."""
 DRAWN = 1 << 15
@@ -139,7 +142,7 @@ class Batches:
 
 
 def novelty(train: Events, family: Family, entities: int) -> npt.NDArray[np.float32]:
-    """How often each entity comes from new places: float32 [entities], on average `NOVELTY`.
+    """How often each entity comes from new places: float32 [entities], from 0 to `MOST_NOVELTY`, on average `NOVELTY`.
 
     After Good and Turing, the chance of a new kind is the share of events whose kind was seen once. Here a kind is a
     prefix of the coarsest level, seen once for the entity. The estimate gives only the ratio between entities. It does
@@ -157,7 +160,7 @@ def novelty(train: Events, family: Family, entities: int) -> npt.NDArray[np.floa
     events = np.bincount(train.entity, minlength=entities)
     mean = max(len(once), 1) / len(train)
     share = (singles + _NOVELTY_PRIOR * mean) / (events + _NOVELTY_PRIOR)
-    return (NOVELTY * share / mean).astype(np.float32)
+    return np.minimum(NOVELTY * share / mean, MOST_NOVELTY).astype(np.float32)
 
 
 class PrefixIndex:
