@@ -27,20 +27,38 @@ def test_tiles_hold_whole_groups_and_partners_enough(random_rate: int, shuffled_
     assert tile > shuffled_rate
 
 
-@given(
-    hnp.arrays(
-        np.float64,
-        st.integers(1, 300),
-        elements=st.one_of(st.just(0.0), st.floats(1e-9, 1.0), st.floats(1.0, 1e6)),
-    ).filter(lambda weights: weights.sum() > 0)
-)
-def test_columns_hold_what_the_weights_say(weights: npt.NDArray[np.float64]) -> None:
-    """The probability of each outcome, from the columns themselves."""
+weights_of_outcomes = hnp.arrays(
+    np.float64,
+    st.integers(1, 300),
+    elements=st.one_of(st.just(0.0), st.floats(1e-9, 1.0), st.floats(1.0, 1e6)),
+).filter(lambda weights: weights.sum() > 0)
+
+
+def drawn_by(monkeypatch: pytest.MonkeyPatch, numbers: npt.NDArray[np.float64]) -> None:
+    """Let the generator give these."""
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.from_numpy(numbers))
+
+
+@given(weights_of_outcomes)
+def test_outcomes_have_the_shares_of_their_weights(weights: npt.NDArray[np.float64]) -> None:
+    """Of numbers at even distances, each outcome gets its share, give or take one at either end of it."""
+    discrete, count = sampling.Discrete(weights, torch.device("cpu")), 20_000
+    with pytest.MonkeyPatch.context() as patch:
+        drawn_by(patch, (np.arange(count) + 0.5) / count)
+        drawn = discrete.draw(count, torch.Generator()).numpy()
+    expected = weights / weights.sum() * count
+    assert np.abs(np.bincount(drawn, minlength=len(weights)) - expected).max() <= 1 + 1e-6
+    assert weights[drawn].all()
+
+
+@given(weights_of_outcomes)
+def test_the_ends_draw_the_first_and_the_last_outcome_that_can_be(weights: npt.NDArray[np.float64]) -> None:
     discrete = sampling.Discrete(weights, torch.device("cpu"))
-    keep, n = discrete._keep.numpy().astype(np.float64), len(weights)
-    assert ((keep >= 0) & (keep <= 1)).all()
-    probability = (keep + np.bincount(discrete._alias.numpy(), 1 - keep, minlength=n)) / n
-    assert probability == pytest.approx(weights / weights.sum(), abs=1e-6)
+    with pytest.MonkeyPatch.context() as patch:
+        drawn_by(patch, np.array([0.0, 1 - 2.0**-53, 1.0]))
+        drawn = discrete.draw(3, torch.Generator()).tolist()
+    possible = np.flatnonzero(np.diff(np.cumsum(weights), prepend=0))  # what is lost in a sum cannot be drawn
+    assert drawn == [possible[0], possible[-1], possible[-1]]
 
 
 def test_draws_follow_the_weights() -> None:

@@ -26,7 +26,7 @@ from ipinsights.model.model import Encoder, Model
 from ipinsights.model.vocabulary import Vocabulary
 from ipinsights.training.progress import EpochSummary, Position
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 KEPT = 2
 """Checkpoints kept: one more than needed, in case the newest is damaged."""
 

@@ -42,33 +42,22 @@ def tile_size(random_rate: int, shuffled_rate: int, dim: int) -> int:
 
 
 class Discrete:
-    """Draws from a discrete distribution in constant time, whatever the number of outcomes n.
+    """Draws outcomes with given probabilities: the first whose cumulative share is above a uniform number."""
 
-    The alias method (Walker, 1977): n equal columns, each shared by at most two outcomes. Many columns are filled at a
-    time: in each round, outcomes with more than a column's share fill up, in order, those with less.
-    """
-
-    def __init__(self, weights: npt.NDArray[np.float64], device: torch.device) -> None:
-        """Weights, [n], at least 0 and not all 0."""
-        share = weights / weights.sum() * len(weights)
-        keep, alias, open_ = np.ones(len(share)), np.arange(len(share)), np.ones(len(share), dtype=np.bool_)
-        while True:
-            low, high = np.flatnonzero(open_ & (share < 1)), np.flatnonzero(open_ & (share > 1))
-            if not len(low) or not len(high):  # the rest, due to rounding, fills its own column
-                break
-            needed = 1 - share[low]
-            giver = np.searchsorted(np.cumsum(share[high] - 1), np.cumsum(needed) - needed, side="right")
-            filled = giver < len(high)
-            low, needed, giver = low[filled], needed[filled], high[giver[filled]]
-            keep[low], alias[low], open_[low] = share[low], giver, False
-            # A giver's last one may leave the giver itself below a column: the next round fills it up.
-            share -= np.bincount(giver, needed, minlength=len(share))
-        self._keep = torch.from_numpy(keep.astype(np.float32)).to(device)
-        self._alias = torch.from_numpy(alias.astype(np.int32)).to(device)
+    def __init__(self, shares: npt.NDArray[np.float64], device: torch.device) -> None:
+        """Shares, [n], at least 0 and not all 0."""
+        self._cumulative = torch.from_numpy(np.cumsum(shares)).to(device)
 
     def draw(self, count: int, generator: torch.Generator) -> torch.Tensor:
         """Independent outcomes: int32 [count]."""
-        device = generator.device
-        column = torch.randint(len(self._keep), (count,), generator=generator, device=device, dtype=torch.int32)
-        kept = torch.rand(count, generator=generator, device=device) < self._keep[column]
-        return torch.where(kept, column, self._alias[column])
+        drawn = torch.rand(count, generator=generator, device=generator.device, dtype=torch.float64)
+        return _find(self._cumulative, torch.zeros_like(drawn), self._cumulative[-1], drawn)
+
+
+def _find(cumulative: torch.Tensor, low: torch.Tensor, high: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
+    """The outcomes, int32, for numbers ``drawn`` uniformly from [0, 1), of those between two cumulative shares.
+
+    All float64. A target below ``high``, whatever is rounded, is below the share of an outcome that can be drawn.
+    """
+    target = torch.minimum(low + drawn * (high - low), torch.nextafter(high, low))
+    return torch.searchsorted(cumulative, target, right=True, out_int32=True)
