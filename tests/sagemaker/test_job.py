@@ -477,6 +477,37 @@ def test_training_without_shuffled_negatives_is_warned_of(ready: Tree) -> None:
     assert "WARNING" not in ready.train().stdout
 
 
+def test_the_training_data_is_described_in_the_log_and_in_the_artifact(trained: Trained, traffic: Traffic) -> None:
+    data = json.loads((trained[0].model / "manifest.json").read_text())["data"]
+    assert (data["events"], data["entities"], data["doubts"]) == (len(traffic.train), 100, [])
+    described = re.findall(r"INFO \d+\] Training data: (.*)", trained[1].stdout)
+    assert described[0] == (
+        f"{data['events']:,} events of 100 entities and {data['addresses']:,} addresses, which form {data['pairs']:,} "
+        "distinct pairs"
+    )
+    share = f"{100 * data['busiest_address_share']:.1f}%"
+    assert re.fullmatch(
+        rf"the busiest entity has [\d.]+% of the events, the busiest address \({data['busiest_address']}\) {share}",
+        described[1],
+    )
+    assert re.fullmatch(r"[\d.]+% of the entities and [\d.]+% of the pairs have only one event", described[2])
+    assert re.fullmatch(
+        r"[\d.]+% of the events have private, loopback or reserved addresses, and [\d.]+% have no known prefix",
+        described[3],
+    )
+    assert "WARNING" not in trained[1].stdout
+
+
+def test_doubtful_training_data_is_warned_of(ready: Tree) -> None:
+    ready.channel("train", **{"a.csv": "".join(f"user{number},10.0.0.1\n" for number in range(80))})
+    job = ready.train()
+    assert job.returncode == 0, job.stdout
+    proxy, ids = re.findall(r"WARNING \d+\] (.*)", job.stdout)
+    assert proxy.startswith("100% of the events have the address 10.0.0.1. It is probably the address of a proxy")
+    assert ids.startswith("100% of the 80 entities have one event")
+    assert json.loads((ready.model / "manifest.json").read_text())["data"]["doubts"] == [proxy, ids]
+
+
 def test_what_is_known_of_entities_and_prefixes_is_logged(trained: Trained, ready: Tree) -> None:
     assert "100 entities have their own row in the entity table of 200 rows" in trained[1].stdout
     assert re.search(r"Known prefixes: [\d,]+ of /8 \(100% of the events\), .* of /24 \(\d+% of the", trained[1].stdout)

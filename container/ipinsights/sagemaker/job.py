@@ -151,7 +151,7 @@ def _train(
     stopping.check()
     from ipinsights.training.fit import fit  # loads torch, which takes seconds and reads the setting above
 
-    report = reporting.TrainingReport(job.host, hp, len(data["train"]))
+    report = reporting.TrainingReport(job.host, hp, len(data["train"]), len(data["validation"]))
     report.initialized(started, (reading, read))
     model = fit(
         data["train"],
@@ -165,7 +165,7 @@ def _train(
     )
     saving = time.time()
     ending = report.ending
-    if ending is None:
+    if ending is None or report.profile is None:
         raise AlgorithmError("training ended without reporting how")
     facts = {
         "events": len(data["train"]),
@@ -175,7 +175,7 @@ def _train(
         "ended": ending.ended,
     }
     metrics = dataclasses.asdict(ending.saved) if ending.saved else {}
-    _save(paths, model, report.hyperparameters, facts, metrics)
+    _save(paths, model, report.hyperparameters, facts, metrics, data=report.profile.facts())
     report.finished(saving)
 
 
@@ -200,8 +200,15 @@ def _best_known(
     return Model.blank(FAMILIES[hp.ip_version], hp.num_entity_vectors, hp.vector_dim, hp.num_ip_encoder_layers), {}
 
 
-def _save(paths: Paths, model: Model, hp: Hyperparameters, training: dict[str, Any], metrics: dict[str, Any]) -> None:
-    facts = {"hyperparameters": dataclasses.asdict(hp), "training": training, "metrics": metrics}
+def _save(
+    paths: Paths,
+    model: Model,
+    hp: Hyperparameters,
+    training: dict[str, Any],
+    metrics: dict[str, Any],
+    **others: dict[str, Any],
+) -> None:
+    facts = {"hyperparameters": dataclasses.asdict(hp), "training": training, "metrics": metrics, **others}
     artifact.save(model, paths.model, facts)
     logger.info("Saved the model to %s", paths.model)
 

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ipinsights.data.networks import LABELS
 from ipinsights.hyperparameters import Hyperparameters
+from ipinsights.model.profile import Profile
 from ipinsights.training.progress import BatchProgress, Ended, Ending, EpochSummary, Listener, Plan
 
 METRIC_DEFINITIONS = {
@@ -43,6 +44,13 @@ _REASONS: dict[Ended, str] = {
     "stopped": "it was asked to stop",
 }
 """Why a training ended before its last epoch, to follow "because"."""
+
+CHANCE = 0.6
+"""A validation shuffled_auc below is too near to .5, which is guessing, for a model of who comes from where."""
+FALL = 0.02
+"""A fall of validation discriminator_auc since its best epoch that is more than a fluctuation."""
+FEW_VALIDATED = 100
+"""The metrics of fewer validation events fluctuate too much to judge a model by them."""
 
 logger = logging.getLogger("ipinsights")
 
@@ -108,18 +116,23 @@ class _Host:
 class TrainingReport(Listener):
     """Writes the lines of one job as training goes."""
 
-    def __init__(self, host: str, hyperparameters: Hyperparameters, events: int) -> None:
+    def __init__(self, host: str, hyperparameters: Hyperparameters, events: int, validation_events: int) -> None:
         self._host = _Host(host)
         self.hyperparameters = hyperparameters
         """As asked for, and as adapted to the data once training is planned."""
         self._epochs = hyperparameters.epochs
         self._events = events
+        self._validation_events = validation_events
         self._started = self._epoch_started = time.time()
         self._setup = 0.0
         self._bar: tqdm[Any] | None = None
         self._seen = {"records": 0, "batches": 0}
         self._printed: EpochSummary | None = None
         self._validated = False
+        self._best = 0.0, 0
+        """The best discriminator_auc of this run, and its epoch."""
+        self.profile: Profile | None = None
+        """Facts about the training data; None as long as training is not planned."""
         self.ending: Ending | None = None
         """How training ended; None as long as it has not."""
 
@@ -132,7 +145,7 @@ class TrainingReport(Listener):
         )
 
     def training_planned(self, plan: Plan) -> None:
-        """What the hyperparameters became, what the vocabulary knows, where training runs, and what it takes."""
+        """What the hyperparameters became, what the data and the vocabulary are, where training runs, what it takes."""
         hp, vocabulary, asked = plan.hyperparameters, plan.vocabulary, self.hyperparameters
         self.hyperparameters = hp
         for name in ("mini_batch_size", "learning_rate"):
@@ -146,6 +159,8 @@ class TrainingReport(Listener):
                     default,
                     f"{self._events:,}",
                 )
+        self.profile = plan.profile
+        self._profile(plan.profile)
         if not hp.shuffled_negative_sampling_rate:
             logger.warning(
                 "shuffled_negative_sampling_rate is 0: the model learns which addresses are in use, but hardly which "
@@ -213,6 +228,8 @@ class TrainingReport(Listener):
         logger.info("Epoch[%d] Time cost=%.3f", summary.epoch, summary.seconds)
         self._quality(summary.epoch, summary.accuracy, summary.cross_entropy)
         self._validation(summary)
+        if summary.discriminator_auc is not None and summary.discriminator_auc > self._best[0]:
+            self._best = summary.discriminator_auc, summary.epoch
         self._metrics(
             self._epoch_started, ended, {"epochs": [self._epochs], "update.time": [_ms(ended - self._epoch_started)]}
         )
@@ -276,12 +293,61 @@ class TrainingReport(Listener):
                 logger.warning(
                     "There was no time to validate the saved model: the last validation metrics are of another epoch"
                 )
+        if saved is not None and self._validation_events >= FEW_VALIDATED:
+            self._doubts(saved)
 
     def finished(self, saving_started: float) -> None:
         """The model is saved; ``saving_started`` is when that began, in Unix seconds."""
         ended = time.time()
         self._metrics(saving_started, ended, {"finalize.time": [_ms(ended - saving_started)]})
         self._metrics(ended, ended, {"setuptime": [_ms(self._setup)], "totaltime": [_ms(ended - self._started)]})
+
+    def _profile(self, profile: Profile) -> None:
+        """The facts about the data in a few lines, and a warning for each doubt."""
+        logger.info(
+            "Training data: %s events of %s entities and %s addresses, which form %s distinct pairs",
+            *(f"{number:,}" for number in (profile.events, profile.entities, profile.addresses, profile.pairs)),
+        )
+        logger.info(
+            "Training data: the busiest entity has %.1f%% of the events, the busiest address (%s) %.1f%%",
+            100 * profile.busiest_entity_share,
+            profile.busiest_address,
+            100 * profile.busiest_address_share,
+        )
+        logger.info(
+            "Training data: %.1f%% of the entities and %.1f%% of the pairs have only one event",
+            100 * profile.one_event_entities_share,
+            100 * profile.one_event_pairs_share,
+        )
+        logger.info(
+            "Training data: %.1f%% of the events have private, loopback or reserved addresses, and %.1f%% have no "
+            "known prefix",
+            100 * profile.reserved_address_share,
+            100 * profile.unknown_prefix_share,
+        )
+        for doubt in profile.doubts():
+            logger.warning("%s", doubt)
+
+    def _doubts(self, saved: EpochSummary) -> None:
+        """Warnings for validation metrics of the saved model that make it doubtful."""
+        hp = self.hyperparameters
+        # Without shuffled negatives a low value is expected, and training began with a warning of it.
+        if hp.shuffled_negative_sampling_rate and saved.shuffled_auc is not None and saved.shuffled_auc < CHANCE:
+            logger.warning(
+                "validation shuffled_auc is %.3f, and .5 is guessing: the model can hardly tell whose address is "
+                "whose. Look whether several people share an entity, whether entities have the same names in both "
+                "channels, and whether the addresses are those of the clients.",
+                saved.shuffled_auc,
+            )
+        auc = saved.discriminator_auc
+        if hp.saved_epoch == "last" and auc is not None and auc < self._best[0] - FALL:
+            logger.warning(
+                "validation discriminator_auc fell from %.3f in epoch %d to %.3f in epoch %d, whose weights are saved: "
+                "set saved_epoch=best, or train for fewer epochs",
+                *self._best,
+                auc,
+                saved.epoch,
+            )
 
     def _close_bar(self) -> None:
         if self._bar is not None:

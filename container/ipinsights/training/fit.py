@@ -21,6 +21,7 @@ from ipinsights.data.networks import Networks
 from ipinsights.errors import UserError
 from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.model.model import Model
+from ipinsights.model.profile import Profile
 from ipinsights.model.vocabulary import Vocabulary
 from ipinsights.training import placement
 from ipinsights.training.batches import Entities
@@ -74,13 +75,14 @@ def fit(
     placement.require_memory(table)
     before = earlier.vocabulary if earlier else None
     vocabulary = Vocabulary.build(train.address, FAMILIES[hp.ip_version], networks, earlier=before)
+    profile = Profile.of(train, vocabulary)
     entities = Entities.of(train, hp.num_entity_vectors, earlier)
     memory = placement.memory(hp, vocabulary, len(train), len(entities.met))
     placement.require_memory(table + memory)
     place = placement.choose(device, hp, vocabulary, len(train), memory)
     threads = torch.get_num_threads()
     listener.training_planned(
-        Plan(hp, vocabulary, str(place.device), place.step, threads, place.slower_because, memory, before)
+        Plan(hp, vocabulary, profile, str(place.device), place.step, threads, place.slower_because, memory, before)
     )
     with _one_torch_thread(place.step == "native"), _memory_errors(), place.current:
         trainer = Trainer(train, hp, vocabulary, entities, place, threads, earlier)

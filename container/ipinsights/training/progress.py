@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ipinsights.hyperparameters import Hyperparameters
+from ipinsights.model.profile import Profile
 from ipinsights.model.vocabulary import Vocabulary
 
 
@@ -17,6 +18,8 @@ class Plan:
     hyperparameters: Hyperparameters
     """Adapted to the data."""
     vocabulary: Vocabulary
+    profile: Profile
+    """Facts about the training events, and what in them makes the result doubtful."""
     device: str
     step: str
     """The kind of step: a `placement.StepName`."""
