@@ -21,6 +21,7 @@ from ipinsights.data.records import parse_csv
 from ipinsights.model import artifact
 from ipinsights.model.scoring import Scorer
 from ipinsights.sagemaker.reporting import METRIC_DEFINITIONS
+from ipinsights.training.checkpoint import FORMAT_VERSION
 from local_test import interruptions
 
 pytestmark = pytest.mark.slow
@@ -160,7 +161,8 @@ def test_stopped_while_it_reads_it_has_what_it_had(change: str, kept: bool, read
         ready.configure({**SMALL, "seed": "7"})
     elif change == "release":
         for path in (ready.base / "checkpoints").iterdir():
-            path.write_bytes(path.read_bytes().replace(b'format_version\\": 1', b'format_version\\": 9'))
+            ours, other = (b'format_version\\": %d' % version for version in (FORMAT_VERSION, 9))
+            path.write_bytes(path.read_bytes().replace(ours, other))
     reading = "from ipinsights.sagemaker import __main__, channels, stopping; channels.read = {}; __main__.train()"
     stop = "lambda *_: (stopping._note(15, None), stopping.check())"  # the signal comes as reading begins
     job = subprocess.run(

@@ -325,7 +325,7 @@ def test_one_of_another_release_is_refused(
     fit(train, HP, validation, checkpoints=Checkpoints(tmp_path))
     monkeypatch.undo()
     monkeypatch.setattr(batches, "DRAWN", 3000)
-    with pytest.raises(UserError, match="has checkpoint format 99, not 1: resume with the release that wrote it"):
+    with pytest.raises(UserError, match="has checkpoint format 99, not 2: resume with the release that wrote it"):
         fit(train, HP, validation, checkpoints=Checkpoints(tmp_path))
 
 
