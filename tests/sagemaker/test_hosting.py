@@ -51,9 +51,15 @@ def test_ping_answers_while_more_requests_wait_than_are_scored(server: Server, t
 
 
 def test_told_to_stop_under_load_it_loses_no_request_and_takes_no_more(trained: tuple[Tree, object]) -> None:
-    """Whoever gets a connection gets an answer; whoever comes later is refused at once."""
+    """Whoever gets a connection gets an answer; whoever comes later is refused at once.
+
+    Between the last look for connections and the closing of the door is a moment. The system resets a connection that
+    is opened in it, before it takes a byte: for its client that is a refusal too. The moment is too short for two.
+    """
     body = b"user_1,1.2.3.4\n" * 2000
     outcomes: list[str] = []  # a Counter loses the first count where two threads begin at once
+    told = threading.Event()
+    at_the_door: list[OSError] = []
 
     with Server(trained[0], SAGEMAKER_MODEL_SERVER_WORKERS="2") as server:
 
@@ -61,6 +67,7 @@ def test_told_to_stop_under_load_it_loses_no_request_and_takes_no_more(trained: 
             headers = {"Content-Type": "text/csv", **({} if kept_alive else {"Connection": "close"})}
             connection = None
             while True:
+                too_late = connection is None and told.is_set()
                 if connection is None:
                     connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=30)
                     try:
@@ -74,7 +81,11 @@ def test_told_to_stop_under_load_it_loses_no_request_and_takes_no_more(trained: 
                     outcomes.append("answered")
                     closed = answer.getheader("Connection") == "close"
                 except (OSError, http.client.HTTPException) as error:
-                    outcomes.append(f"lost: {error!r}")
+                    connection.close()
+                    if too_late and isinstance(error, ConnectionError):
+                        at_the_door.append(error)
+                    else:
+                        outcomes.append(f"lost: {error!r}")
                     return
                 if closed:
                     connection.close()
@@ -85,12 +96,14 @@ def test_told_to_stop_under_load_it_loses_no_request_and_takes_no_more(trained: 
             client.start()
         time.sleep(1)
         began = time.monotonic()
+        told.set()
         log = server.stop()
         assert time.monotonic() - began < 30
         for client in clients:
             client.join()
         assert server.process.returncode == 0
     assert set(outcomes) == {"answered"}, Counter(outcomes)
+    assert len(at_the_door) <= 1
     assert len([line for line in log.splitlines() if '"status":200' in line]) == len(outcomes)
 
 
