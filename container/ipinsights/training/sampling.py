@@ -51,13 +51,6 @@ class Discrete:
     def draw(self, count: int, generator: torch.Generator) -> torch.Tensor:
         """Independent outcomes: int32 [count]."""
         drawn = torch.rand(count, generator=generator, device=generator.device, dtype=torch.float64)
-        return _find(self._cumulative, torch.zeros_like(drawn), self._cumulative[-1], drawn)
-
-
-def _find(cumulative: torch.Tensor, low: torch.Tensor, high: torch.Tensor, drawn: torch.Tensor) -> torch.Tensor:
-    """The outcomes, int32, for numbers ``drawn`` uniformly from [0, 1), of those between two cumulative shares.
-
-    All float64. A target below ``high``, whatever is rounded, is below the share of an outcome that can be drawn.
-    """
-    target = torch.minimum(low + drawn * (high - low), torch.nextafter(high, low))
-    return torch.searchsorted(cumulative, target, right=True, out_int32=True)
+        total = self._cumulative[-1]
+        below = torch.nextafter(total, torch.zeros_like(total))  # where a product is rounded up to the total
+        return torch.searchsorted(self._cumulative, torch.minimum(drawn * total, below), right=True, out_int32=True)
