@@ -512,7 +512,7 @@ def test_workers_share_the_model(tmp_path: Path) -> None:
     size = (tree.model / artifact.TENSORS).stat().st_size
     assert size > 50e6
     body = "".join(f"{name},1.2.3.4\n" for name in names)
-    with Server(tree, SAGEMAKER_MODEL_SERVER_WORKERS="3") as server:
+    with Server(tree, SAGEMAKER_MODEL_SERVER_WORKERS="3", IPINSIGHTS_UNTRAINED_MODEL="accept") as server:
 
         def all_have_scored() -> bool:
             with concurrent.futures.ThreadPoolExecutor(6) as pool:

@@ -5,6 +5,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,8 @@ TABLE = 64 * 4
 
 def make_model(folder: Path, score: float, entities: int = 1000) -> Path:
     """A model that gives known entities a score, whatever the address."""
-    model = Model.blank(IPV4, entities, 64, 1)
+    blank = Model.blank(IPV4, entities, 64, 1)
+    model = replace(blank, vocabulary=replace(blank.vocabulary, events=2))
     model.index.claim(pa.array(["user_1", "user_2"], pa.string()))
     model.entity[:, 0] = score
     model.encoder.prefix[:, 0] = np.float32(1 / model.vocabulary.depth)

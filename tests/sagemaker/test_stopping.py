@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,7 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from conftest import SMALL, Traffic, Tree, to_csv
+from benchmarks.servers import free_port
+from conftest import SMALL, Server, Traffic, Tree, to_csv
 from ipinsights.data.records import parse_csv
 from ipinsights.model import artifact
 from ipinsights.model.scoring import Scorer
@@ -125,6 +127,79 @@ def test_stopped_before_training_it_leaves_a_model_that_says_nothing(ready: Tree
         assert "The saved model is untrained: it scores every pair 0" in job.log
 
 
+STOPPED = """
+import sys
+from ipinsights.sagemaker import __main__, stopping
+stopping._note(15, None)  # the signal comes at once, and
+if sys.argv.pop() == "read": stopping.check = lambda: None  # only training heeds it, before its first step
+__main__.train()
+"""
+
+
+def stopped(tree: Tree, when: str) -> subprocess.CompletedProcess[str]:
+    """A job that is stopped before it has read anything, or when it has ``read`` everything."""
+    command = [sys.executable, "-c", STOPPED, when]
+    environment = tree.environment({})
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.parametrize("when", ["not read", "read"])
+def test_a_model_that_says_nothing_replaces_no_model(when: str, trained: tuple[Tree, object], ready: Tree) -> None:
+    job = stopped(ready, when)
+    assert job.returncode == 0, job.stdout + job.stderr  # as on the platform, where the folder is empty
+    assert "The saved model is untrained: it scores every pair 0" in job.stdout
+    assert artifact.load(ready.model).untrained
+    shutil.rmtree(ready.model)
+    shutil.copytree(trained[0].model, ready.model)
+    before = {path.name: path.read_bytes() for path in ready.model.iterdir()}
+    job = stopped(ready, when)
+    assert job.returncode == 1, job.stdout + job.stderr
+    said = f"stopped before it learnt anything. The model in {ready.model} is an earlier one, and it was left as it is"
+    assert said in job.stdout
+    assert said in ready.failure.read_text()
+    assert "Traceback" not in job.stdout + job.stderr
+    assert {path.name: path.read_bytes() for path in ready.model.iterdir()} == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_while_a_job_waits_for_data_leaves_the_model(
+    number: signal.Signals, trained: tuple[Tree, object], ready: Tree
+) -> None:
+    shutil.copytree(trained[0].model, ready.model)
+    before = (ready.model / artifact.TENSORS).read_bytes()
+    ready.configure(SMALL, inputdataconfig={"train": {"TrainingInputMode": "Pipe"}})
+    job = Job(ready)
+    job.wait_for("Waiting for data in channel 'train'")
+    assert job.stop(number) == 1, job.log
+    assert (ready.model / artifact.TENSORS).read_bytes() == before
+
+
+def test_a_model_that_says_nothing_is_used_only_where_that_is_asked_for(ready: Tree) -> None:
+    assert stopped(ready, "not read").returncode == 0
+    log_ins = str(ready.channel("train") / "a.csv")
+    code = "from ipinsights.sagemaker.commands import main; main()"
+    commands = [["-m", "ipinsights.sagemaker", "serve"]]
+    commands += [["-c", code, name, "--model", str(ready.model), log_ins] for name in ("score", "evaluate")]
+
+    def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *command]
+        extra = ready.environment({"SAGEMAKER_BIND_TO_PORT": str(free_port()), **environment})
+        return subprocess.run(command, env=extra, capture_output=True, text=True, timeout=60, check=False)
+
+    for command in commands:
+        result = run(command)
+        said = result.stdout + result.stderr
+        assert result.returncode == 1, said
+        assert f"the model in {ready.model} is untrained" in said
+        assert "IPINSIGHTS_UNTRAINED_MODEL=accept" in said
+        assert "Traceback" not in said
+    for command in commands[1:]:
+        result = run(command, IPINSIGHTS_UNTRAINED_MODEL="accept")
+        assert result.returncode == 0, result.stderr
+    with Server(ready, IPINSIGHTS_UNTRAINED_MODEL="accept") as server:
+        assert server.post("user_1,192.0.2.1\n").json() == {"predictions": [{"dot_product": 0.0}]}
+
+
 def test_a_stopped_job_goes_on_where_it_was(ready: Tree, tmp_path: Path) -> None:
     ready.configure({**SMALL, "epochs": "60"})
     (ready.base / "checkpoints").mkdir()
@@ -154,6 +229,7 @@ def test_stopped_while_it_reads_it_has_what_it_had(change: str, kept: bool, read
     first = ready.train()
     assert first.returncode == 0
     before = (ready.model / artifact.TENSORS).read_bytes()
+    shutil.rmtree(ready.model)  # as on the platform, where each job has a folder of its own
     channel = ready.channel("train")
     if change == "other data":
         (channel / "b.csv").write_text("user_1,192.0.2.1\n")

@@ -3,13 +3,12 @@
 import argparse
 from pathlib import Path
 
-from ipinsights.commands.options import CSV, Commands, seed
+from ipinsights.commands.options import CSV, Commands, open_scorer, seed
 from ipinsights.data.events import find_files
 from ipinsights.data.records import Records, parse_stream
 from ipinsights.data.sources import stream
 from ipinsights.errors import UserError
 from ipinsights.evaluation import comparison
-from ipinsights.model.scoring import Scorer
 
 
 def add(commands: Commands) -> None:
@@ -31,7 +30,7 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Measure, and print a table."""
-    scorer = Scorer.open(options.model)
+    scorer = open_scorer(options.model)
     files = find_files(options.data) if options.data.is_dir() else [options.data]
     parts = []
     for path in files:

@@ -5,10 +5,9 @@ import sys
 from io import FileIO
 from pathlib import Path
 
-from ipinsights.commands.options import CSV, Commands
+from ipinsights.commands.options import CSV, Commands, open_scorer
 from ipinsights.data.records import append_scores, hash_stream
 from ipinsights.data.sources import Stream, stream
-from ipinsights.model.scoring import Scorer
 
 
 def add(commands: Commands) -> None:
@@ -36,7 +35,7 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Score a file as it is read."""
-    scorer = Scorer.open(options.model)
+    scorer = open_scorer(options.model)
     standard_input = options.file == "-"
     with Stream(FileIO(0, closefd=False), "standard input") if standard_input else stream(Path(options.file)) as text:
         for block, pairs in hash_stream(text, text.name, scorer.family):

@@ -16,6 +16,7 @@ from ipinsights.data.addresses import Addresses, Family
 from ipinsights.data.columns import Column, salvage_columns
 from ipinsights.data.entities import PROBES
 from ipinsights.data.records import Records
+from ipinsights.errors import UserError
 from ipinsights.model import artifact
 from ipinsights.model.model import Model
 from ipinsights.native.reader import Digests
@@ -26,6 +27,9 @@ _CHUNK = 4096
 _TABLE_BYTES = 1 << 30
 _TABLE_PRODUCTS = 25_000_000_000
 """The limit for the table of encoded leaves: about a second's work. The usual 40,000 leaves of 128 take 1/40."""
+
+UNTRAINED_MODEL = "IPINSIGHTS_UNTRAINED_MODEL"
+"""The environment variable that lets commands and the server accept an untrained model."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +58,15 @@ class Scorer:
             self._native = PairScorer(index.tags, PROBES, sharing, intervals, model.entity, self._encoded)
 
     @classmethod
-    def open(cls, folder: str | Path) -> "Scorer":
-        """Map the model in a folder. Raises UserError if there is none, or one that this release cannot read."""
-        return cls(artifact.load(folder))
+    def open(cls, folder: str | Path, untrained: bool = False) -> "Scorer":
+        """Map the model in a folder. Raises UserError if there is none, or one that this release cannot read.
+
+        It rejects an untrained model, which flags nothing, unless ``untrained`` accepts one.
+        """
+        model = artifact.load(folder)
+        if not untrained:
+            require_trained(model, folder)
+        return cls(model)
 
     @staticmethod
     def memory(model: Model) -> int:
@@ -122,6 +132,15 @@ class Scorer:
             part = slice(start, start + _CHUNK)
             encoded[part] = self._model.encoder(self._model.vocabulary.chains[leaves[part]])
         return encoded
+
+
+def require_trained(model: Model, folder: str | Path) -> None:
+    """Raise UserError if the model in a folder is untrained: nobody would notice that it flags nothing."""
+    if model.untrained:
+        raise UserError(
+            f"the model in {folder} is untrained, because its training was stopped before it learnt anything: every "
+            f"score would be 0. Train again, or set the environment variable {UNTRAINED_MODEL}=accept to use it"
+        )
 
 
 def _table_bytes(model: Model) -> int:

@@ -196,7 +196,6 @@ def _best_known(
     if base:
         logger.warning("The saved model is the unchanged model of channel 'model'")
         return base, {}
-    logger.warning("The saved model is untrained: it scores every pair 0")
     return Model.blank(FAMILIES[hp.ip_version], hp.num_entity_vectors, hp.vector_dim, hp.num_ip_encoder_layers), {}
 
 
@@ -208,6 +207,14 @@ def _save(
     metrics: dict[str, Any],
     **others: dict[str, Any],
 ) -> None:
+    """Save a model with its facts. Raises UserError where an untrained one would replace a model."""
+    if model.untrained:
+        if (paths.model / artifact.MANIFEST).exists():
+            raise UserError(
+                f"the job was stopped before it learnt anything. The model in {paths.model} is an earlier one, and it "
+                "was left as it is"
+            )
+        logger.warning("The saved model is untrained: it scores every pair 0")
     facts = {"hyperparameters": dataclasses.asdict(hp), "training": training, "metrics": metrics, **others}
     artifact.save(model, paths.model, facts)
     logger.info("Saved the model to %s", paths.model)

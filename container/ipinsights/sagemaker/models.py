@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ipinsights.errors import UserError
 from ipinsights.model import artifact
-from ipinsights.model.scoring import Scorer
+from ipinsights.model.scoring import Scorer, require_trained
 
 _PATIENCE = 1
 """Seconds that a model waits for memory in use. Then it is opened all the same, beyond the limit."""
@@ -54,9 +54,13 @@ class Loan:
 class ModelStore:
     """Loads, lends and unloads models. What is loaded before a fork, the processes share."""
 
-    def __init__(self, limit: int | None = None) -> None:
-        """``limit`` is the number of bytes that all open models may take together."""
+    def __init__(self, limit: int | None = None, untrained: bool = False) -> None:
+        """``limit`` is the number of bytes that all open models may take together.
+
+        An untrained model is rejected unless ``untrained`` accepts it.
+        """
         self._limit = limit
+        self._untrained = untrained
         self._taken = 0
         """Bytes of all models that are open or being opened."""
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
@@ -145,6 +149,8 @@ class ModelStore:
         if entry.scorer is None:
             try:
                 model = artifact.load(entry.folder)
+                if not self._untrained:
+                    require_trained(model, entry.folder)
                 entry.size = self._make_room(entry.folder, Scorer.memory(model))
                 entry.scorer = Scorer(model)
             except BaseException as error:

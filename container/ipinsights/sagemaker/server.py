@@ -78,14 +78,15 @@ def _must_use_stock_worker() -> bool:
 
 def _models(settings: ServerSettings) -> ModelStore:
     """The store: with the one model loaded, or, for a multi-model endpoint, empty. Raises UserError."""
+    untrained = settings.untrained_model == "accept"
     if not settings.multi_model:
-        models = ModelStore()
+        models = ModelStore(untrained=untrained)
         models.load(ONLY, Paths.from_environment().model)
         return models
     free = available_memory()
     limit = settings.models_memory_mb * 2**20 if settings.models_memory_mb else free and free * 4 // 5
     logger.info("Models are loaded by POST /models; together they may take %s bytes", f"{limit:,}" if limit else "all")
-    return ModelStore(limit)
+    return ModelStore(limit, untrained)
 
 
 class _StockServer(BaseApplication):  # type: ignore[misc]  # gunicorn is untyped

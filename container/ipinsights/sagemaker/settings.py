@@ -12,6 +12,7 @@ from typing import Any
 
 from ipinsights.errors import UserError
 from ipinsights.machine import usable_cores
+from ipinsights.model.scoring import UNTRAINED_MODEL
 from ipinsights.sagemaker import media
 
 BATCH_PAYLOAD_MB = 100
@@ -114,6 +115,14 @@ class ServerSettings:
         'fails. `mark`: a malformed row keeps its place in the answer, as `{"dot_product":null,"error":"..."}`, or as '
         "`nan` in CSV, and the access log counts it",
         _one_of("fail", "mark"),
+    )
+    untrained_model: str = _declared(
+        "reject",
+        UNTRAINED_MODEL,
+        "what the server, `ipinsights score` and `ipinsights evaluate` do with an untrained model, which scores every "
+        "pair 0: a training that is stopped before it learns anything leaves one. `reject`: they report it, and the "
+        "server does not start. `accept`: they use it",
+        _one_of("reject", "accept"),
     )
     access_log: bool = _declared(
         True,
