@@ -1,5 +1,10 @@
 """Two kinds of failure: one that the user can correct, and one that we must correct."""
 
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(Exception):
     """The input is wrong: a hyperparameter, a file, a request. The text says what is wrong, where, and what to do."""
@@ -7,3 +12,30 @@ class UserError(Exception):
 
 class AlgorithmError(Exception):
     """The program is wrong. The text says what it was doing; the cause is chained."""
+
+
+def refusal(action: str, path: object, error: OSError) -> UserError:
+    """A refusal by the system, of something that the user gave: what was refused, why, and what to do.
+
+    ``action`` is what we wanted to do, such as "read", and ``path`` with what.
+    """
+    reason = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(
+            f"there is no space left on the disk to {action} {path} ({reason}): free some, or use a larger volume"
+        )
+    advice = ""
+    if error.errno in (errno.EACCES, errno.EPERM):
+        advice = f". Give user {os.geteuid()}, who runs this, the permission"
+    elif error.errno == errno.EROFS:
+        advice = ". Mount it so that it can be written, or name another folder"
+    return UserError(f"cannot {action} {path}: {reason}{advice}")
+
+
+@contextmanager
+def refusals(action: str, path: object) -> Iterator[None]:
+    """Turn each OSError into `refusal`. Where the system names a path, that one is told."""
+    try:
+        yield
+    except OSError as error:
+        raise refusal(action, error.filename or path, error) from error

@@ -1,5 +1,6 @@
 import gzip
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import PEAK, Traffic, Tree, to_csv
+from conftest import PEAK, Traffic, Tree, bound, to_csv
 from ipinsights.commands import main
 from ipinsights.data import addresses
 from ipinsights.data.records import parse_csv
@@ -171,6 +172,28 @@ def test_a_missing_file_is_told(trained: tuple[Tree, object]) -> None:
     result = run("score", "--model", str(trained[0].model), "/nowhere.csv")
     assert result.returncode == 1
     assert result.stderr == "ipinsights: cannot read /nowhere.csv: No such file or directory\n"
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "model.safetensors", "log.csv", "."])
+def test_what_cannot_be_read_is_told_with_what_to_do(name: str, trained: tuple[Tree, object], tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(trained[0].model, model)
+    (model / "log.csv").write_text("a,1.2.3.4\n")
+    (model / name).chmod(0)
+    code = "from ipinsights.commands.main import main; main()"
+    for command in ("score", "evaluate"):
+        result = subprocess.run(
+            [*bound(), sys.executable, "-c", code, command, "--model", str(model), str(model / "log.csv")],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert result.returncode == 1
+        path = model / ("manifest.json" if name == "." else name)
+        assert result.stderr.startswith(f"ipinsights: cannot read {path}: Permission denied. Give user ")
+        assert result.stderr.count("\n") == 1
+    (model / name).chmod(0o755)
 
 
 def test_a_reader_that_leaves_is_no_error(trained: tuple[Tree, object], tmp_path: Path) -> None:

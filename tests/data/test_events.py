@@ -39,6 +39,19 @@ def test_files_are_found_in_nested_folders_and_markers_are_not_data(tmp_path: Pa
     assert [str(path.relative_to(tmp_path)) for path in events.find_files(tmp_path)] == ["a/part-0", "b.csv"]
 
 
+def test_links_are_followed_and_no_folder_is_read_twice(tmp_path: Path) -> None:
+    channel, elsewhere = tmp_path / "train", tmp_path / "elsewhere"
+    for folder in (channel / "a", elsewhere):
+        folder.mkdir(parents=True)
+        (folder / "x.csv").write_text("x,1.2.3.4\n")
+    (channel / "linked").symlink_to(elsewhere)
+    (channel / "a" / "around").symlink_to(channel)
+    (elsewhere / "again").symlink_to(channel / "a")
+    found = [str(path.relative_to(channel)) for path in events.find_files(channel)]
+    assert found == ["a/x.csv", "linked/x.csv"]
+    assert events.find_files(tmp_path / "nowhere") == []
+
+
 def test_all_files_are_read_in_order_into_eight_bytes_an_event(tmp_path: Path) -> None:
     count = 100_000  # more than an array begins with
     (tmp_path / "a.csv").write_text("".join(f"u{i % 7},0.0.{i >> 8 & 255}.{i & 255}\n" for i in range(count)))

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.servers import time_limit
-from conftest import SMALL, Traffic, Tree, to_csv
+from conftest import SMALL, Traffic, Tree, bound, to_csv
 from ipinsights.errors import UserError
 from ipinsights.sagemaker import channels, reporting
 from ipinsights.sagemaker.reporting import METRIC_DEFINITIONS
@@ -339,13 +339,136 @@ def test_a_validation_channel_that_was_promised_is_not_done_without(ready: Tree)
 
 
 def test_a_fault_of_ours_is_told_apart(ready: Tree) -> None:
-    ready.model.parent.mkdir(parents=True, exist_ok=True)
-    ready.model.write_text("a file where the model's folder should be")
-    job = ready.train()
+    code = "from ipinsights.sagemaker import __main__, channels; channels.read = None; __main__.train()"
+    job = subprocess.run(
+        [sys.executable, "-c", code], env=ready.environment({}), capture_output=True, text=True, timeout=60, check=False
+    )
     assert job.returncode == 1
     assert ready.failure.read_text().startswith("AlgorithmError: ")
     assert "Traceback" in job.stdout  # we need it, and it is in the log, not in the failure file
     assert "Traceback" not in ready.failure.read_text()
+
+
+PERMISSION = "Give user "
+"""What is to be done about a folder or a file that this user may not use."""
+
+
+def refused(tree: Tree, *parts: str) -> None:
+    """The job, which bits of permission bind, ends as the user's fault at once, and the failure file says why."""
+    command = [*bound(), sys.executable, "-m", "ipinsights.sagemaker", "train"]
+    environment = tree.environment({})
+    job = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert job.returncode == 1, job.stdout + job.stderr
+    text = tree.failure.read_text()
+    assert text.startswith("ClientError: "), text
+    assert text in job.stdout
+    assert "Traceback" not in job.stdout + job.stderr
+    assert not re.search(r"Read [\d,]+ training", job.stdout)  # it is found out before
+    for part in parts:
+        assert part in text
+
+
+@pytest.mark.parametrize("name", ["model", "checkpoints"])
+def test_a_folder_to_write_to_is_tried_before_anything_is_read(name: str, ready: Tree) -> None:
+    what = "the model" if name == "model" else "checkpoints"
+    folder = ready.base / name
+    folder.mkdir()
+    folder.chmod(0o555)
+    refused(ready, f"cannot write {what} to {folder}: Permission denied", PERMISSION)
+    folder.chmod(0o333)  # it can be written, but what lies in it is not seen
+    refused(ready, f"cannot write {what} to {folder}: Permission denied", PERMISSION)
+    folder.rmdir()
+    folder.write_text("a file where the folder should be")
+    refused(ready, f"cannot write {what} to {folder}: File exists")
+    folder.unlink()
+
+
+def mounted(tree: Tree, *commands: str) -> subprocess.CompletedProcess[str]:
+    """The job, after commands that mount something over the model's folder, for it alone."""
+    tree.model.mkdir()
+    script = " && ".join([*commands, f"exec {sys.executable} -m ipinsights.sagemaker train"])
+    command = ["unshare", "-m", "sh", "-ec", script]
+    environment = {**tree.environment({}), "M": str(tree.model)}
+    if subprocess.run(["unshare", "-m", "sh", "-ec", " && ".join(commands)], env=environment, check=False).returncode:
+        pytest.skip("nothing can be mounted here")
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+READ_ONLY = ('mount --bind "$M" "$M"', 'mount -o remount,ro,bind "$M"')
+SMALL_DISK = ('mount -t tmpfs -o size=64k ipinsights "$M"',)
+FULL_DISK = (*SMALL_DISK, '! dd if=/dev/zero of="$M/x" 2> /dev/null')
+
+
+@pytest.mark.parametrize(
+    ("mount", "entities", "complaint"),
+    [
+        (READ_ONLY, 10, "cannot write the model to {}: Read-only file system. Mount it so that it can be written"),
+        (FULL_DISK, 10, "there is no space left on the disk to write the model to {} (No space left on device): free"),
+        (
+            SMALL_DISK,
+            1000,
+            "no space left on the disk to write the model to {}: at least 0.1 MB are needed, and",
+        ),
+    ],
+    ids=["read-only", "full", "too small"],
+)
+def test_a_disk_that_cannot_take_the_model_is_told_before_anything_is_read(
+    mount: tuple[str, ...], entities: int, complaint: str, ready: Tree
+) -> None:
+    ready.configure({**SMALL, "num_entity_vectors": str(entities), "vector_dim": "20"})
+    job = mounted(ready, *mount)
+    assert job.returncode == 1
+    text = ready.failure.read_text()
+    assert text.startswith("ClientError: ")
+    assert complaint.format(ready.model) in text
+    assert "Traceback" not in job.stdout + job.stderr
+    assert not re.search(r"Read [\d,]+ training", job.stdout)
+
+
+def test_a_disk_that_is_full_when_the_model_is_written_is_told(ready: Tree) -> None:
+    """Since something else has filled it; here it takes the table, but not what lies beside it."""
+    ready.configure({**SMALL, "num_entity_vectors": "980"})
+    job = mounted(ready, *SMALL_DISK)
+    assert job.returncode == 1
+    assert "Read 100 training" in job.stdout
+    expected = f"ClientError: there is no space left on the disk to write the model to {ready.model} (No space"
+    assert ready.failure.read_text().startswith(expected)
+    assert "Traceback" not in job.stdout + job.stderr
+
+
+def test_what_cannot_be_read_of_the_input_is_told_with_its_path(ready: Tree) -> None:
+    """Half of the data would be missed in silence, or a file of configuration."""
+    inner = ready.channel("train", **{"deeper__b.csv": "w,1.2.3.4\n"}) / "deeper"
+    config = ready.base / "input" / "config"
+    ready.configure(SMALL, resourceconfig={}, inputdataconfig={})
+    for path in (
+        inner,
+        inner / "b.csv",
+        ready.channel("train"),
+        ready.base / "input" / "data",
+        *(config / f"{name}.json" for name in ("hyperparameters", "resourceconfig", "inputdataconfig")),
+    ):
+        mode = path.stat().st_mode
+        path.chmod(0)
+        refused(ready, f"cannot read {path}: Permission denied", PERMISSION)
+        path.chmod(mode)
+    inner.chmod(0o444)  # its files have names, and nothing more
+    refused(ready, f"cannot read {inner / 'b.csv'}: Permission denied", PERMISSION)
+    inner.chmod(0o755)
+    (inner / "b.csv").unlink()
+    (inner / "b.csv").symlink_to(inner / "gone.csv")
+    refused(ready, f"cannot read {inner / 'b.csv'}: No such file or directory")
+
+
+@pytest.mark.parametrize(("channel", "file"), [("networks", "n.tsv"), ("model", "model.tar.gz")])
+def test_what_cannot_be_read_of_the_other_channels_is_told(channel: str, file: str, ready: Tree) -> None:
+    path = ready.channel(channel, **{file: "never read"}) / file
+    path.chmod(0)
+    command = [*bound(), sys.executable, "-m", "ipinsights.sagemaker", "train"]
+    environment = ready.environment({})
+    job = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert job.returncode == 1
+    assert re.search(rf"^ClientError: cannot \w+ {path}: Permission denied", ready.failure.read_text())
 
 
 def test_a_failure_of_an_earlier_run_is_forgotten(ready: Tree) -> None:

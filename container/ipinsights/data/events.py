@@ -5,7 +5,9 @@ one or several files in parallel. Entities claim their rows in the order of the 
 the threads. It does not depend on the source either: plain, compressed, or a pipe.
 """
 
+import os
 import reprlib
+import stat
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,7 +22,7 @@ from ipinsights.data.addresses import IPV4, Addresses, Family
 from ipinsights.data.entities import EntityIndex
 from ipinsights.data.records import Block, Fault, Pairs, demand, line_blocks
 from ipinsights.data.sources import Source, stream
-from ipinsights.errors import UserError
+from ipinsights.errors import UserError, refusals
 from ipinsights.machine import usable_cores
 
 Scalar = TypeVar("Scalar", bound=np.integer[Any])
@@ -77,16 +79,32 @@ def find_files(folder: Path) -> list[Path]:
     """The data files in a folder and its subfolders, in order of their paths.
 
     Empty files are skipped. So are names that begin with ``.`` or ``_`` (``_SUCCESS``, ``_temporary/``) or end in
-    ``.crc`` or ``.metadata``: other programs write them, and they hold no data.
+    ``.crc`` or ``.metadata``: other programs write them, and they hold no data. Raises UserError if the system refuses
+    to read a subfolder or to tell of a file, because the data in it would be missed in silence. Links are followed, but
+    no folder is read twice.
     """
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file()
-        and path.stat().st_size
-        and path.suffix not in (".crc", ".metadata")
-        and not any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
-    )
+
+    def refuse(error: OSError) -> None:
+        if not (isinstance(error, FileNotFoundError) and Path(error.filename) == folder):
+            raise error
+
+    found: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+    with refusals("read", folder):
+        for where, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+            status = Path(where).stat()
+            known, seen = seen, seen | {(status.st_dev, status.st_ino)}
+            if len(known) == len(seen):
+                folders.clear()
+                continue
+            folders[:] = sorted(name for name in folders if not name.startswith((".", "_")))
+            for name in names:
+                path = Path(where, name)
+                if not name.startswith((".", "_")) and path.suffix not in (".crc", ".metadata"):
+                    status = path.stat()
+                    if stat.S_ISREG(status.st_mode) and status.st_size:
+                        found.append(path)
+    return sorted(found)
 
 
 def read(

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from ipinsights.data import addresses
 from ipinsights.data.addresses import Family
-from ipinsights.errors import UserError
+from ipinsights.errors import UserError, refusal
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -110,6 +110,8 @@ def _read(path: Path, family: Family) -> _Columns:
                 keep_default_na=False,  # NA is Namibia
                 quoting=3,
             )
+    except (PermissionError, IsADirectoryError) as error:
+        raise refusal("read", path, error) from error
     except (OSError, EOFError, ValueError) as error:
         raise UserError(f"{path}: not a table of networks ({_FORMAT}): {error}") from error
     first, last = (_addresses(path, table[name], family) for name in ("first", "last"))

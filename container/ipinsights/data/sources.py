@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, BinaryIO, Self, cast
 
-from ipinsights.errors import UserError
+from ipinsights.errors import UserError, refusal
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -46,9 +46,15 @@ Source = Path | Pipe
 
 
 def size(sources: Sequence[Source]) -> int | None:
-    """The size of all sources on disk, in bytes; None if one is a pipe."""
+    """The size of all sources on disk, in bytes; None if one is a pipe. Raises UserError if one cannot be asked."""
     files = [source for source in sources if isinstance(source, Path)]
-    return sum(file.stat().st_size for file in files) if len(files) == len(sources) else None
+    if len(files) < len(sources):
+        return None
+    total = 0
+    for file in files:
+        with _named(str(file)):
+            total += file.stat().st_size
+    return total
 
 
 class Stream:
@@ -154,4 +160,4 @@ def _named(name: str) -> Iterator[None]:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{name} is a truncated or damaged gzip file: {error}") from error
     except OSError as error:
-        raise UserError(f"cannot read {name}: {error.strerror}") from error
+        raise refusal("read", name, error) from error

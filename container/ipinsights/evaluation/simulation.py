@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ipinsights.errors import UserError
+from ipinsights.errors import UserError, refusal
 
 DAYS = 10
 TRAIN_DAYS = 7
@@ -43,6 +43,8 @@ class Ranges:
         try:
             with opened(path, "rb") as file:
                 bounds = pd.read_csv(file, sep="\t", header=None, usecols=[0, 1], dtype=np.uint32, quoting=3).to_numpy()
+        except (PermissionError, IsADirectoryError) as error:
+            raise refusal("read", path, error) from error
         except (OSError, EOFError, ValueError) as error:
             raise UserError(f"{path}: not a table of address ranges (first TAB last TAB ...): {error}") from error
         if len(bounds) == 0 or (bounds[:, 0] > bounds[:, 1]).any():

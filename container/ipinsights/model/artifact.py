@@ -16,7 +16,7 @@ from ipinsights.data import entities
 from ipinsights.data.addresses import FAMILIES
 from ipinsights.data.entities import EntityIndex
 from ipinsights.data.networks import LABELS, Networks
-from ipinsights.errors import UserError
+from ipinsights.errors import UserError, refusal
 from ipinsights.model import tensors
 from ipinsights.model.model import Encoder, Model
 from ipinsights.model.tensors import Arrays
@@ -65,7 +65,7 @@ def update(folder: Path, change: Callable[[Model], Model]) -> Model:
             finally:
                 temporary.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"cannot change the model in {folder}: {error.strerror}") from error
+        raise refusal("change the model in", folder, error) from error
     return model
 
 
@@ -83,6 +83,8 @@ def read(folder: Path) -> tuple[Model, dict[str, Any]]:
         vocabulary, index = restore(arrays, manifest)
         encoder = Encoder(**{name: arrays[f"encoder.{name}"] for name in _ENCODER})
         return Model(vocabulary, index, arrays["entity"], encoder), manifest
+    except (PermissionError, IsADirectoryError) as error:
+        raise refusal("read", path, error) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged or incomplete ({error!r}): restore it or train again") from error
 
@@ -159,6 +161,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text())
+    except PermissionError as error:
+        raise refusal("read", path, error) from error
     except OSError as error:
         raise UserError(f"there is no model in {folder}: {MANIFEST} cannot be read ({error.strerror})") from None
     except ValueError as error:

@@ -1,8 +1,10 @@
 """The configuration of a training job: hyperparameters, channels and hosts, read from /opt/ml/input/config."""
 
+import contextlib
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,7 @@ from werkzeug.http import parse_options_header
 
 from ipinsights.data import events
 from ipinsights.data.sources import Pipe, Source
-from ipinsights.errors import UserError
+from ipinsights.errors import UserError, refusal, refusals
 from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.sagemaker.paths import Paths
 
@@ -140,7 +142,9 @@ class _Channel:
 def _channels(paths: Paths) -> dict[str, _Channel]:
     """The channels that the job has, by use: those declared, and, as in a tree made by hand, those with a folder."""
     declared = _read_json(paths.input_data_config) or {}
-    folders = [path.name for path in paths.channels.iterdir() if path.is_dir()] if paths.channels.is_dir() else []
+    folders = []
+    with refusals("read", paths.channels), contextlib.suppress(FileNotFoundError):
+        folders = [entry.name for entry in os.scandir(paths.channels) if entry.is_dir()]
     names = {name: name for name in sorted({*declared, *folders})}
     training = next((name for name in names if name.lower() == "training"), None)
     if training and "train" not in names:
@@ -167,6 +171,8 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         content = json.loads(path.read_text())
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise refusal("read", path, error) from error
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):

@@ -4,7 +4,7 @@ import tarfile
 import zlib
 from pathlib import Path
 
-from ipinsights.errors import UserError
+from ipinsights.errors import UserError, refusal
 from ipinsights.model import artifact
 from ipinsights.model.model import Model
 
@@ -21,6 +21,8 @@ def load(channel: Path, scratch: Path) -> Model:
                 file.extractall(scratch / str(number), filter="data")
                 while file.fileobj and file.fileobj.read(_PIECE):  # gzip's checksum stands behind the archive's end
                     pass
+        except PermissionError as error:
+            raise refusal("unpack", archive, error) from error
         except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
             raise UserError(f"cannot unpack {archive}: {error}") from error
     manifests = [*channel.rglob(artifact.MANIFEST), *scratch.rglob(artifact.MANIFEST)]

@@ -5,6 +5,7 @@ installs and which is told of it by ``SAGEMAKER_TRAINING_MODULE=ipinsights.sagem
 extra: a machine without a C compiler cannot install it and trains all the same.
 """
 
+import contextlib
 import dataclasses
 import errno
 import importlib.util
@@ -20,7 +21,7 @@ from ipinsights import native
 from ipinsights.data.addresses import FAMILIES
 from ipinsights.data.entities import EntityIndex
 from ipinsights.data.networks import Networks
-from ipinsights.errors import AlgorithmError, UserError
+from ipinsights.errors import AlgorithmError, UserError, refusal, refusals
 from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.model import artifact
 from ipinsights.model.model import Model
@@ -45,13 +46,22 @@ def main() -> None:
     """
     paths = Paths.from_environment()
     wanted = os.environ.get(_TOOLKIT_TARGET) and importlib.util.find_spec(_TOOLKIT)
-    if wanted and os.access(paths.base, os.W_OK) and configuration.is_complete(paths):
+    writable = os.access(paths.base, os.W_OK) and _can_make(paths.failure.parent)
+    if wanted and writable and configuration.is_complete(paths):
         from sagemaker_training import trainer  # importing it makes folders, so it is imported here alone
 
-        paths.failure.parent.mkdir(parents=True, exist_ok=True)
         trainer.train()
     else:
         train()
+
+
+def _can_make(folder: Path) -> bool:
+    """Make a folder that may be there already. Returns whether it is there now."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # then the job tells which folder it may not use, and why
+        return False
+    return True
 
 
 def train() -> None:
@@ -59,13 +69,14 @@ def train() -> None:
     paths = Paths.from_environment()
     reporting.configure_logging()
     try:
-        paths.failure.unlink(missing_ok=True)
+        with refusals("remove", paths.failure):
+            paths.failure.unlink(missing_ok=True)
         run(paths)
     except Exception as error:
-        _fail(paths, _verdict(error))
+        _fail(paths, _verdict(error, paths))
 
 
-def _verdict(error: Exception) -> str:
+def _verdict(error: Exception, paths: Paths) -> str:
     """Whose fault it is, and what to do."""
     if isinstance(error, UserError):
         return f"ClientError: {error}"
@@ -76,6 +87,8 @@ def _verdict(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         where = f" for {error.filename}" if error.filename else ""
         return f"ClientError: there is no space left on the disk{where}: use a larger volume"
+    if isinstance(error, OSError) and isinstance(error.filename, str) and paths.base in Path(error.filename).parents:
+        return f"ClientError: {refusal('use', error.filename, error)}"
     logger.error("Internal error", exc_info=error)
     return f"AlgorithmError: internal error, please report it: {error!r}"
 
@@ -89,7 +102,12 @@ def run(paths: Paths) -> None:
     logger.info("Merging with provided configuration from %s: %s", paths.hyperparameters, job.provided)
     logger.info("Final configuration: %s", {name: str(value) for name, value in dataclasses.asdict(hp).items()})
     hp.require(validated=job.validation is not None)
-    checkpoints = Checkpoints(paths.checkpoints, job.source) if paths.checkpoints.is_dir() else None
+    _require_writable(paths.model, "the model", 4 * (hp.num_entity_vectors + 1) * hp.vector_dim)
+    checkpoints = None
+    with refusals("look into", paths.checkpoints), contextlib.suppress(FileNotFoundError):
+        paths.checkpoints.stat()
+        _require_writable(paths.checkpoints, "checkpoints")
+        checkpoints = Checkpoints(paths.checkpoints, job.source)
     with tempfile.TemporaryDirectory(prefix="ipinsights-") as scratch:
         base = earlier.load(job.model, Path(scratch)) if job.model else None
         if base:
@@ -101,6 +119,29 @@ def run(paths: Paths) -> None:
             model, metrics = _best_known(hp, base, checkpoints)
             training = {"events": model.vocabulary.events, "ended": "before_training"}
             _save(paths, model, hp, training, metrics)
+
+
+def _require_writable(folder: Path, what: str, size: int = 0) -> None:
+    """Raise UserError if a folder cannot be made, listed or written, or has less than ``size`` free bytes.
+
+    Otherwise it would be found out when the job has trained, maybe for hours.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        os.listdir(folder)  # noqa: PTH208  # it is to be tried, not walked
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"tried")
+            file.flush()
+            os.fsync(file.fileno())
+        disk = os.statvfs(folder)
+    except OSError as error:
+        raise refusal(f"write {what} to", folder, error) from error
+    free = disk.f_bavail * disk.f_frsize
+    if free < size and disk.f_blocks:  # some file systems tell nothing
+        raise UserError(
+            f"there is no space left on the disk to write {what} to {folder}: at least {size / 1e6:,.1f} MB are "
+            f"needed, and {free / 1e6:,.1f} MB are free. Free some, or use a larger volume"
+        )
 
 
 def _train(
@@ -216,7 +257,10 @@ def _save(
             )
         logger.warning("The saved model is untrained: it scores every pair 0")
     facts = {"hyperparameters": dataclasses.asdict(hp), "training": training, "metrics": metrics, **others}
-    artifact.save(model, paths.model, facts)
+    try:
+        artifact.save(model, paths.model, facts)
+    except OSError as error:
+        raise refusal("write the model to", paths.model, error) from error
     logger.info("Saved the model to %s", paths.model)
 
 

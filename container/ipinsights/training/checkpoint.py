@@ -19,7 +19,7 @@ import numpy.typing as npt
 import xxhash
 
 from ipinsights.data.entities import EntityIndex
-from ipinsights.errors import UserError
+from ipinsights.errors import UserError, refusal
 from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.model import artifact, tensors
 from ipinsights.model.model import Encoder, Model
@@ -154,7 +154,7 @@ class Checkpoints:
             except (ValueError, KeyError, TypeError) as error:
                 damaged.append(f"{path}: {error}")
             except OSError as error:
-                raise UserError(f"cannot read the checkpoint {path}: {error.strerror}") from error
+                raise refusal("read the checkpoint", path, error) from error
             else:
                 self._whole = [path]
                 return found, damaged
