@@ -90,6 +90,14 @@ def test_score_appends_the_score_to_every_line_as_it_stands(
     np.testing.assert_allclose([float(line.rpartition(",")[2]) for line in lines], expected, atol=1e-5)
 
 
+def test_score_removes_byte_order_marks(trained: tuple[Tree, object]) -> None:
+    text = "\ufeffa,1.2.3.4\nb,1.2.3.4\n\ufeff\n\ufeffa,1.2.3.4\n"
+    result = run("score", "--model", str(trained[0].model), text=text)
+    lines = result.stdout.splitlines()
+    assert [line.rpartition(",")[0] for line in lines] == ["a,1.2.3.4", "b,1.2.3.4", "a,1.2.3.4"]
+    assert lines[0] == lines[2]
+
+
 def test_score_stops_at_a_bad_row_and_names_it(trained: tuple[Tree, object], tmp_path: Path) -> None:
     (tmp_path / "log.csv").write_text("a,1.2.3.4\nb,1.2.3\n")
     result = run("score", "--model", str(trained[0].model), str(tmp_path / "log.csv"))

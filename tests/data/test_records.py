@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ipinsights.data import addresses, columns, records
@@ -26,6 +26,9 @@ def pairs(data: bytes, family: Family = IPV4) -> list[tuple[str, str]]:
     return list(zip(parsed.entities.to_pylist(), addresses.render(parsed.addresses, family), strict=True))
 
 
+THREE = ["1.2.3.4", "5.6.7.8", "5.6.7.9"]
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -43,6 +46,13 @@ def pairs(data: bytes, family: Family = IPV4) -> list[tuple[str, str]]:
         ("a, 1.2.3.4\n", [("a", "1.2.3.4")]),
         (" a b ,1.2.3.4\n", [(" a b ", "1.2.3.4")]),
         ("Zoë,1.2.3.4\n", [("Zoë", "1.2.3.4")]),
+        ("a,1.2.3.4\n\ufeffb,5.6.7.8\n", [("a", "1.2.3.4"), ("b", "5.6.7.8")]),
+        ('a,1.2.3.4\r\n\ufeff\ufeff"b",5.6.7.8\r\ufeffc,5.6.7.9', [(e, a) for e, a in zip("abc", THREE, strict=True)]),
+        ("a,1.2.3.4\n\ufeff\n\ufeff", [("a", "1.2.3.4")]),
+        ("a\ufeff,1.2.3.4\n", [("a\ufeff", "1.2.3.4")]),
+        ('"\ufeffa",1.2.3.4\n', [("\ufeffa", "1.2.3.4")]),
+        ('"a","1.2.3.4" \t\n', [("a", "1.2.3.4")]),
+        ('"a""",1.2.3.4\n"""",1.2.3.4\n', [('a"', "1.2.3.4"), ('"', "1.2.3.4")]),
         ("", []),
         ("\n \n", []),
     ],
@@ -70,6 +80,14 @@ def test_quoted_records_survive_a_round_trip(rows: list[tuple[str, str]], end: s
         ("a,1.2.3.4\nb,010.2.3.4\n", 2, "Leading zeros"),
         ('a,1.2.3.4\n"b\nc",1.2.3.4\nd,1.2.3.4\n', 2, "quote"),
         ('"b,1.2.3.4\n', 1, "quote"),
+        ('"alice"x,1.2.3.4\n', 1, "text behind a closing quote"),
+        ('a,1.2.3.4\n"alice" ,1.2.3.4\n', 2, "text behind a closing quote"),
+        ('"Smith, \\"Bob\\"",1.2.3.4\n', 1, "text behind a closing quote"),
+        ('"\\"Bob\\" Smith",1.2.3.4\n', 1, "a quote within a quoted field must be written twice"),
+        ('"Bob\\"",1.2.3.4\n', 1, "a quote is not closed on its line"),
+        ('""x,1.2.3.4\n', 1, "text behind a closing quote"),
+        ('a,"1.2.3."4\n', 1, "text behind a closing quote"),
+        ('a,"1.2.3.4\n', 1, "a quote is not closed on its line"),
     ],
 )
 def test_a_bad_row_is_named(text: str, line: int, reason: str) -> None:
@@ -115,7 +133,7 @@ def test_good_rows_are_salvaged_whatever_their_neighbours(
     alone = [records.salvage_csv(line) for line in lines]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(records, "_PIECE", piece)
-        whole, readable, faults = records.salvage_csv(b"\n".join([*lines, b"x,nowhere"]), first_line=first_line)
+        whole, readable, faults, _ = records.salvage_csv(b"\n".join([*lines, b"x,nowhere"]), first_line=first_line)
     assert whole.entities.to_pylist() == [name for part in alone for name in part.records.entities.to_pylist()]
     assert len(whole.addresses) == len(whole.entities) == readable.sum()
     assert readable.tolist() == [is_ for part in alone for is_ in part.readable.tolist()] + [False]
@@ -123,9 +141,36 @@ def test_good_rows_are_salvaged_whatever_their_neighbours(
     assert [(fault.position - first_line, fault.content) for fault in faults] == [*bad, (len(lines), "x,nowhere")]
 
 
+quoted = st.builds(
+    lambda name, address, behind: f"{name},{address}{behind}",
+    *(st.text('"a,\\ ', max_size=8), st.sampled_from(['"1.2.3.4"', "1.2.3.4", '"1.2.3."4']), st.text(' "', max_size=2)),
+)
+
+
+@settings(max_examples=1000)
+@given(st.lists(quoted | st.text('"a,1.234 \r\ufeff', max_size=12), max_size=4).map("\n".join))
+def test_what_is_read_at_once_is_what_is_read_line_by_line(text: str) -> None:
+    """Of any arrangement of quotes: the fast reader leaves to the exact one what that reads otherwise."""
+    data, _ = records._without_marks(text.encode())
+    fast = records._parse_faultless(data, IPV4)
+    if fast is not None:
+        exact = records._parse_lines(data, IPV4, 1)
+        assert not exact.faults
+        assert fast.entities.to_pylist() == exact.records.entities.to_pylist()
+        assert fast.addresses.tolist() == exact.records.addresses.tolist()
+
+
+def test_marks_are_counted() -> None:
+    text = "\ufeffa,1.2.3.4\n" * 3 + "b,1.2.3.4\n\ufeff\ufeffc,1.2.3.4\nd\ufeff,1.2.3.4\n"
+    for more, faults in (("", 0), ("x\n", 1)):
+        salvaged = records.salvage_csv((text + more).encode())
+        assert (salvaged.marks, len(salvaged.faults)) == (5, faults)
+        assert records.salvage_hashed((text + more).encode()).marks == 5
+
+
 def test_lines_are_counted_as_editors_count_them() -> None:
     text = b"a,1.2.3.4\r\r\n\rb,1.2.3.4\rc,1.2.3.4\nx,nowhere\n" * 10_000
-    whole, readable, faults = records.salvage_csv(text)
+    whole, readable, faults, _ = records.salvage_csv(text)
     assert [fault.position for fault in faults] == list(range(3, 30_001, 3))
     assert readable.tolist() == [True, True, True, False] * 10_000
     assert len(whole) == 30_000
@@ -164,7 +209,7 @@ def test_a_stream_names_itself_and_the_line_in_the_whole() -> None:
 
 def test_pairs_of_a_request_are_checked() -> None:
     pairs = [("a", " 1.2.3.4"), ("a", 7), ("b", "5.6.7.8"), ("", "1.2.3.4"), (None, "1.2.3.4"), ("c", "::1")]
-    found, readable, faults = columns.salvage_pairs(pairs)
+    found, readable, faults, _ = columns.salvage_pairs(pairs)
     assert found.entities == pa.array(["a", "b"])
     assert addresses.render(found.addresses) == ["1.2.3.4", "5.6.7.8"]
     assert readable.tolist() == [True, False, True, False, False, False]

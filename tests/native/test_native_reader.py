@@ -59,6 +59,19 @@ dirty = st.one_of(
             b"a,1.2.3.4\x00\n",
             b"\xef\xbb\xbf",
             b"\xef\xbb\xbfa,1.2.3.4\n",
+            b"\xef\xbb\xbf\xef\xbb\xbfa,1.2.3.4\r\n",
+            b'\xef\xbb\xbf"a",1.2.3.4\n',
+            b"\xef\xbb\xbf\n",
+            b"\xef\xbb\xbf\r",
+            b"\xef\xbb,1.2.3.4\n",
+            b"a\xef\xbb\xbf,1.2.3.4\n",
+            b'"a"x,1.2.3.4\n',
+            b'"a" ,1.2.3.4\n',
+            b'a,"1.2.3.4" \n',
+            b'a,"1.2.3."4\n',
+            b'a"b,1.2.3.4\n',
+            b'"a""b""",1.2.3.4\n',
+            b'"Smith, \\"Bob\\"",1.2.3.4\n',
             b"\xed\xa0\x80,1.2.3.4\n",  # a surrogate
             b"\xc0\x80,1.2.3.4\n",  # longer than need be
             b"\xe0\x80\x80,1.2.3.4\n",
@@ -100,13 +113,13 @@ def almost_clean(draw: st.DrawFn) -> bytes:
     return bytes(text)
 
 
-Outcome = tuple[list[int], list[int], list[Fault]]
+Outcome = tuple[list[int], list[int], dict[int, Fault], int]
 
 
 def outcome(block: Block) -> Outcome:
-    (digests, addresses), faults = block.salvage(IPV4)
+    (digests, addresses), faults, marks = block.salvage(IPV4)
     assert (digests.dtype, addresses.dtype) == (np.dtype(np.uint64), np.dtype(np.uint32))
-    return digests.tolist(), addresses.tolist(), faults
+    return digests.tolist(), addresses.tolist(), faults, marks
 
 
 def without_kernel(block: Block) -> Outcome:

@@ -153,6 +153,21 @@ def test_malformed_rows_are_left_out_where_that_is_asked_for(ready: Tree) -> Non
     assert (ready.model / "model.safetensors").read_bytes() == plain
 
 
+def test_files_that_were_joined_with_their_byte_order_marks_are_read(ready: Tree) -> None:
+    ready.channel("train", **{"a.csv": "\ufeffu,1.2.3.4\nv,5.6.7.8\n" * 50})
+    ready.channel("validation", **{"v.csv": "\ufeffu,1.2.3.4\n"})
+    job = ready.train()
+    assert job.returncode == 0, job.stdout
+    said = "Read 100 training and 1 validation events, and removed 51 byte order marks from the starts of lines"
+    assert said in job.stdout
+    assert "2 entities have their own row" in job.stdout
+
+
+def test_a_name_that_another_program_quoted_otherwise_stops_the_job(ready: Tree) -> None:
+    ready.channel("train", **{"b.csv": 'u,1.2.3.4\n"Smith, \\"Bob\\"",1.2.3.4\n'})
+    fails(ready, "b.csv, line 2: text behind a closing quote: a quote within a quoted field must be written twice, in")
+
+
 def test_of_malformed_rows_no_more_are_left_out_than_the_limit_allows(ready: Tree) -> None:
     ready.channel("validation", **{"v.csv": "u,1.2.3.4\n" * 7 + "x\n" * 3})
     ready.configure({**SMALL, "malformed_rows": "skip", "malformed_rows_limit": "0.2"})

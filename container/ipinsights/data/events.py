@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from ipinsights.data.addresses import IPV4, Addresses, Family
 from ipinsights.data.entities import EntityIndex
-from ipinsights.data.records import Block, Fault, Pairs, demand, line_blocks
+from ipinsights.data.records import Block, Fault, Hashed, demand, line_blocks
 from ipinsights.data.sources import Source, stream
 from ipinsights.errors import UserError, refusals
 from ipinsights.machine import usable_cores
@@ -70,6 +70,8 @@ class Events:
     """The owner of each row."""
     malformed: Malformed = field(default_factory=Malformed)
     """The rows that were skipped."""
+    marks: int = 0
+    """Byte order marks that were removed from the starts of lines."""
 
     def __len__(self) -> int:
         return len(self.entity)
@@ -127,11 +129,13 @@ def read(
     second while a pipe has no data. An exception from it ends the reading.
     """
     entity, address, malformed = _Growing(np.dtype(np.int32)), _Growing(family.dtype), Malformed()
-    for name, ((digests, addresses), faults) in _parse(sources, family, progress):
+    marks = 0
+    for name, ((digests, addresses), faults, removed) in _parse(sources, family, progress):
         entity.extend((index.claim_hashed if claim else index.find_hashed)(digests))
         address.extend(addresses)
-        malformed.add(name, faults)
-    events = Events(entity.array(), address.array(), index, malformed)
+        malformed.add(name, [*faults.values()])
+        marks += removed
+    events = Events(entity.array(), address.array(), index, malformed, marks)
     rows = len(events) + malformed.count
     if malformed.count > rows * (tolerated or 0.0):
         allowed = "" if tolerated is None else f", more than malformed_rows_limit={tolerated:g} allows"
@@ -143,15 +147,12 @@ def read(
     return events
 
 
-_Parsed = tuple[Pairs, list[Fault]]
-
-
 def _parse(
     sources: Sequence[Source], family: Family, progress: Callable[[int], object]
-) -> Iterator[tuple[str, _Parsed]]:
+) -> Iterator[tuple[str, Hashed]]:
     """The source and the content of each block, in order; a few blocks are parsed at a time."""
     threads = usable_cores()
-    parsing: deque[tuple[str, Future[_Parsed]]] = deque()
+    parsing: deque[tuple[str, Future[Hashed]]] = deque()
     pool = ThreadPoolExecutor(threads)
     try:
         for block in _blocks(sources, progress):

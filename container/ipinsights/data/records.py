@@ -1,8 +1,10 @@
 """Reads CSV of training files and requests, two columns (entity, IP address) without a header, into columns.
 
 RFC 4180 quotes are accepted. One record is one line, so a quoted field cannot hold a line break. (So line numbers in
-errors are correct, and a large file can be cut at any line end.) A byte order mark, CRLF, blank lines and blanks around
-the address are accepted. An entity is used unchanged: ``NA`` and ``00123`` are names.
+errors are correct, and a large file can be cut at any line end.) Text behind a closing quote is malformed: what was
+meant cannot be known, for example if backslashes escape quotes. CRLF, blank lines and blanks around the address are
+accepted, and so is a byte order mark at the start of any line, where joined files have it. An entity is used unchanged:
+``NA`` and ``00123`` are names.
 
 Arrow reads the text. If only the hash of an entity is needed, as in training, the native kernel reads blocks of plain
 lines instead, and Arrow reads all other blocks.
@@ -10,6 +12,7 @@ lines instead, and Arrow reads all other blocks.
 
 import csv
 import io
+import re
 import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -37,7 +40,13 @@ _EXPLAINED = 20
 """Faulty addresses of a piece that are explained, which is slow: more than are ever listed."""
 _LONGEST_FIELD = (1 << 31) - 1
 _BOM = b"\xef\xbb\xbf"
-_LINE_FEED = ord("\n")
+_MARKS = re.compile(rb"(?<![^\r\n])(?:\xef\xbb\xbf)+")
+"""Byte order marks at the start of a line."""
+_LINE_FEED, _RETURN, _QUOTE = b'\n\r"'
+_MAY_OPEN = np.isin(np.arange(256), list(b",\r\n"))
+"""The bytes behind which a quote opens a field."""
+_MAY_FOLLOW = np.isin(np.arange(256), list(b',"\r\n'))
+"""The bytes that may stand behind a quote that ends a field or is the first of two."""
 _SHOWN = 120
 """Characters of a faulty line that an error quotes."""
 _LISTED = 3
@@ -111,6 +120,8 @@ class Salvaged(NamedTuple):
     """Which rows are readable: bool [n]."""
     faults: list[Fault]
     """The faults of the other rows, in order."""
+    marks: int = 0
+    """Byte order marks that were removed from the starts of lines."""
 
     @classmethod
     def whole(cls, records: Records) -> "Salvaged":
@@ -124,11 +135,23 @@ class Salvaged(NamedTuple):
             Records.concat([part.records for part in parts]),
             np.concatenate([part.readable for part in parts]),
             [fault for part in parts for fault in part.faults],
+            sum(part.marks for part in parts),
         )
 
     def faults_by_row(self) -> dict[int, Fault]:
         """The faults by the index of their rows."""
         return dict(zip(np.flatnonzero(~self.readable).tolist(), self.faults, strict=True))
+
+
+class Hashed(NamedTuple):
+    """`Salvaged` with the pairs in the form that a model uses."""
+
+    pairs: Pairs
+    """Of the readable rows, in order."""
+    faults: dict[int, Fault]
+    """The faults of the other rows, by their index among all rows, in order."""
+    marks: int
+    """Byte order marks that were removed from the starts of lines."""
 
 
 class Text(Protocol):
@@ -140,10 +163,10 @@ class Text(Protocol):
 
 def parse_csv(data: bytes, family: Family = IPV4, first_line: int = 1) -> Records:
     """Read the text of a CSV file, or complete lines of one from ``first_line`` on. Raises MalformedRecords."""
-    records, _, faults = salvage_csv(data, family, first_line)
-    if faults:
-        raise MalformedRecords(faults, unit="line")
-    return records
+    salvaged = salvage_csv(data, family, first_line)
+    if salvaged.faults:
+        raise MalformedRecords(salvaged.faults, unit="line")
+    return salvaged.records
 
 
 def salvage_csv(data: bytes, family: Family = IPV4, first_line: int = 1, most: int | None = None) -> Salvaged:
@@ -151,9 +174,10 @@ def salvage_csv(data: bytes, family: Family = IPV4, first_line: int = 1, most: i
 
     Reading stops some time after more than ``most`` faults, because each takes time and memory.
     """
+    data, marks = _without_marks(data)
     records = _parse_faultless(data, family)
     if records is not None:
-        return Salvaged.whole(records)
+        return Salvaged.whole(records)._replace(marks=marks)
     parts: list[Salvaged] = []
     found = 0
     for piece in line_blocks(io.BytesIO(data), "", _PIECE, first_line):  # a faulty row slows down only its piece
@@ -165,21 +189,19 @@ def salvage_csv(data: bytes, family: Family = IPV4, first_line: int = 1, most: i
         found += len(parts[-1].faults)
         if most is not None and found > most:
             break
-    return Salvaged.concat(parts)
+    return Salvaged.concat(parts)._replace(marks=marks)
 
 
-def salvage_hashed(
-    data: bytes, family: Family = IPV4, first_line: int = 1, most: int | None = None
-) -> tuple[Pairs, dict[int, Fault]]:
-    """`salvage_csv` if only the entities' hashes are needed: the pairs, and the faults by their rows.
+def salvage_hashed(data: bytes, family: Family = IPV4, first_line: int = 1, most: int | None = None) -> Hashed:
+    """`salvage_csv` if only the entities' hashes are needed.
 
     The native kernel reads text of clean lines. The exact reader reads all other text.
     """
     pairs = reader.read_lines(data) if family is IPV4 else None
     if pairs is not None:
-        return Pairs(*pairs), {}
+        return Hashed(Pairs(*pairs), {}, 0)
     salvaged = salvage_csv(data, family, first_line, most)
-    return salvaged.records.hashed(), salvaged.faults_by_row()
+    return Hashed(salvaged.records.hashed(), salvaged.faults_by_row(), salvaged.marks)
 
 
 def parse_stream(
@@ -198,10 +220,10 @@ def hash_stream(
 ) -> Iterator[tuple[bytes, Pairs]]:
     """`parse_stream` with the pairs in the form that a model uses."""
     for block in line_blocks(stream, name, block_size):
-        pairs, faults = block.salvage(family)
-        if faults:
-            raise block.error(faults, family)
-        yield block.text, pairs
+        found = block.salvage(family)
+        if found.faults:
+            raise block.error([*found.faults.values()], family)
+        yield block.text, found.pairs
 
 
 def demand(family: Family) -> str:
@@ -221,15 +243,14 @@ class Block:
 
     def parse(self, family: Family) -> Records:
         """Its records. Raises UserError that begins with the stream's name if a row is malformed."""
-        records, _, faults = salvage_csv(self.text, family, self.first_line)
-        if faults:
-            raise self.error(faults, family)
-        return records
+        salvaged = salvage_csv(self.text, family, self.first_line)
+        if salvaged.faults:
+            raise self.error(salvaged.faults, family)
+        return salvaged.records
 
-    def salvage(self, family: Family) -> tuple[Pairs, list[Fault]]:
+    def salvage(self, family: Family) -> Hashed:
         """The readable pairs in the form that a model uses, and the faults of the other rows."""
-        pairs, faults = salvage_hashed(self.text, family, self.first_line)
-        return pairs, list(faults.values())
+        return salvage_hashed(self.text, family, self.first_line)
 
     def error(self, faults: list[Fault], family: Family) -> UserError:
         """The error that reports the faults and the required form."""
@@ -253,11 +274,11 @@ def line_blocks(stream: Text, name: str, size: int = BLOCK_SIZE, first_line: int
 
 
 def record_lines(data: bytes, first_line: int = 1) -> Iterator[tuple[int, bytes]]:
-    """The lines that hold a record, with their numbers, without blank lines and a byte order mark.
+    """The lines that hold a record, with their numbers, without blank lines and byte order marks at their starts.
 
     A carriage return also ends a line, but the numbers count line feeds, as editors do.
     """
-    for number, text in enumerate(data.removeprefix(_BOM).split(b"\n"), start=first_line):
+    for number, text in enumerate(_without_marks(data)[0].split(b"\n"), start=first_line):
         for line in text.splitlines():
             if line.strip():
                 yield number, line
@@ -284,6 +305,39 @@ def shown(value: object) -> str:
     return _brief.repr(value)[:_SHOWN]
 
 
+def _without_marks(data: bytes) -> tuple[bytes, int]:
+    """Lines without the byte order marks at their starts, and the number of these."""
+    if _BOM not in data:
+        return data, 0
+    without = _MARKS.sub(b"", data)
+    return without, (len(data) - len(without)) // len(_BOM)
+
+
+def _is_well_quoted(text: npt.NDArray[np.uint8]) -> bool:
+    """Whether each quote in some lines opens a field, ends one or is one of two within; False if that is unsure.
+
+    If all quotes before are such, those of even index open a field or go on with it, and those of odd index end it or
+    are the first of two.
+    """
+    at = np.flatnonzero(text == _QUOTE)
+    opening, ending = at[0::2], at[1::2]
+    if len(opening) != len(ending):
+        return False
+    starts = _MAY_OPEN[text[opening - 1]]
+    if opening[0] == 0:  # there is no byte before
+        starts[0] = True
+    starts[1:] |= opening[1:] - ending[:-1] == 1
+    if ending[-1] == len(text) - 1:  # there is none behind
+        ending = ending[:-1]
+    return bool(starts.all() and _MAY_FOLLOW[text[ending + 1]].all())
+
+
+def _count_lines(text: npt.NDArray[np.uint8]) -> int:
+    """The lines that are not empty. A carriage return ends a line, too."""
+    ends = (text == _LINE_FEED) | (text == _RETURN)
+    return int(np.count_nonzero(ends[1:] & ~ends[:-1])) + int(not ends[-1])
+
+
 def _parse_faultless(data: bytes, family: Family) -> Records | None:
     """Read all lines at once; None if one may be malformed."""
     if not data.strip():
@@ -299,11 +353,15 @@ def _parse_faultless(data: bytes, family: Family) -> Records | None:
         )
     except pa.ArrowInvalid:
         return None
+    quoted = b'"' in data
+    characters = np.frombuffer(data, dtype=np.uint8)
+    if quoted and not _is_well_quoted(characters):
+        return None
     entities, texts = (single_chunk(table.column(name)) for name in ("entity", "ip"))
     if b" " in data or b"\t" in data:
         texts = pc.utf8_trim(texts, " \t")
     values, valid = addresses.parse(texts, family)
-    line_break_inside_quotes = b'"' in data and len(entities) != sum(1 for line in data.splitlines() if line)
+    line_break_inside_quotes = quoted and len(entities) != _count_lines(characters)
     if line_break_inside_quotes or not valid.all() or pc.any(pc.equal(entities, "")).as_py():
         return None
     return Records(entities, values)
@@ -343,10 +401,13 @@ def _split_line(line: bytes, family: Family) -> tuple[str, str]:
         decoded = line.decode()
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 text (byte {error.start + 1})") from None
-    (fields,) = csv.reader([decoded])
-    if len(fields) != 2:
+    try:
+        (fields,) = csv.reader([decoded.rstrip(" \t")], strict=True)
+    except csv.Error:
         if decoded.count('"') % 2:
-            raise ValueError("a quote is not closed on its line")
+            raise ValueError("a quote is not closed on its line") from None
+        raise ValueError("text behind a closing quote: a quote within a quoted field must be written twice") from None
+    if len(fields) != 2:
         raise ValueError(f"expected 2 columns (entity, {family.noun}), found {len(fields)}")
     if not fields[0]:
         raise ValueError("the entity is empty")

@@ -6,11 +6,11 @@
 //
 //     entity "," blank* octet "." octet "." octet "." octet blank* (LF | CRLF | end of text)
 //
-// where the entity is one byte or more of valid UTF-8 without comma, quote, CR or LF; blanks are spaces and tabs; and
-// an octet is 0 to 255 without a leading zero. Such lines, and empty ones, are read in one pass. Whatever else occurs
-// makes it give up: a quoted field, a byte order mark, a lone CR, a third column, IPv6, a fault. The caller then has its
-// exact reader, which knows all of these and words every error, read the text in place of this one. So this decides
-// nothing: it is right if it is right on clean lines and sees that others are not.
+// where the entity is one byte or more of valid UTF-8 without comma, quote, CR or LF, and without a byte order mark at
+// its start; blanks are spaces and tabs; and an octet is 0 to 255 without a leading zero. Such lines, and empty ones, are
+// read in one pass. Whatever else occurs makes it give up: a quoted field, a byte order mark, a lone CR, a third column,
+// IPv6, a fault. The caller then has its exact reader, which knows all of these and words every error, read the text in
+// place of this one. So this decides nothing: it is right if it is right on clean lines and sees that others are not.
 //
 // Instances of a request, in JSON or JSON Lines, are read likewise: those that are clean, in any of the shapes
 //
@@ -105,6 +105,11 @@ int64_t sequence(const uint8_t* p, const uint8_t* end) {
     return 0;
 }
 
+// Whether a byte order mark is at p.
+bool begins_with_mark(const uint8_t* p, const uint8_t* end) {
+    return end - p >= 3 && std::memcmp(p, "\xEF\xBB\xBF", 3) == 0;
+}
+
 // The end of the entity that begins at p: its comma. Null if what is there is no entity with a comma behind it.
 const uint8_t* entity_end(const uint8_t* p, const uint8_t* end) {
     const uint8_t* const begin = p;
@@ -113,7 +118,7 @@ const uint8_t* entity_end(const uint8_t* p, const uint8_t* end) {
         if (c == ',') return p > begin ? p : nullptr;
         if (c == '"' || c == '\n' || c == '\r') return nullptr;
         const int64_t length = c < 0x80 ? 1 : sequence(p, end);
-        if (length == 0) return nullptr;
+        if (length == 0 || (c == 0xEF && p == begin && begins_with_mark(p, end))) return nullptr;
         p += length;
     }
     return nullptr;
@@ -389,7 +394,6 @@ extern "C" {
 int64_t ipinsights_read_lines(const char* text, int64_t size, uint64_t* digests, uint32_t* addresses) {
     const auto* p = reinterpret_cast<const uint8_t*>(text);
     const uint8_t* const end = p + size;
-    if (size >= 3 && std::memcmp(p, "\xEF\xBB\xBF", 3) == 0) return NOT_CLEAN;
     int64_t n = 0;
     while (p < end) {
         if (*p != '\n' && *p != '\r') {

@@ -100,11 +100,11 @@ void ipinsights_score_hashed(const Tables* t, const uint64_t* digests, const voi
 int64_t ipinsights_append_scores(const char* text, int64_t size, const float* scores, int64_t n, uint8_t* out) {
     const char* p = text;
     const char* const end = p + size;
-    if (size >= 3 && std::memcmp(p, "\xEF\xBB\xBF", 3) == 0) p += 3;
     char* const first = reinterpret_cast<char*>(out);
     char* to = first;
     int64_t i = 0;
     while (p < end) {
+        while (end - p >= 3 && std::memcmp(p, "\xEF\xBB\xBF", 3) == 0) p += 3;
         const char* const last = std::find_if(p, end, ends_line);
         if (!std::all_of(p, last, is_blank)) {
             if (i == n) return UNEQUAL;

@@ -160,7 +160,12 @@ def _train(
     }
     networks = Networks.read(job.networks, family) if job.networks else None
     read = time.time()
-    logger.info("Read %s training and %s validation events", *(f"{len(data[c]):,}" for c in ("train", "validation")))
+    marks = sum(part.marks for part in data.values())
+    logger.info(
+        "Read %s training and %s validation events%s",
+        *(f"{len(part):,}" for part in data.values()),
+        f", and removed {marks:,} byte order marks from the starts of lines" if marks else "",
+    )
     logger.info(
         "%s entities have their own row in the entity table of %s rows", f"{index.owned:,}", f"{index.num_rows:,}"
     )

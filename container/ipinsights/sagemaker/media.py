@@ -202,7 +202,7 @@ def _numbers(values: Any) -> bytes:
 
 
 def _read_csv(body: bytes, family: Family, most: int | None) -> Rows:
-    pairs, faults = records.salvage_hashed(body, family, most=most)
+    pairs, faults, _ = records.salvage_hashed(body, family, most=most)
     return Rows(pairs, faults, "line", cut=most is not None and len(faults) > most)
 
 
