@@ -108,6 +108,11 @@ def test_what_a_document_names_exists(path: Path) -> None:
     assert not missing_files(path)
 
 
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_no_document_recommends_a_sort_that_reads_no_quotes(path: Path) -> None:
+    assert "| sort" not in path.read_text()
+
+
 def test_a_broken_link_and_a_missing_file_are_found(tmp_path: Path) -> None:
     document = tmp_path / "some.md"
     (tmp_path / "other.md").write_text("# One heading, and `code`\n")

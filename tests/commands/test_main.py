@@ -1,5 +1,6 @@
 import gzip
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -63,6 +64,24 @@ def test_the_walk_of_the_readme_and_of_the_help_works(tmp_path: Path) -> None:
         assert result.returncode == 0, result.stdout + result.stderr
         assert "validation discriminator_auc" in result.stdout
         assert "other entities' addresses" in result.stdout
+
+
+def test_what_is_recommended_ranks_names_with_commas(tmp_path: Path) -> None:
+    """The worst log-in comes first, whatever its entity is called. The shell's sort does not read quotes."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    rows = ["bob,1.2.3.4,-1.5", '"Smith, Bob",1.2.3.4,-9.25', "NA,1.2.3.4,2e-05", "007,1.2.3.4,3"]
+    (tmp_path / "scored.csv").write_text("".join(f"{row}\n" for row in rows))
+    for text in (readme, run("--help").stdout):
+        (code,) = re.findall(r"python -c '\n(.*?)'", text, flags=re.DOTALL)
+        command = [sys.executable, "-c", code]
+        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+        ranked = [line.split()[1:-2] for line in result.stdout.splitlines()[1:]]
+        assert ranked == [["Smith,", "Bob"], ["bob"], ["NA"], ["007"]]
+
+
+@pytest.mark.parametrize("command", [[], ["simulate"], ["score"], ["evaluate"], ["forget"]])
+def test_no_help_recommends_a_sort_that_reads_no_quotes(command: list[str]) -> None:
+    assert "| sort" not in run(*command, "--help").stdout
 
 
 def test_simulate_draws_from_a_given_table(tmp_path: Path) -> None:

@@ -39,7 +39,12 @@ def _parser() -> tuple[argparse.ArgumentParser, Commands]:
         '  echo \'{"num_entity_vectors": "2000", "vector_dim": "64", "learning_rate": "0.01",\n'
         '    "mini_batch_size": "1000"}\' > ml/input/config/hyperparameters.json\n'
         "  SAGEMAKER_BASE_DIR=ml train\n"
-        "  ipinsights score --model ml/model traffic/test/attacks.csv | sort -t, -k3 -g | head\n"
+        "  ipinsights score --model ml/model traffic/test/attacks.csv > scored.csv\n"
+        "  python -c '\n"
+        "import pandas\n"
+        'scored = pandas.read_csv("scored.csv", names=["entity", "address", "score"], dtype={"entity": str},\n'
+        "                         keep_default_na=False)\n"
+        'print(scored.nsmallest(10, "score"))\'\n'
         "  ipinsights evaluate --model ml/model traffic/test/normal.csv",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -16,7 +16,8 @@ def add(commands: Commands) -> None:
         "score",
         help="append a score to each line of a CSV file",
         description="Write each line of a CSV file again with its score appended. A higher score is more normal. Below "
-        f"0 the model takes the pair for fabricated. The command needs constant memory. {CSV}",
+        f"0 the model takes the pair for fabricated. The command needs constant memory. {CSV} The output is CSV, "
+        "too: to sort it, use a program that reads CSV, since a quoted entity may hold commas.",
     )
     command.add_argument(
         "--model",
