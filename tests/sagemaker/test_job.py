@@ -525,6 +525,37 @@ def test_any_other_argument_prints_the_usage(tree: Tree, arguments: list[str]) -
     assert "usage: docker run IMAGE {train|serve}" in result.stderr
 
 
+SCRIPT = "from ipinsights.sagemaker import __main__ as main; main.{}()"
+PROGRAMS = [
+    pytest.param([*command, *role], id=" ".join([name, *role]))
+    for name, command, role in (
+        ("image", ["-m", "ipinsights.sagemaker"], []),
+        ("image", ["-m", "ipinsights.sagemaker"], ["train"]),
+        ("image", ["-m", "ipinsights.sagemaker"], ["serve"]),
+        ("train", ["-c", SCRIPT.format("train")], []),
+        ("serve", ["-c", SCRIPT.format("serve")], []),
+    )
+]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize(("argument", "code"), [("--help", 0), ("-h", 0), ("--epochs=3", 2), ("now", 2)])
+def test_help_and_unknown_arguments_start_nothing(program: list[str], argument: str, code: int, ready: Tree) -> None:
+    before = sorted(ready.base.rglob("*"))
+    result = subprocess.run(
+        [sys.executable, *program, argument],
+        env=ready.environment({}),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert result.returncode == code, result.stdout + result.stderr
+    assert "usage: " in (result.stderr if code else result.stdout)
+    assert (result.stdout if code else result.stderr) == ""
+    assert sorted(ready.base.rglob("*")) == before
+
+
 def test_a_person_at_a_terminal_sees_progress(ready: Tree, traffic: Traffic) -> None:
     ready.channel("train", **{"a.csv": to_csv(traffic.train)})
     terminal, its_end = pty.openpty()

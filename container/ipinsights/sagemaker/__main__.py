@@ -1,14 +1,25 @@
 """The image's entry point, ``IMAGE train`` or ``IMAGE serve``, and the console scripts of those names."""
 
-import sys
+import argparse
+from collections.abc import Sequence
 
 from ipinsights.sagemaker import stopping
 
-USAGE = "usage: docker run IMAGE {train|serve}\n"
+_TRAIN = (
+    "Run the training job that lies in /opt/ml: hyperparameters and channels in /opt/ml/input, the model in "
+    "/opt/ml/model. If it fails, /opt/ml/output/failure says why. It has no options, since the platform gives none. "
+    "The environment variable SAGEMAKER_BASE_DIR names another folder than /opt/ml."
+)
+_SERVE = (
+    "Serve the model in /opt/ml/model on port 8080: GET /ping and POST /invocations. It has no options, since the "
+    "platform gives none. Environment variables set it up: SAGEMAKER_BIND_TO_PORT names another port, "
+    "SAGEMAKER_BASE_DIR another folder than /opt/ml, and docs/serving.md lists the others."
+)
 
 
-def train() -> None:
-    """Run a training job."""
+def train(arguments: Sequence[str] | None = None) -> None:
+    """Run a training job. With ``--help``, or arguments, of which it has none, it starts nothing."""
+    argparse.ArgumentParser(prog="train", description=_TRAIN).parse_args(arguments)
     stopping.watch()
     from ipinsights.sagemaker import job  # imports much, which takes a second
 
@@ -18,8 +29,9 @@ def train() -> None:
         stopping.ignore()
 
 
-def serve() -> None:
-    """Serve the model."""
+def serve(arguments: Sequence[str] | None = None) -> None:
+    """Serve the model. With ``--help``, or arguments, of which it has none, it starts nothing."""
+    argparse.ArgumentParser(prog="serve", description=_SERVE).parse_args(arguments)
     from ipinsights.sagemaker import server
 
     server.main()
@@ -27,13 +39,15 @@ def serve() -> None:
 
 def main() -> None:
     """Run the role that the first argument names."""
-    if sys.argv[1:] == ["train"]:
-        train()
-    elif sys.argv[1:] == ["serve"]:
-        serve()
-    else:
-        sys.stderr.write(USAGE)
-        sys.exit(2)
+    parser = argparse.ArgumentParser(
+        prog="docker run IMAGE",
+        usage="docker run IMAGE {train|serve}",
+        description="IP Insights: learns which (entity, IP address) pairs are normal, and scores new ones.",
+    )
+    roles = parser.add_subparsers(prog="docker run IMAGE", required=True, metavar="{train|serve}", dest="role")
+    for role, text in ((train, _TRAIN), (serve, _SERVE)):
+        roles.add_parser(role.__name__, help=text.partition(": ")[0], description=text).set_defaults(run=role)
+    parser.parse_args().run([])
 
 
 if __name__ == "__main__":
