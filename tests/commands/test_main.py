@@ -2,8 +2,10 @@ import gzip
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -221,6 +223,66 @@ def test_what_cannot_be_read_is_told_with_what_to_do(name: str, trained: tuple[T
         assert result.stderr.startswith(f"ipinsights: cannot read {path}: Permission denied. Give user ")
         assert result.stderr.count("\n") == 1
     (model / name).chmod(0o755)
+
+
+def test_a_full_disk_is_told_in_a_sentence(trained: tuple[Tree, object], tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("a,1.2.3.4\n")
+    (tmp_path / "long.csv").write_text("a,1.2.3.4\n" * 300_000)
+    code = "from ipinsights.commands.main import main; main()"
+    for command, name in (("score", "log.csv"), ("score", "long.csv"), ("evaluate", "log.csv")):
+        with Path("/dev/full").open("w") as full:
+            result = subprocess.run(
+                [sys.executable, "-c", code, command, "--model", str(trained[0].model), str(tmp_path / name)],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+        assert result.returncode == 1
+        said = "ipinsights: there is no space left on the disk to write to standard output (No space left on device): "
+        assert result.stderr.startswith(said)
+        assert result.stderr.count("\n") == 1
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "log-ins.csv").symlink_to("/dev/full")
+    result = run("simulate", "--users", "9", "--out", str(tmp_path))
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"ipinsights: there is no space left on the disk to write to {tmp_path}/train (No")
+    assert result.stderr.count("\n") == 1
+
+
+def test_ctrl_c_is_a_sentence(trained: tuple[Tree, object]) -> None:
+    """While `score` waits for its input: it has loaded the model when the first scores come."""
+    code = "from ipinsights.commands.main import main; main()"
+    command = [sys.executable, "-c", code, "score", "--model", str(trained[0].model)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdin.write(b"a,1.2.3.4\n" * 420_000)  # one block, and little more
+        process.stdin.flush()
+        assert process.stdout.read(10)
+        process.send_signal(signal.SIGINT)
+        rest = threading.Thread(target=process.stdout.read)
+        rest.start()
+        assert process.wait(60) == 130
+        rest.join()
+        said = process.stderr.read()
+    assert said == b"ipinsights: interrupted, so what it has written is incomplete\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"), [("a,1.2.3.4\na,1.2.3.5\n", "one entity"), ("a,1.2.3.4\nb,1.2.3.4\n", "uses every address")]
+)
+def test_evaluate_says_what_it_cannot_compare(
+    text: str, reason: str, trained: tuple[Tree, object], tmp_path: Path
+) -> None:
+    (tmp_path / "log.csv").write_text(text)
+    result = run("evaluate", "--model", str(trained[0].model), str(tmp_path / "log.csv"))
+    assert result.returncode == 0
+    last = result.stdout.splitlines()[-1]
+    assert last.startswith("other entities' addresses: not compared, since there are none in these log-ins: ")
+    assert last.endswith(reason)
 
 
 def test_a_reader_that_leaves_is_no_error(trained: tuple[Tree, object], tmp_path: Path) -> None:

@@ -41,6 +41,11 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(f"{options.data} holds no log-ins")
     print(f"{len(log_ins):,} log-ins, flagged below a score of {options.threshold:g}")
     print(f"{'against':28}{'AUC':>8}{'precision':>11}{'recall':>9}{'F1':>8}{'FPR':>8}")
-    for c in comparison.evaluate(scorer, log_ins, options.threshold, options.seed):
+    compared = comparison.evaluate(scorer, log_ins, options.threshold, options.seed)
+    for c in compared:
         d = c.detection
         print(f"{c.negatives:28}{c.auc:8.4f}{d.precision:11.4f}{d.recall:9.4f}{d.f1:8.4f}{d.false_positive_rate:8.4f}")
+    if comparison.OTHERS not in [c.negatives for c in compared]:
+        several = len(log_ins.entities.unique()) > 1
+        reason = "each entity uses every address" if several else "they are of one entity"
+        print(f"{comparison.OTHERS}: not compared, since there are none in these log-ins: {reason}")

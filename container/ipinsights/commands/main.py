@@ -1,19 +1,23 @@
 """The ``ipinsights`` command. The layer above adds commands of its own to it."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 
 from ipinsights.commands import evaluate, forget, score, simulate
 from ipinsights.commands.options import Commands
-from ipinsights.errors import UserError
+from ipinsights.errors import UserError, refusal
 from ipinsights.version import version
+
+_INTERRUPTED = 130
+"""The exit code of a program that Ctrl-C has ended, as shells have it."""
 
 
 def main(arguments: Sequence[str] | None = None, extend: Callable[[Commands], None] | None = None) -> None:
     """Run one command, of these or of those that ``extend`` adds.
 
-    A fault of the input ends it with one sentence and exit code 1.
+    A fault of the input, a refusal of the system or Ctrl-C ends it with one sentence.
     """
     parser, commands = _parser()
     if extend:
@@ -21,11 +25,20 @@ def main(arguments: Sequence[str] | None = None, extend: Callable[[Commands], No
     options = parser.parse_args(arguments)
     try:
         options.run(options)
+        sys.stdout.flush()
     except UserError as error:
         sys.exit(f"ipinsights: {error}")
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         sys.stderr.close()
         sys.exit(1)
+    except KeyboardInterrupt:
+        sys.stderr.write("ipinsights: interrupted, so what it has written is incomplete\n")
+        sys.exit(_INTERRUPTED)
+    except OSError as error:
+        if error.filename:
+            sys.exit(f"ipinsights: {refusal('use', error.filename, error)}")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would try to write the rest
+        sys.exit(f"ipinsights: {refusal('write to', 'standard output', error)}")  # all else is named by who uses it
 
 
 def _parser() -> tuple[argparse.ArgumentParser, Commands]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from ipinsights.commands.options import Commands, seed
 from ipinsights.data import addresses
-from ipinsights.errors import UserError
+from ipinsights.errors import UserError, refusal
 from ipinsights.evaluation import simulation
 
 
@@ -54,10 +54,11 @@ def run(options: argparse.Namespace) -> None:
     }
     for name, part in parts.items():
         path = options.out / f"{name}.csv"
+        lines = zip(part.names(), addresses.render(part.address), strict=True)
+        text = "".join(f"{user},{address}\n" for user, address in lines)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
         except OSError as error:
-            raise UserError(f"cannot write to {path.parent}: {error.strerror}") from error
-        lines = zip(part.names(), addresses.render(part.address), strict=True)
-        path.write_text("".join(f"{user},{address}\n" for user, address in lines))
+            raise refusal("write to", path.parent, error) from error
         print(f"{path}: {len(part.user):,} log-ins")

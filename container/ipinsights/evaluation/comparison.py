@@ -15,6 +15,9 @@ from ipinsights.data.records import Records
 from ipinsights.metrics import Detection
 from ipinsights.model.scoring import Scorer
 
+RANDOM, OTHERS = "random addresses", "other entities' addresses"
+"""The kinds of addresses of fabricated pairs."""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -35,8 +38,8 @@ def evaluate(scorer: Scorer, log_ins: Records, threshold: float, seed: int = 0) 
     rng = np.random.default_rng(seed)
     random = random_addresses(len(log_ins), scorer.family, mapped_share(log_ins.addresses), rng)
     kinds = {
-        "random addresses": Records(log_ins.entities, random),
-        "other entities' addresses": _others(log_ins, rng),
+        RANDOM: Records(log_ins.entities, random),
+        OTHERS: _others(log_ins, rng),
     }
     real = scorer.score(log_ins)
     scores = {kind: scorer.score(made_up) for kind, made_up in kinds.items() if len(made_up)}
