@@ -269,7 +269,7 @@ def test_a_column_of_numbers_is_refused(column: columns.Column) -> None:
 
 @pytest.mark.parametrize("entities", [["a"], ["a", "b", "c"]])
 def test_columns_of_two_lengths_are_refused(entities: list[str]) -> None:
-    with pytest.raises((ValueError, IndexError)):
+    with pytest.raises((ValueError, IndexError), match=f"there are {len(entities)} entities and 2 addresses"):
         columns.salvage_columns(entities, ["1.2.3.4", "1.2.3.4"])
 
 

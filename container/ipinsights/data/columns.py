@@ -38,9 +38,12 @@ def salvage_pairs(pairs: Sequence[tuple[object, object]], family: Family = IPV4,
 def salvage_columns(entities: Column, texts: Column, family: Family = IPV4) -> tuple[Records, npt.NDArray[np.bool_]]:
     """The readable records of two columns, in order, and which rows they are: bool [n].
 
-    Raises TypeError if a column holds other values than strings: pandas turns account 7 beside a missing one into 7.0.
+    Raises ValueError if one is longer than the other, and TypeError if a column holds other values than strings: pandas
+    turns account 7 beside a missing one into 7.0.
     """
     names, texts = _strings(entities), _strings(texts)
+    if len(names) != len(texts):
+        raise ValueError(f"there are {len(names):,} entities and {len(texts):,} addresses: each row must have both")
     values, valid = addresses.parse(pc.utf8_trim(texts, " \t"), family)
     readable = valid & pc.not_equal(names, "").to_numpy(zero_copy_only=False)
     return Records(names.filter(pa.array(readable)), values[readable]), readable
