@@ -301,6 +301,18 @@ def test_names_that_people_use_are_taken_with_a_warning(ready: Tree) -> None:
     assert "Ignored unknown channels: Training, test." in ready.train().stdout
 
 
+def test_capital_letters_in_a_channels_name_do_not_matter(trained: Trained, ready: Tree) -> None:
+    ready.channel("train").rename(ready.channel("Train"))
+    ready.channel("Validation", **{"v.csv": "u,1.2.3.4\n"})
+    shutil.copytree(trained[0].model, ready.channel("MODEL"))
+    job = ready.train()
+    assert job.returncode == 0, job.stdout
+    for use, name in (("train", "Train"), ("validation", "Validation"), ("model", "MODEL")):
+        assert f"There is no channel '{use}': channel '{name}' is used instead" in job.stdout
+    assert "Read 100 training and 1 validation events" in job.stdout
+    assert "Continuing from the model" in job.stdout
+
+
 def test_a_folder_that_can_only_be_read_is_enough(ready: Tree) -> None:
     folder = ready.channel("train")
     (folder / "a.csv").chmod(0o444)

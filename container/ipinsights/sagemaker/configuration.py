@@ -40,6 +40,9 @@ CHANNELS = {
 }
 """Channel name -> its declaration."""
 
+_ALIASES = {"train": "training"}
+"""What people call a channel, too. Capital letters do not matter either."""
+
 logger = logging.getLogger("ipinsights")
 
 
@@ -97,7 +100,7 @@ def read(paths: Paths) -> Configuration:
         train=csv("train") or _files(paths, "train", "train"),
         validation=csv("validation"),
         networks=files("networks"),
-        model=paths.channel("model") if files("model") else None,
+        model=paths.channel(channels["model"].name) if files("model") else None,
         host=resources.get("current_host", "algo-1"),
     )
 
@@ -146,10 +149,11 @@ def _channels(paths: Paths) -> dict[str, _Channel]:
     with refusals("read", paths.channels), contextlib.suppress(FileNotFoundError):
         folders = [entry.name for entry in os.scandir(paths.channels) if entry.is_dir()]
     names = {name: name for name in sorted({*declared, *folders})}
-    training = next((name for name in names if name.lower() == "training"), None)
-    if training and "train" not in names:
-        logger.warning("There is no channel 'train': channel %r is used instead", training)
-        names["train"] = names.pop(training)
+    for use in CHANNELS:
+        alike = next((name for name in names if name.lower() in (use, _ALIASES.get(use))), None)
+        if alike and use not in names:
+            logger.warning("There is no channel %r: channel %r is used instead", use, alike)
+            names[use] = names.pop(alike)
     unknown = [name for name in names if name not in CHANNELS]
     if unknown:
         logger.warning(
