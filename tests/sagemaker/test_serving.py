@@ -2,13 +2,17 @@
 
 import concurrent.futures
 import json
+import shutil
+import socket
 
 import numpy as np
 import pytest
 import requests
 
+from benchmarks.servers import free_port
 from conftest import SMALL, Server, Traffic, Tree, to_csv
 from ipinsights.data.records import Records, parse_csv
+from ipinsights.errors import UserError
 from ipinsights.model import artifact
 from ipinsights.model.scoring import Scorer
 from ipinsights.sagemaker import media
@@ -276,6 +280,31 @@ def test_without_a_model_serve_says_so_and_ends(tree: Tree) -> None:
     assert result.returncode == 1
     assert "ClientError: there is no model in" in result.stdout
     assert "Traceback" not in result.stdout + result.stderr
+
+
+def test_a_port_that_is_taken_is_told_in_one_line(trained: tuple[Tree, object]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        result = trained[0].run("ipinsights.sagemaker", "serve", SAGEMAKER_BIND_TO_PORT=port)
+    assert result.returncode == 1
+    (line,) = (result.stdout + result.stderr).splitlines()
+    assert f"ClientError: cannot listen on port {port}: Address already in use" in line
+    assert "set SAGEMAKER_BIND_TO_PORT to another port" in line
+
+
+def test_a_packed_model_and_one_in_a_folder_below_are_told(trained: tuple[Tree, object], tree: Tree) -> None:
+    below = tree.model / "1" / "model"
+    shutil.copytree(trained[0].model, below)
+    result = tree.run("ipinsights.sagemaker", "serve", SAGEMAKER_BIND_TO_PORT=str(free_port()))
+    assert result.returncode == 1
+    assert f"There is one in {below}: name that folder, or move its files" in result.stdout
+    (tree.model / "model.tar.gz").touch()
+    result = tree.run("ipinsights.sagemaker", "serve", SAGEMAKER_BIND_TO_PORT=str(free_port()))
+    assert result.returncode == 1
+    assert f"{tree.model / 'model.tar.gz'} is packed: unpack it" in result.stdout
+    for path in (tree.model, tree.model / "model.tar.gz"):
+        with pytest.raises(UserError, match=rf"no model in {path}: .*model\.tar\.gz is packed: unpack it"):
+            artifact.load(path)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,8 @@ from ipinsights.version import version
 
 FORMAT_VERSION = 3
 TENSORS, MANIFEST = "model.safetensors", "manifest.json"
+ARCHIVES = (".tar.gz", ".tgz", ".tar")
+"""The endings of the names that a packed model may have."""
 
 _ENCODER = ("prefix", "w", "b")
 _NETWORKS = ("first", "last", "labels")
@@ -157,6 +159,16 @@ def _alone(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def _elsewhere(folder: Path) -> str:
+    """Where the model is that was looked for in a folder, if it can be guessed, and what to do; else ""."""
+    archives = [folder] if folder.is_file() else sorted(folder.glob("*"))
+    packed = next((path for path in archives if path.name.endswith(ARCHIVES)), None)
+    if packed:
+        return f". {packed} is packed: unpack it into a folder of its own (tar -xf), and name that folder"
+    below = next((path.parent for depth in ("*", "*/*") for path in sorted(folder.glob(f"{depth}/{MANIFEST}"))), None)
+    return f". There is one in {below}: name that folder, or move its files" if below else ""
+
+
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
@@ -164,7 +176,9 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     except PermissionError as error:
         raise refusal("read", path, error) from error
     except OSError as error:
-        raise UserError(f"there is no model in {folder}: {MANIFEST} cannot be read ({error.strerror})") from None
+        raise UserError(
+            f"there is no model in {folder}: {MANIFEST} cannot be read ({error.strerror}){_elsewhere(folder)}"
+        ) from None
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from error
     version = manifest.get("format_version") if isinstance(manifest, dict) else None

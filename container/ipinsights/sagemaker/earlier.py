@@ -9,12 +9,11 @@ from ipinsights.model import artifact
 from ipinsights.model.model import Model
 
 _PIECE = 1 << 20
-_SUFFIXES = (".tar.gz", ".tgz", ".tar")
 
 
 def load(channel: Path, scratch: Path) -> Model:
     """Load the one model in the channel's folder; what is packed is unpacked into ``scratch``. Raises UserError."""
-    archives = sorted(path for path in channel.rglob("*") if path.name.endswith(_SUFFIXES))
+    archives = sorted(path for path in channel.rglob("*") if path.name.endswith(artifact.ARCHIVES))
     for number, archive in enumerate(archives):
         try:
             with tarfile.open(archive) as file:

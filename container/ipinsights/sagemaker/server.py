@@ -8,6 +8,7 @@ import contextlib
 import gc
 import logging
 import resource
+import socket
 import sys
 import tempfile
 
@@ -52,6 +53,7 @@ def main() -> None:
         settings = ServerSettings.from_environment()
         folder = _writable_folder()
         models = _models(settings)
+        _require_port(settings.port)
     except UserError as error:
         logger.error("ClientError: %s", error)  # noqa: TRY400  # a sentence for the user, not a traceback
         sys.exit(1)
@@ -62,6 +64,19 @@ def main() -> None:
     log = AccessLog() if settings.access_log else None
     server = _StockServer if _must_use_stock_worker() else _Server
     server(create_app(models, settings, log), settings, folder, log).run()
+
+
+def _require_port(port: int) -> None:
+    """Raise UserError if another program listens on a port, or this one may not."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gunicorn will
+        try:
+            probe.bind(("0.0.0.0", port))  # noqa: S104  # where the server will listen
+        except OSError as error:
+            raise UserError(
+                f"cannot listen on port {port}: {error.strerror}. Stop the program that does, or set "
+                "SAGEMAKER_BIND_TO_PORT to another port"
+            ) from error
 
 
 def _must_use_stock_worker() -> bool:
