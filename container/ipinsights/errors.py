@@ -20,15 +20,13 @@ def refusal(action: str, path: object, error: OSError) -> UserError:
     ``action`` is what we wanted to do, such as "read", and ``path`` with what.
     """
     reason = error.strerror or str(error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UserError(
-            f"there is no space left on the disk to {action} {path} ({reason}): free some, or use a larger volume"
-        )
     advice = ""
     if error.errno in (errno.EACCES, errno.EPERM):
         advice = f". Give user {os.geteuid()}, who runs this, the permission"
     elif error.errno == errno.EROFS:
         advice = ". Mount it so that it can be written, or name another folder"
+    elif error.errno in (errno.ENOSPC, errno.EDQUOT):
+        advice = ". Free some, or use a larger volume"
     return UserError(f"cannot {action} {path}: {reason}{advice}")
 
 

@@ -240,14 +240,14 @@ def test_a_full_disk_is_told_in_a_sentence(trained: tuple[Tree, object], tmp_pat
                 check=False,
             )
         assert result.returncode == 1
-        said = "ipinsights: there is no space left on the disk to write to standard output (No space left on device): "
+        said = "ipinsights: cannot write to standard output: No space left on device. Free some, or use a larger volume"
         assert result.stderr.startswith(said)
         assert result.stderr.count("\n") == 1
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "log-ins.csv").symlink_to("/dev/full")
     result = run("simulate", "--users", "9", "--out", str(tmp_path))
     assert result.returncode == 1
-    assert result.stderr.startswith(f"ipinsights: there is no space left on the disk to write to {tmp_path}/train (No")
+    assert result.stderr.startswith(f"ipinsights: cannot write to {tmp_path}/train: No space left on device. Free some")
     assert result.stderr.count("\n") == 1
 
 

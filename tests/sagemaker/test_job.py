@@ -430,7 +430,7 @@ FULL_DISK = (*SMALL_DISK, '! dd if=/dev/zero of="$M/x" 2> /dev/null')
     ("mount", "entities", "complaint"),
     [
         (READ_ONLY, 10, "cannot write the model to {}: Read-only file system. Mount it so that it can be written"),
-        (FULL_DISK, 10, "there is no space left on the disk to write the model to {} (No space left on device): free"),
+        (FULL_DISK, 10, "cannot write the model to {}: No space left on device. Free some, or use a larger volume"),
         (
             SMALL_DISK,
             1000,
@@ -458,7 +458,7 @@ def test_a_disk_that_is_full_when_the_model_is_written_is_told(ready: Tree) -> N
     job = mounted(ready, *SMALL_DISK)
     assert job.returncode == 1
     assert "Read 100 training" in job.stdout
-    expected = f"ClientError: there is no space left on the disk to write the model to {ready.model} (No space"
+    expected = f"ClientError: cannot write the model to {ready.model}: No space left on device. Free some, or use"
     assert ready.failure.read_text().startswith(expected)
     assert "Traceback" not in job.stdout + job.stderr
 
