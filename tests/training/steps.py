@@ -76,16 +76,24 @@ def make(
         state(0, blocks, dim, dim),
         state(0, blocks, dim),
     )
-    group = sampling.group_size(random_rate)
+    group, tile = sampling.group_size(random_rate), sampling.tile_size(random_rate, shuffled_rate, dim)
     return parameters, Batch(
         entity=integers(entities, batch),
         novelty=torch.rand(batch, generator=g) / 10,
         positive=integers(prefixes, batch, LEVELS),
         random=integers(prefixes, -(-batch // group), random_rate, LEVELS),
+        partner=any_partners(batch, shuffled_rate, tile, g),
         group=group,
-        shuffled_rate=shuffled_rate,
-        tile=sampling.tile_size(random_rate, shuffled_rate, dim),
+        tile=tile,
     )
+
+
+def any_partners(size: int, rate: int, tile: int, generator: torch.Generator) -> torch.Tensor:
+    """Anybody of the same tile, many several times, and now and then the positive itself: int32 [size, rate]."""
+    place = torch.arange(size, dtype=torch.int32)[:, None]
+    first = place - place % tile
+    drawn = torch.randint(1 << 30, (size, rate), generator=generator, dtype=torch.int32)
+    return first + drawn % (size - first).clamp(max=tile)
 
 
 def close(ours: torch.Tensor, specified: torch.Tensor, rounding: float = 1e-6) -> None:

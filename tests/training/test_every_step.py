@@ -4,6 +4,7 @@ The specification is `TorchStep` in float64, which `test_step` holds against aut
 """
 
 import copy
+import dataclasses
 import os
 from collections.abc import Iterator
 from unittest.mock import patch
@@ -181,11 +182,32 @@ def test_it_resumes_with_parameters_set_from_outside(kind: Kind) -> None:
         close(getattr(others, name), array)
 
 
-def test_a_shuffled_negative_that_is_a_true_pair_carries_no_weight(kind: Kind) -> None:
+@pytest.mark.parametrize("of", ["one entity", "themselves"])
+def test_a_shuffled_negative_that_is_a_true_pair_carries_no_weight(kind: Kind, of: str) -> None:
     parameters, drawn = make(8, 1, 30, 1, 2, 5)
-    drawn.entity.zero_()
+    if of == "one entity":
+        drawn.entity.zero_()
+    else:
+        drawn.partner.copy_(torch.arange(30)[:, None])
     step = kind.make(copy.deepcopy(parameters))
     found = step.gradients(drawn)
-    alone = Batch(**{**vars(drawn), "shuffled_rate": 0})
+    alone = dataclasses.replace(drawn, partner=drawn.partner[:, :0])
     alike(found, specification(parameters).gradients(alone))
     assert float(found.totals[2]) == 2 * len(drawn.entity)
+
+
+def test_all_may_have_the_same_partner_and_some_none(kind: Kind) -> None:
+    """The last of each tile; and every third positive itself, now as its first partner and now as its last."""
+    parameters, drawn = make(24, 1, min(250, kind.most), 1, 3, 8)
+    place = torch.arange(len(drawn.entity), dtype=torch.int32)
+    last = (place - place % drawn.tile + drawn.tile - 1).clamp(max=len(place) - 1)
+    drawn.partner.copy_(last[:, None])
+    drawn.partner[::3, 0] = place[::3]
+    drawn.partner[1::3, 2] = place[1::3]
+    ours, specified = kind.make(parameters), specification(parameters)
+    alike(ours.gradients(drawn), specified.gradients(drawn))
+    for _ in range(3):
+        for step in (ours, specified):
+            step.run(drawn, 0.01)
+    for name, array in vars(specified._parameters).items():
+        close(getattr(parameters, name), array)

@@ -156,7 +156,14 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's, whi
 
 @pytest.mark.parametrize(
     ("dim", "blocks", "batch", "random_rate", "shuffled_rate"),
-    [(128, 1, 1000, 5, 1), (16, 1, 2000, 5, 1), (64, 4, 2000, 1, 2), (64, 0, 2000, 0, 3), (512, 1, 500, 20, 5)],
+    [
+        (128, 1, 1000, 5, 1),
+        (16, 1, 2000, 5, 1),
+        (64, 4, 2000, 1, 2),
+        (64, 0, 2000, 0, 3),
+        (512, 1, 500, 20, 5),
+        (8, 1, 500, 0, 90),
+    ],
 )
 def test_the_memory_of_a_step_is_known(
     dim: int, blocks: int, batch: int, random_rate: int, shuffled_rate: int, monkeypatch: pytest.MonkeyPatch

@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -103,3 +105,104 @@ def test_without_ipv4_among_ipv6_none_is_drawn() -> None:
     leaf = vocabulary.leaves(mapped)[0]
     assert vocabulary.leaf_shares(0.0)[leaf] < 1e-15
     assert vocabulary.leaf_shares(0.5)[leaf] == pytest.approx(0.5 * 2.0**-32 * 1, rel=1)
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
+def test_a_pair_is_a_partner_by_its_count_to_the_power(
+    power: float, either_way: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampling, "POWER", power)
+    monkeypatch.setattr(sampling, "_CHUNK", 100)
+    rng = np.random.default_rng(0)
+    counts = np.array([1, 2, 5, 30, 700])
+    entity, leaf = np.array([3, 1, 2**31 - 2, 1, 3], np.int32), np.array([0, 2**31 - 1, 7, 8, 9], np.int32)
+    pair = rng.permutation(np.repeat(np.arange(5), counts))
+    weight = sampling.Pairs(entity[pair], leaf[pair], torch.device("cpu")).weight
+    assert weight.dtype == torch.float32
+    assert weight.numpy() == pytest.approx((counts.astype(float) ** (power - 1))[pair])
+    assert np.bincount(pair, weight) == pytest.approx(counts.astype(float) ** power, rel=1e-5)
+
+
+def test_weights_of_a_hundred_million_events_add_up_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In any order, as a GPU may add them; and the rarest are still there."""
+    monkeypatch.setattr(sampling, "POWER", 0.0)
+    monkeypatch.setattr(np, "diff", lambda *_, **__: np.array([1, 3, 100_000_000, 6_000_000_000]))
+    pairs = np.arange(4, dtype=np.int32)
+    weight = sampling.Pairs(pairs, pairs, torch.device("cpu")).weight.double()
+    grains = weight * 2.0**32
+    assert torch.equal(grains, grains.round())
+    assert grains.tolist() == [2**32, pytest.approx(2**32 / 3), 43, 1]
+
+
+@given(
+    n=st.integers(1, 60),
+    size=st.integers(1, 40),
+    tile=st.integers(1, 12),
+    rate=st.integers(0, 4),
+    seed=st.integers(0, 1000),
+    end=st.sampled_from([None, 0.0, 1 - 2.0**-53]),
+)
+def test_each_of_a_tile_is_a_partner_as_often_as_its_weight_says(
+    n: int, size: int, tile: int, rate: int, seed: int, end: float | None
+) -> None:
+    """Give or take one, and whatever is drawn: so even by the numbers at both ends."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.rand(n, generator=generator).clamp(min=1e-9)
+    with pytest.MonkeyPatch.context() as patch:
+        if end is not None:
+            patch.setattr(torch, "rand", lambda *shape, **_: torch.full(shape, end, dtype=torch.float64))
+        partner = sampling.partners(weight, rate, size, tile, generator)
+    assert partner.dtype == torch.int32
+    assert partner.shape == (n, rate)
+    edges = {*range(0, n, size), n} | {
+        at for begin in range(0, n, size) for at in range(begin, min(n, begin + size), tile)
+    }
+    for first, last in itertools.pairwise(sorted(edges)):
+        own = partner[first:last]
+        assert ((own >= first) & (own < last)).all()
+        share = weight[first:last].double() / weight[first:last].double().sum()
+        for k in range(rate):
+            times = torch.bincount(own[:, k] - first, minlength=last - first)
+            assert ((times - share * (last - first)).abs() <= 1 + 1e-6).all()
+
+
+def test_with_equal_weights_each_is_the_partner_of_one_other() -> None:
+    place = torch.arange(1000)
+    for seed in range(20):
+        partner = sampling.partners(torch.ones(1000), 2, 300, 70, torch.Generator().manual_seed(seed))
+        for own in partner.T:
+            assert torch.equal(own.sort().values, place)
+            assert not (own == place).any()
+
+
+def test_on_average_partners_follow_the_weights() -> None:
+    """With other starts, and with the positives in another order each time."""
+    generator, tiles = torch.Generator().manual_seed(0), 50_000
+    weight = torch.tensor([1.0, 0.5, 0.25, 2.0])
+    order = torch.rand(tiles, 4, generator=generator).argsort(1)
+    partner = sampling.partners(weight[order].view(-1), 3, 4, 4, generator) % 4
+    for k in range(3):
+        who = order.gather(1, partner[:, k].view(tiles, 4).long())
+        times = torch.bincount(who.view(-1), minlength=4) / who.numel()
+        assert times.numpy() == pytest.approx((weight / weight.sum()).numpy(), abs=0.005)
+
+
+def test_a_service_account_with_most_events_does_not_take_over_the_partners() -> None:
+    """It has 99 % of the events, of two pairs; ninety others have a pair each."""
+    rng = np.random.default_rng(0)
+    entity = np.where(rng.random(200_000) < 0.99, 0, rng.integers(1, 91, size=200_000)).astype(np.int32)
+    leaf = np.where(entity > 0, entity, rng.integers(2, size=200_000)).astype(np.int32) + 5
+    weight = sampling.Pairs(entity, leaf, torch.device("cpu")).weight
+    partner = sampling.partners(weight, 1, 1000, 1000, torch.Generator().manual_seed(0)).numpy()
+    shares = np.array([2 * 99_000**0.5, 90 * 22**0.5])
+    assert (entity[partner] == 0).mean() == pytest.approx(shares[0] / shares.sum(), abs=0.03)
+
+
+def test_pairs_are_known_by_their_entity_and_their_leaf(either_way: None) -> None:
+    entity, leaf = np.array([4, 1, 4, 1, 2**31 - 2], np.int32), np.array([7, 2**31 - 1, 0, 2**31 - 1, 3], np.int32)
+    pairs = sampling.Pairs(entity, leaf, torch.device("cpu"))
+    queries = [(a, b) for a in (0, 1, 4, 5, 2**31 - 2, 2**31 - 1) for b in (0, 3, 7, 8, 2**31 - 1)]
+    found = pairs.known(*torch.tensor(queries, dtype=torch.int32).T.contiguous())
+    seen = set(zip(entity.tolist(), leaf.tolist(), strict=True))
+    assert found.tolist() == [pair in seen for pair in queries]
+    assert pairs.known(torch.zeros(0, dtype=torch.int32), torch.zeros(0, dtype=torch.int32)).tolist() == []

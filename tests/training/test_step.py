@@ -7,8 +7,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ipinsights.model.model import Encoder
 from ipinsights.training import sampling
@@ -20,9 +18,9 @@ from ipinsights.training.step import (
     Parameters,
     RowGradients,
     TorchStep,
-    partners,
     sum_rows,
 )
+from training.steps import any_partners
 
 ENTITIES, PREFIXES, LEVELS = 11, 23, 3
 
@@ -45,14 +43,15 @@ def make(
         b=state(0, blocks, dim),
     )
     group = sampling.group_size(random_rate)
+    tile = group * (tile or sampling.tile_size(random_rate, shuffled_rate, dim))
     return parameters, Batch(
         entity=torch.randint(ENTITIES, (batch,), generator=g, dtype=torch.int32),
         novelty=torch.rand(batch, generator=g, dtype=torch.float64) / 10,
         positive=torch.randint(PREFIXES, (batch, LEVELS), generator=g, dtype=torch.int32),
         random=torch.randint(PREFIXES, (-(-batch // group), random_rate, LEVELS), generator=g, dtype=torch.int32),
+        partner=any_partners(batch, shuffled_rate, tile, g),
         group=group,
-        shuffled_rate=shuffled_rate,
-        tile=group * (tile or sampling.tile_size(random_rate, shuffled_rate, dim)),
+        tile=tile,
     )
 
 
@@ -65,10 +64,7 @@ def cross_entropy(
     for i in range(size):
         records.append((i, batch.positive[i], 1.0))
         records += [(i, address, 0.0) for address in batch.random[i // batch.group]]
-        first = i // batch.tile * batch.tile
-        members = min(batch.tile, size - first)
-        for k in range(1, batch.shuffled_rate + 1):
-            j = first + (i - first - k) % members
+        for j in batch.partner[i].tolist():
             if batch.entity[j] != batch.entity[i]:
                 records.append((i, batch.positive[j], float(batch.novelty[i]) / batch.shuffled_rate))
     rows = torch.stack([address for _, address, _ in records])
@@ -116,21 +112,16 @@ def test_gradients_are_those_of_the_loss(
         torch.testing.assert_close(learnt.b, encoder.b.grad)
 
 
-@given(st.integers(1, 100), st.integers(1, 30), st.integers(1, 40))
-def test_partners_are_a_permutation_of_each_tile(size: int, tile: int, k: int) -> None:
-    place, partner = torch.arange(size), partners(size, tile, k)
-    assert torch.equal(partner.sort().values, place)
-    assert torch.equal(partner // tile, place // tile)
-    members = torch.tensor([min(tile, size - int(i) // tile * tile) for i in place])
-    assert torch.equal((place - partner) % members, k % members)
-
-
-def test_a_shuffled_negative_that_is_a_true_pair_carries_no_weight() -> None:
+@pytest.mark.parametrize("themselves", [False, True])
+def test_a_shuffled_negative_that_is_a_true_pair_carries_no_weight(themselves: bool) -> None:
     parameters, drawn = make(8, 1, 6, 1, 2)
-    one_entity = dataclasses.replace(drawn, entity=torch.zeros(6, dtype=torch.int32))
+    if themselves:
+        drawn.partner.copy_(torch.arange(6)[:, None])
+    else:
+        drawn.entity.zero_()
     step = TorchStep(parameters, 0.0)
-    with_shuffles = step.gradients(one_entity)
-    without = step.gradients(dataclasses.replace(one_entity, shuffled_rate=0))
+    with_shuffles = step.gradients(drawn)
+    without = step.gradients(dataclasses.replace(drawn, partner=drawn.partner[:, :0]))
     assert torch.equal(with_shuffles.totals, without.totals)
     torch.testing.assert_close(with_shuffles.prefix.values, without.prefix.values)
 

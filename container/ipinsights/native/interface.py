@@ -35,7 +35,7 @@ class Batch(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("size", "group", "random_rate", "shuffled_rate", "tile")),
-        *((name, ctypes.c_void_p) for name in ("entity", "novelty", "positive", "random")),
+        *((name, ctypes.c_void_p) for name in ("entity", "novelty", "positive", "random", "partner")),
     )
 
 

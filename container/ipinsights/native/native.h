@@ -119,6 +119,7 @@ struct Batch {
     const float* novelty;
     const int32_t* positive;
     const int32_t* random;
+    const int32_t* partner;
 };
 
 // How far a step moves a weight, and the share of the weight that it keeps.

@@ -579,23 +579,24 @@ class Steps {
             embed(batch_.entity[begin + i], e + i * width_);
         }
 
-        // Scores: of each positive, its own address, R random ones, S of others.
-        const auto partner = [&](int64_t i, int64_t k) { return (i - k % size + size) % size; };
-        const auto address = [&](int64_t i, int64_t j) {
-            const int64_t at = j == 0 ? i : j <= R ? size + i / group * R + j - 1 : partner(i, j - R);
-            return x + at * width_;
-        };
+        // Scores: of each positive, its own address, R random ones, S of others. Where it has no shuffled negative, all
+        // is 0, and nothing else looks at it.
+        const int32_t *entity = batch_.entity + begin, *others = batch_.partner + begin * S;
+        const auto partner = [&](int64_t i, int64_t s) { return others[i * S + s] - begin; };
+        const auto apart = [&](int64_t i, int64_t s) { return entity[i] != entity[partner(i, s)]; };
         const int64_t count = (size * records + LANES - 1) / LANES * LANES;
         float *score = bench.score.zeros(count), *label = bench.label.zeros(count), *weight = bench.weight.zeros(count);
-        for (int64_t i = 0; i < size; ++i)
-            for (int64_t j = 0; j < records; ++j) {
-                const int64_t at = i * records + j;
-                score[at] = dot(e + i * width_, address(i, j), width_);
-                const bool shuffled = j > R;
-                label[at] = j == 0 ? 1 : shuffled ? batch_.novelty[begin + i] / S : 0;
-                const bool own = shuffled && batch_.entity[begin + i] == batch_.entity[begin + partner(i, j - R)];
-                weight[at] = own ? 0 : 1;
-            }
+        for (int64_t i = 0; i < size; ++i) {
+            const float *own = e + i * width_, *drawn = x + (size + i / group * R) * width_;
+            float *scores = score + i * records, *labels = label + i * records, *weights = weight + i * records;
+            const auto meet = [&](int64_t j, const float* address, float truth) {
+                scores[j] = dot(own, address, width_), labels[j] = truth, weights[j] = 1;
+            };
+            meet(0, x + i * width_, 1);
+            for (int64_t r = 0; r < R; ++r) meet(1 + r, drawn + r * width_, 0);
+            for (int64_t s = 0; s < S; ++s)
+                if (apart(i, s)) meet(1 + R + s, x + partner(i, s) * width_, batch_.novelty[begin + i] / S);
+        }
         cross_entropy(score, label, weight, count, share.totals);
 
         // Back to both sides of the product.
@@ -604,15 +605,22 @@ class Steps {
         bench.factors.resize(bench.pointers.size());
         const float** pointers = bench.pointers.data();
         float* factors = bench.factors.data();
+        std::fill_n(d, size * width_, 0.f);
         for (int64_t i = 0; i < size; ++i) {
-            for (int64_t j = 0; j < records; ++j) pointers[j] = address(i, j);
-            sum<true>(d_entity + i * width_, pointers, score + i * records, records, width_);
-            pointers[0] = e + i * width_, factors[0] = score[i * records];
-            for (int64_t k = 1; k <= S; ++k) {  // whom this address was shuffled to
-                const int64_t other = (i + k) % size;
-                pointers[k] = e + other * width_, factors[k] = score[other * records + R + k];
+            const float *own = e + i * width_, *scores = score + i * records;
+            int64_t met = 0;
+            const auto meet = [&](int64_t j, int64_t at) {
+                pointers[met] = x + at * width_, factors[met++] = scores[j];
+            };
+            meet(0, i);
+            add_scaled(d + i * width_, scores[0], own);
+            for (int64_t r = 0; r < R; ++r) meet(1 + r, size + i / group * R + r);
+            for (int64_t s = 0; s < S; ++s) {
+                if (!apart(i, s)) continue;
+                meet(1 + R + s, partner(i, s));
+                add_scaled(d + partner(i, s) * width_, scores[1 + R + s], own);
             }
-            sum<true>(d + i * width_, pointers, factors, 1 + S, width_);
+            sum<true>(d_entity + i * width_, pointers, factors, met, width_);
         }
         for (int64_t g = 0; g < groups; ++g) {
             const int64_t first = g * group, members = std::min(group, size - first);
@@ -651,6 +659,9 @@ class Steps {
 
     void add(float* __restrict to, const float* __restrict from) const {
         for (int64_t c = 0; c < width_; ++c) to[c] += from[c];
+    }
+    void add_scaled(float* __restrict to, float scale, const float* __restrict from) const {
+        for (int64_t c = 0; c < width_; ++c) to[c] += scale * from[c];
     }
 
     // Which of the batch's rows are a thread's own, and which entities and addresses they are part of.

@@ -77,8 +77,10 @@ class Batches:
         self._generator = generator
         numbered = dataclasses.replace(train, entity=entities.number[train.entity])
         self._entity = torch.from_numpy(numbered.entity).to(device)
-        self._leaf = torch.from_numpy(vocabulary.leaves(train.address)).to(device)
+        leaf = vocabulary.leaves(train.address)
+        self._leaf = torch.from_numpy(leaf).to(device)
         self._novelty = torch.from_numpy(novelty(numbered, vocabulary.family, len(entities.met))).to(device)
+        self._pairs = sampling.Pairs(numbered.entity, leaf, device)
         self._random_leaf = sampling.Discrete(vocabulary.leaf_shares(mapped_share(train.address)), device)
         self.index = PrefixIndex(vocabulary, device, native)
         self.steps_per_epoch = -(-len(train) // hp.mini_batch_size)
@@ -124,18 +126,33 @@ class Batches:
         hp = self._hp
         rates = hp.random_negative_sampling_rate, hp.shuffled_negative_sampling_rate
         tile = sampling.tile_size(*rates, hp.vector_dim)
-        entity = self._entity.index_select(0, chosen)
+        entity, leaf = (array.index_select(0, chosen) for array in (self._entity, self._leaf))
         novelty = self._novelty.index_select(0, entity)
-        positive = self._rows_of(self._leaf.index_select(0, chosen))
+        positive = self._rows_of(leaf)
         sizes = [len(part) for part in torch.split(chosen, hp.mini_batch_size)]
         groups = [sampling.groups(size, rates[0]) for size in sizes]
         random = self._rows_of(self._random_leaf.draw(sum(groups) * rates[0], self._generator))
         random = random.view(sum(groups), rates[0], random.shape[1])
-        parts = (torch.split(array, sizes) for array in (entity, novelty, positive))
+        partner = self._partners(chosen, entity, leaf, tile)
+        parts = (torch.split(array, sizes) for array in (entity, novelty, positive, partner))
         return [
-            Batch(e, n, p, r, group=sampling.group_size(rates[0]), shuffled_rate=rates[1], tile=tile)
-            for e, n, p, r in zip(*parts, torch.split(random, groups), strict=True)
+            Batch(e, n, p, r, other, group=sampling.group_size(rates[0]), tile=tile)
+            for e, n, p, other, r in zip(*parts, torch.split(random, groups), strict=True)
         ]
+
+    def _partners(self, chosen: torch.Tensor, entity: torch.Tensor, leaf: torch.Tensor, tile: int) -> torch.Tensor:
+        """The partners of the chosen events, with their entities and leaves, as `Batch.partner` has them: int32 [n, S].
+
+        Who drew an address that its entity is known to use has no negative.
+        """
+        size, rate = self._hp.mini_batch_size, self._hp.shuffled_negative_sampling_rate
+        weight = self._pairs.weight.index_select(0, chosen)
+        partner = sampling.partners(weight, rate, size, tile, self._generator)
+        own = torch.arange(len(chosen), dtype=torch.int32, device=chosen.device)
+        for drawn in partner.T:
+            known = self._pairs.known(entity, leaf.index_select(0, drawn))
+            drawn.copy_(torch.where(known, own, drawn))
+        return partner.remainder_(size)
 
     def _rows_of(self, leaves: torch.Tensor) -> torch.Tensor:
         return self.index.rows_with_dropout(leaves, self._generator)

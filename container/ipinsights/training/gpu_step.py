@@ -20,7 +20,7 @@ from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.training import sampling, step
 from ipinsights.training.step import Batch, Parameters, TorchStep
 
-_INPUTS = ("entity", "novelty", "positive", "random")
+_INPUTS = ("entity", "novelty", "positive", "random", "partner")
 _SMALL = 64
 """Positives of a step in the trial of recording, and known rows of a table."""
 _TOLERANCE = 1e-3
@@ -56,8 +56,6 @@ class _Recording:
     """Where it reads its batch from."""
     sources: torch.Tensor
     """The source of the gradient for each cell of the batch's row numbers, int32 [n]: addresses, then entities."""
-    partners: list[torch.Tensor]
-    """Whose address each shuffled negative has, int64 [b] each."""
     play: Play | None = None
 
 
@@ -107,7 +105,7 @@ class GpuStep(TorchStep):
         """One step, on the recorded batch and with the recorded rates."""
         p, kernels, batch, deviation = self._parameters, self._kernels, recording.batch, self._rates[6:]
         dim, prefixes = p.prefix.shape[2], len(p.prefix)
-        unsummed = self.unsummed_gradients(batch, recording.partners)
+        unsummed = self.unsummed_gradients(batch)
         gradients = torch.cat([unsummed.address, unsummed.entity])
         numbers = torch.cat([unsummed.rows.view(-1), batch.entity + prefixes])
         numbers, order = torch.sort(numbers, stable=True)
@@ -138,9 +136,8 @@ def _recording(batch: Batch) -> _Recording:
     place = torch.arange(addresses + len(batch.entity), dtype=torch.int32, device=device)
     copies = {name: getattr(batch, name).clone() for name in _INPUTS}
     return _Recording(
-        batch=Batch(**copies, group=batch.group, shuffled_rate=batch.shuffled_rate, tile=batch.tile),
+        batch=Batch(**copies, group=batch.group, tile=batch.tile),
         sources=torch.cat([place[:addresses].repeat_interleave(levels), place[addresses:]]),
-        partners=[step.partners(len(batch.entity), batch.tile, k + 1, device) for k in range(batch.shuffled_rate)],
     )
 
 
@@ -171,7 +168,7 @@ def memory(size: int, random: int, shuffled_rate: int, levels: int, blocks: int,
     addresses = size + random
     cells = addresses * levels + size
     largest = dim * max((11 + blocks) * addresses, cells + 2 * (addresses + size))
-    return 4 * (largest + 2 * shuffled_rate * size + 16 * cells + 2 * blocks * dim**2)
+    return 4 * (largest + 12 * shuffled_rate * size + 16 * cells + 2 * blocks * dim**2)
 
 
 def why_not(hp: Hyperparameters, levels: int, device: torch.device) -> str:
@@ -216,15 +213,16 @@ def deviation(
     )
     parameters = [Parameters(**{name: array.clone() for name, array in vars(first).items()}) for _ in range(2)]
     steps = GpuStep(parameters[0], 0.01, record), TorchStep(parameters[1], 0.01)
+    tile = sampling.tile_size(random, shuffled, dim)
     for _ in range(4):
         batch = Batch(
             entity=integers(_SMALL),
             novelty=torch.full((_SMALL,), 0.02, device=device),
             positive=integers(_SMALL, levels),
             random=integers(sampling.groups(_SMALL, random), random, levels),
+            partner=sampling.partners(torch.ones(_SMALL), shuffled, _SMALL, tile, generator).to(device),
             group=sampling.group_size(random),
-            shuffled_rate=shuffled,
-            tile=sampling.tile_size(random, shuffled, dim),
+            tile=tile,
         )
         for taken in steps:
             taken.run(batch, 0.01)

@@ -88,6 +88,7 @@ class NativeStep:
                     (batch.novelty, torch.float32),
                     (batch.positive, torch.int32),
                     (batch.random, torch.int32),
+                    (batch.partner, torch.int32),
                 )
             ),
         )

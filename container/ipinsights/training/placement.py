@@ -11,11 +11,10 @@ from typing import Literal
 import torch
 
 from ipinsights import native
-from ipinsights.errors import UserError
 from ipinsights.hyperparameters import Hyperparameters
-from ipinsights.machine import available_memory
 from ipinsights.model.vocabulary import Vocabulary
 from ipinsights.training import gpu_step, sampling
+from ipinsights.training.batches import DRAWN
 
 _GPU_SLACK = 512 << 20
 """Bytes of a GPU's memory that torch and the driver need."""
@@ -65,23 +64,14 @@ def _on_cpu(fault: str) -> Placement:
     return Placement(torch.device("cpu"), step, fault or native.why_absent())
 
 
-def require_memory(needed: int) -> None:
-    """Raise UserError if the machine has less free memory than ``needed`` bytes."""
-    available = available_memory()
-    if available is not None and needed > available:
-        raise UserError(
-            f"training needs {needed / 1e6:,.0f} MB of memory, and this machine has {available / 1e6:,.0f} MB free: "
-            "lower num_entity_vectors, vector_dim or mini_batch_size, or use a larger machine"
-        )
-
-
 def memory(hp: Hyperparameters, vocabulary: Vocabulary, events: int, entities: int) -> int:
     """Bytes that training needs: parameters with their means, copies of weights, a step, events, vocabulary."""
     size, random = _largest_batch(hp, events)
     rows = entities + 1 + vocabulary.num_rows + hp.num_ip_encoder_layers * (hp.vector_dim + 1)
     copies = 2 if hp.saved_epoch == "best" else 1  # the embeddings of entities at the end, and those of the best epoch
     step = (2 * size + random) * (hp.vector_dim + vocabulary.depth)
-    numbers = (3 * rows + copies * entities) * hp.vector_dim + step + 5 * events + 2 * vocabulary.chains.size
+    partners = 2 * hp.shuffled_negative_sampling_rate * min(max(size, DRAWN), events)
+    numbers = (3 * rows + copies * entities) * hp.vector_dim + step + partners + 9 * events + 2 * vocabulary.chains.size
     return 4 * numbers + 5 * hp.num_entity_vectors
 
 

@@ -6,11 +6,12 @@ sigma(score) - label. The rest is the chain rule, written out below: it keeps on
 gradients of table rows. `tests/training/test_step.py` compares it with autograd. (The loss is the sum, not the mean:
 the scale does not matter to Adam, and `EPSILON` then means the same for every size of mini-batch.)
 
-A shuffled negative whose entity is the address's own is no negative: its weight is 0. The others are not certainly
-negative either: now and then an entity comes from a new place, as a traveller does. So the labels of a positive's
-shuffled negatives sum to a number above 0, the entity's *novelty*. Without it, training finally learns that everybody
-abroad is an attacker: by then it has memorised every event, and nothing keeps up the score of places that others use.
-With it, the score of such a place tends to the logarithm of the novelty, not to minus infinity.
+A shuffled negative has the address of another positive, its partner. If both are of one entity it is no negative: its
+weight is 0. The others are not certainly negative either: now and then an entity comes from a new place, as a traveller
+does. So the labels of a positive's shuffled negatives sum to a number above 0, the entity's *novelty*. Without it,
+training finally learns that everybody abroad is an attacker: by then it has memorised every event, and nothing keeps up
+the score of places that others use. With it, the score of such a place tends to the logarithm of the novelty, not to
+minus infinity.
 
 Three classes compute a step. `TorchStep` is the specification: it runs on any device, and is used if no faster one
 works. `native_step.NativeStep` computes the same on the CPU and `gpu_step.GpuStep` on a GPU, several times as fast. In
@@ -19,7 +20,6 @@ Between the two, several machines would exchange rows. `run` does both at once.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -53,13 +53,18 @@ class Batch:
     """Prefix rows of each positive's address, int32 [b, L]."""
     random: torch.Tensor
     """Prefix rows of the random addresses, int32 [groups, R, L]."""
+    partner: torch.Tensor
+    """The positive whose address each shuffled negative has: its place in the mini-batch, within the same tile, int32
+    [b, S]. The positive's own place means that there is no such negative."""
     group: int
     """Consecutive positives that share random addresses; the last group may have fewer."""
-    shuffled_rate: int
-    """S."""
     tile: int
-    """Shuffled negatives stay within a tile of so many consecutive positives, a multiple of ``group``. The last tile
-    may be smaller. Negative k, from 1 to S, has the address of the positive k places before it, cyclically."""
+    """Consecutive positives among which partners are: a multiple of ``group``. The last tile may be smaller."""
+
+    @property
+    def shuffled_rate(self) -> int:
+        """S."""
+        return self.partner.shape[1]
 
     @property
     def addresses(self) -> int:
@@ -226,8 +231,8 @@ class TorchStep:
             totals=unsummed.totals,
         )
 
-    def unsummed_gradients(self, batch: Batch, known: Sequence[torch.Tensor] = ()) -> UnsummedGradients:
-        """The gradients, not yet summed over duplicate rows. The `partners` of each k may be ``known``.
+    def unsummed_gradients(self, batch: Batch) -> UnsummedGradients:
+        """The gradients, not yet summed over duplicate rows.
 
         No shape here depends on the numbers in the batch, and nothing waits for the device, so `gpu_step` can record
         this.
@@ -258,16 +263,18 @@ class TorchStep:
         d_entity = d_score[:, None] * phi + torch.bmm(d_random, phi_random).flatten(0, 1)[:size]
         d_x = torch.cat([d_score[:, None] * entity, torch.bmm(d_random.transpose(1, 2), grouped).flatten(0, 1)])
         label = batch.novelty / max(1, batch.shuffled_rate)
-        for k in range(1, batch.shuffled_rate + 1):
-            partner = known[k - 1] if known else partners(size, batch.tile, k, entity.device)
-            other, weight = phi[partner], (batch.entity[partner] != batch.entity).to(x.dtype)
+        d_shuffled = x.new_empty(batch.shuffled_rate, size)
+        for partner, d_score in zip(batch.partner.T, d_shuffled, strict=True):
+            other = phi.index_select(0, partner)
+            weight = (batch.entity.index_select(0, partner) != batch.entity).to(x.dtype)
             score = (entity * other).sum(1)
             loss += ((F.softplus(score) - label * score) * weight).sum()
             right = right + ((score <= 0) * weight).sum()
             records += weight.sum()
-            d_score = (torch.sigmoid(score) - label) * weight
+            torch.mul(torch.sigmoid(score) - label, weight, out=d_score)
             d_entity += d_score[:, None] * other
-            d_x.index_add_(0, partner, d_score[:, None] * entity)
+        if batch.shuffled_rate:
+            d_x[:size] += _sum_by_partner(batch.partner, entity, d_shuffled)
 
         # Then back through the blocks, last first.
         d_w, d_b = torch.empty_like(p.w[0]), torch.empty_like(p.b[0])
@@ -317,11 +324,17 @@ _CHUNK = 1 << 14
 """Pairs scored at a time."""
 
 
-def partners(size: int, tile: int, k: int, device: torch.device | None = None) -> torch.Tensor:
-    """The positive whose address negative k of each positive has: int64 [size]."""
-    place = torch.arange(size, device=device)
-    first = place - place % tile
-    return first + (place - first - k) % (size - first).clamp(max=tile)
+def _sum_by_partner(partner: torch.Tensor, entity: torch.Tensor, d_score: torch.Tensor) -> torch.Tensor:
+    """The gradient of each positive's address as that of others' shuffled negatives: [b, D].
+
+    partner: int32 [b, S]; entity: the positives' embeddings, [b, D]; d_score: [S, b]. As in `sum_rows`, sorting brings
+    together what is summed, in an order that nothing but the partners decides.
+    """
+    size = len(partner)
+    ordered, position = torch.sort(partner.T.reshape(-1), stable=True)
+    starts = torch.searchsorted(ordered, torch.arange(size, dtype=ordered.dtype, device=ordered.device))
+    weights = d_score.view(-1).index_select(0, position)
+    return F.embedding_bag(position % size, entity, starts, mode="sum", per_sample_weights=weights)
 
 
 def sum_rows(rows: torch.Tensor, gradient: torch.Tensor) -> RowGradients:
