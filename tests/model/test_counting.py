@@ -1,154 +1,420 @@
-"""Counting against its formulas, one pair at a time."""
+"""Counting against a slow tree of plain numbers, written from the formulas in `counting`'s docstring alone."""
 
 import collections
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from evaluation.test_baselines import LEVELS, WIDTHS, Pair, cases, columns
-from ipinsights.evaluation.baselines import LongestPrefix
-from ipinsights.model.counting import PUBLISHED, LikelihoodRatio, Smoothing
+from ipinsights.data.addresses import IPV4, IPV6, Family
+from ipinsights.data.entities import EntityIndex
+from ipinsights.data.events import Events
+from ipinsights.data.networks import Networks
+from ipinsights.model import counting
+from ipinsights.model.counting import (
+    AT_HOME,
+    CONCENTRATION,
+    DISCOUNT,
+    HOME_EVENTS,
+    HOME_RATIO,
+    HOME_SHARE,
+    PRIOR,
+    RANDOM_SHARE,
+    Counts,
+)
+from ipinsights.model.history import History
+from ipinsights.model.vocabulary import Vocabulary
 
-SMOOTHINGS = [
-    Smoothing("entities", concentration=0.3, discount=0.6, prior=2.0, random_share=0.2),
-    Smoothing("events", concentration=0.3, discount=0.6, prior=2.0, random_share=0.2),
-    Smoothing(),
-    PUBLISHED,
-]
-
-
-class Naive:
-    """The formulas of the module's docstring, one pair at a time. A place is the tuple of a prefix and all above it."""
-
-    def __init__(self, training: list[Pair], groups: list[int] | None, width: int, levels: Sequence[int]) -> None:
-        self.levels, self.width = levels, width
-        self.group_count = len(set(groups)) if groups else 0
-        self.seen = collections.Counter[tuple[int | None, tuple[int, ...]]]()  # entity, or None for all; place
-        self.children = collections.defaultdict[tuple[int, ...], set[tuple[int, int]]](
-            set
-        )  # entity and child, by place
-        for row, (entity, address) in enumerate(training):
-            path = self.path(address, groups[row] if groups else None)
-            for depth in range(len(path) + 1):
-                self.seen[None, path[:depth]] += 1
-                self.seen[entity, path[:depth]] += 1
-            for depth, child in enumerate(path):
-                self.children[path[:depth]].add((entity, child))
-
-    def path(self, address: int, group: int | None) -> tuple[int, ...]:
-        return (() if group is None else (group,)) + tuple(address >> (self.width - level) for level in self.levels)
-
-    def score(self, entity: int, address: int, group: int | None, s: Smoothing) -> float:
-        sizes = ([] if group is None else [1 / self.group_count]) + [2.0**-level for level in self.levels]
-        path = self.path(address, group)
-        by_entity = by_everybody = uniform = above = 1.0
-        for depth, size in enumerate(sizes):
-            parent, place = path[:depth], path[: depth + 1]
-            met = self.children[parent]
-            share = min(1.0, size / above)
-            everybody = (self.seen[None, place] + s.prior * share) / (self.seen[None, parent] + s.prior)
-            by_entities = (sum(child == path[depth] for _, child in met) + s.prior * share) / (len(met) + s.prior)
-            base = {"entities": by_entities, "events": everybody}[s.back_off]
-            branches = sum(other == entity for other, _ in met)
-            kept = max(self.seen[entity, place] - s.discount, 0)
-            by_entity *= (kept + (s.concentration + s.discount * branches) * base) / (
-                self.seen[entity, parent] + s.concentration
-            )
-            by_everybody *= everybody
-            uniform *= share
-            above = size
-        return math.log(by_entity / (s.random_share * uniform + (1 - s.random_share) * by_everybody))
+Path = tuple[int, ...]
+"""The known networks of an address, from the coarsest counted level down, each as its first bits."""
 
 
-@given(cases(), st.booleans(), st.sampled_from(SMOOTHINGS), st.data())
-def test_likelihood_ratio_is_that_of_its_formulas(
-    case: tuple[int, list[Pair], list[Pair]], grouped: bool, smoothing: Smoothing, data: st.DataObject
-) -> None:
-    width, training, queries = case
-    group = st.integers(-1, 3)
-    groups, query_groups = (
-        data.draw(st.lists(group, min_size=len(some), max_size=len(some))) if grouped else None
-        for some in (training, queries)
+@dataclass(frozen=True)
+class Case:
+    """A history in a vocabulary, which may lack networks of the history and have others."""
+
+    family: Family
+    vocabulary: Vocabulary
+    history: History
+    queries: list[int]
+
+    @property
+    def plain(self) -> dict[tuple[int, int], int]:
+        """Events of each pair of an entity and an address."""
+        history = self.history
+        pairs = zip(history.entities.tolist(), history.addresses.tolist(), strict=True)
+        return dict(zip(pairs, history.counts.tolist(), strict=True))
+
+
+class Tree:
+    """The probabilities of addresses, each as a multiple of the uniform one."""
+
+    def __init__(self, case: Case, counted: list[int]) -> None:
+        """With the counted prefix lengths, ascending."""
+        self.levels, self.width = counted, case.family.width
+        levels = case.vocabulary.levels
+        self.known = {level: set(case.vocabulary.counted(levels.index(level))[0].tolist()) for level in counted}
+        self.longest, self.everybody = case.family.levels[-1], len({entity for entity, _ in case.plain})
+        self.everywhere = len(case.plain)
+        self.pairs = collections.Counter[Path]()
+        users = collections.defaultdict[Path, set[int]](set)
+        self.events = collections.defaultdict[int, collections.Counter[Path]](collections.Counter)
+        self.own_pairs = collections.defaultdict[int, collections.Counter[Path]](collections.Counter)
+        for (entity, address), count in case.plain.items():
+            path = self.path(address)
+            for node in (path[:depth] for depth in range(len(path) + 1)):
+                self.pairs[node] += 1
+                users[node].add(entity)
+                self.events[entity][node] += count
+                self.own_pairs[entity][node] += 1
+        self.users = {node: len(entities) for node, entities in users.items()}
+
+    def path(self, address: int) -> Path:
+        """The known networks in which an address is."""
+        found: list[int] = []
+        for level in self.levels:
+            prefix = address >> (self.width - level)
+            if prefix not in self.known[level]:
+                break
+            found.append(prefix)
+        return tuple(found)
+
+    def steps(self, path: Path) -> Iterator[tuple[Path | None, Path | None, float]]:
+        """Each network and the one above it, with the share of addresses; None for unknown networks."""
+        before = 0
+        for depth, level in enumerate(self.levels):
+            above = path[:depth] if depth <= len(path) else None
+            yield above, (path[: depth + 1] if depth < len(path) else None), 2.0 ** (before - level)
+            before = level
+
+    def children(self, node: Path | None) -> list[Path]:
+        """The networks of the history that are known just below one."""
+        return [child for child in self.pairs if child and node == child[:-1]]
+
+    def fabricated(self, path: Path) -> float:
+        density = 1.0
+        for above, node, share in self.steps(path):
+            everywhere = 0 if above is None else self.pairs[above]
+            seen = 0 if node is None else self.pairs[node]
+            density *= (seen + PRIOR * share) / (everywhere + PRIOR) / share
+        return RANDOM_SHARE + (1 - RANDOM_SHARE) * density
+
+    def base(self, above: Path | None, node: Path | None, share: float) -> float:
+        others = sum(self.users[child] for child in self.children(above))
+        seen = 0 if node is None else self.users.get(node, 0)
+        return (seen + PRIOR * share) / (others + PRIOR)
+
+    def anybody(self, path: Path) -> float:
+        return math.prod(self.base(*step) / step[2] for step in self.steps(path))
+
+    def one(self, entity: int, path: Path) -> float:
+        events, density = self.events[entity], 1.0
+        for above, node, share in self.steps(path):
+            seen = events[above] if above is not None else 0
+            below = [child for child in self.children(above) if events[child]]
+            rest = CONCENTRATION + DISCOUNT * len(below) + seen - sum(events[child] for child in below)
+            kept = events[node] - DISCOUNT if node is not None and events[node] else 0.0
+            density *= (kept + rest * self.base(above, node, share)) / (seen + CONCENTRATION) / share
+        return density
+
+    def popularity(self, path: Path) -> float:
+        return math.log(self.anybody(path) / self.fabricated(path))
+
+    def prior(self, path: Path) -> float:
+        density = self.anybody(path)
+        return math.log(density / (RANDOM_SHARE + (1 - RANDOM_SHARE) * math.sqrt(density)))
+
+    def above_popularity(self, entity: int, path: Path) -> float:
+        """What the entity's log ratio has beyond popularity."""
+        return math.log(self.one(entity, path) / self.anybody(path))
+
+    def constant(self, entity: int) -> float:
+        return self.above_popularity(entity, ())
+
+    def rest(self, entity: int, node: Path) -> float:
+        below = [child for child in self.children(node) if self.events[entity][child]]
+        elsewhere = self.events[entity][node] - sum(self.events[entity][child] for child in below)
+        return CONCENTRATION + DISCOUNT * len(below) + elsewhere
+
+    def home(self, entity: int, node: Path) -> bool:
+        """Whether the entity comes back to unknown places there, more often than by chance, or is in such a network."""
+        if len(node) > 1 and self.home(entity, node[:-1]):
+            return True
+        wide = self.levels[len(node) - 1] < self.longest
+        if wide and self.users[node] > HOME_SHARE * self.everybody:
+            return False
+        ratio = self.popularity(node) + self.above_popularity(entity, node)
+        return self.rest(entity, node) >= HOME_EVENTS and ratio >= HOME_RATIO
+
+    def spread(self, entity: int, node: Path) -> float:
+        """What all places in a home gain, so that the ratio is at least AT_HOME."""
+        lacking = AT_HOME - self.popularity(node) - self.constant(entity)
+        return max(0.0, lacking) if self.home(entity, node) else 0.0
+
+    def gains(self, entity: int) -> dict[Path, float]:
+        """Of each own network, for an address that is in no known network below it."""
+        own = [node for node in self.events[entity] if node]
+        gained = {node: self.above_popularity(entity, node) - self.constant(entity) for node in own}
+        return {node: max(gain, self.spread(entity, node)) for node, gain in gained.items()}
+
+
+@st.composite
+def cases(draw: st.DrawFn, family: Family | None = None) -> Case:
+    """Few networks, so that they nest and are shared."""
+    family = family or draw(st.sampled_from([IPV4, IPV6]))
+    octet = st.sampled_from([0, 1, 15, 16, 255])
+    width = family.width
+    address = st.lists(octet, min_size=width // 8, max_size=width // 8).map(lambda o: int.from_bytes(bytes(o), "big"))
+    near = st.tuples(address, st.integers(0, width)).map(lambda a: a[0] >> a[1] << a[1])  # mostly of one network
+    some = address | near
+    levels = draw(
+        st.sampled_from([family.levels, family.levels + family.finest, family.levels[2:5], (9, 11), (8,), (width,)])
     )
-    naive = Naive(training, groups, width, LEVELS[width])
-    fitted = LikelihoodRatio.fit(
-        *columns(training, width),
-        groups=None if groups is None else np.array(groups),
-        width=width,
-        levels=LEVELS[width],
-        smoothing=smoothing,
+    seen = draw(st.lists(some, min_size=1, max_size=12))
+    max_rows = draw(st.sampled_from([0, 4, 12, 10_000]))
+    table = None
+    if draw(st.booleans()):
+        first = np.array([0, 1 << (width - 4)], family.dtype)
+        table = Networks(
+            first, first + family.dtype.type((1 << (width - 8)) - 1), np.array([[1, 2], [1, 1]], np.uint32)
+        )
+    vocabulary = Vocabulary.build(np.array(seen, family.dtype), family, table, levels, max_rows)
+    entity = st.sampled_from([0, 1, 2, 5])
+    pairs = draw(st.lists(st.tuples(entity, st.sampled_from(seen) | some), max_size=40))
+    length = draw(st.integers(0, width) | st.just(width))
+    events = Events(
+        np.array([e for e, _ in pairs], np.int32), np.array([a for _, a in pairs], family.dtype), EntityIndex(1)
     )
-    scores = fitted.score(*columns(queries, width), None if query_groups is None else np.array(query_groups, np.int64))
-    expected = [
-        naive.score(*query, None if query_groups is None else query_groups[row], smoothing)
-        for row, query in enumerate(queries)
-    ]
-    np.testing.assert_allclose(scores, expected, rtol=1e-9, atol=1e-9)
+    history = History.of(events, family, length)
+    return Case(family, vocabulary, history, [*seen, *(a for _, a in pairs), *draw(st.lists(some, max_size=10))])
 
 
-def test_likelihood_ratio_by_hand() -> None:
-    """One level, 0.0.0.0/1 and 128.0.0.0/1: entity 1 twice and entity 2 once in the lower half, 2 once in the upper."""
-    entity, address = np.array([1, 1, 2, 2]), np.array([5, 6, 7, 0xF0000000], np.uint32)
-    settings = {"concentration": 1.0, "discount": 0.5, "prior": 2.0, "random_share": 0.25}
-    # The lower half: 3 of 4 events, 2 of 3 pairs of entity and child; uniformly, 1/2.
-    by_events, by_entities = (3 + 1) / (4 + 2), (2 + 1) / (3 + 2)
-    made_up = 0.25 / 2 + 0.75 * by_events
-    bases: dict[Literal["entities", "events"], float] = {"entities": by_entities, "events": by_events}
-    for back_off, base in bases.items():
-        fitted = LikelihoodRatio.fit(entity, address, levels=(1,), smoothing=Smoothing(back_off, **settings))
-        own = (2 - 0.5 + (1 + 0.5 * 1) * base) / (2 + 1)
-        never_seen = base
-        scores = fitted.score(np.array([1, 9]), np.array([5, 5], np.uint32))
-        np.testing.assert_allclose(scores, np.log([own / made_up, never_seen / made_up]))
+def counted(case: Case) -> tuple[Counts, Tree]:
+    counts = Counts(case.vocabulary, case.history)
+    return counts, Tree(case, [case.vocabulary.levels[column] for column in counts.columns])
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("back_off", ["entities", "events"])
-def test_the_densities_are_those_of_probabilities(width: int, back_off: Literal["entities", "events"]) -> None:
-    """With random addresses alone as the made-up ones, the mean likelihood ratio over all addresses is 1."""
+def nodes(tree: Tree, case: Case) -> dict[int, Path]:
+    """The path of each row of the prefix table that is on a counted level."""
+    found, row = {}, case.vocabulary.depth
+    for column, level in enumerate(case.vocabulary.levels):
+        for prefix in case.vocabulary.counted(column)[0].tolist():
+            if level in tree.levels:
+                path = tree.path(prefix << (case.family.width - level))
+                found[row] = path[: tree.levels.index(level) + 1]
+                assert found[row][-1] == prefix
+            row += 1
+    return found
+
+
+def habits_of(counts: Counts, history: History | None = None) -> dict[int, tuple[float, dict[int, float]]]:
+    """The constant of each entity and the gain of each of its networks."""
+    found: dict[int, tuple[float, dict[int, float]]] = {}
+    for habits in counts.habits(history):
+        for i, row in enumerate(habits.rows.tolist()):
+            own = slice(*habits.starts[i : i + 2].tolist())
+            networks, gains = habits.network[own].tolist(), habits.gain[own].tolist()
+            found[row] = float(habits.constant[i]), dict(zip(networks, gains, strict=True))
+            assert len(found[row][1]) == len(networks)
+    return found
+
+
+def many_networks() -> Case:
+    """A history of three entities with dozens of networks, some of which they share."""
     rng = np.random.default_rng(0)
-    training = rng.integers(8, size=50, dtype=WIDTHS[width]) << WIDTHS[width](width - 3)
-    fitted = LikelihoodRatio.fit(
-        rng.integers(3, size=50),
-        training,
-        width=width,
-        levels=(1, 3, 5),
-        smoothing=Smoothing(back_off, random_share=1),
-    )
-    everywhere = np.arange(32, dtype=WIDTHS[width]) << WIDTHS[width](width - 5)
-    for entity in (0, 1, 2, 9):
-        np.testing.assert_allclose(np.exp(fitted.score(np.full(32, entity), everywhere)).mean(), 1)
+    address = (rng.integers(0, 40, 300) << 24 | rng.integers(0, 2, 300) << 16).astype(np.uint32)
+    history = History.of(Events(rng.integers(0, 3, 300).astype(np.int32), address, EntityIndex(3)), IPV4)
+    return Case(IPV4, Vocabulary.build(address), history, address[:50].tolist())
 
 
-def test_the_defaults_prefer_the_own_network_to_a_foreign_and_an_empty_one() -> None:
-    entity, address = np.array([1, 1, 2, 2, 3]), np.array([0x0A000001, 0x0A000002, 0x14000001, 0x14000002, 0x14000003])
-    for width in WIDTHS:
-        placed = address.astype(WIDTHS[width]) << WIDTHS[width](width - 32)
-        queries = np.array([0x0A000009, 0x14000009, 0xC8000009], WIDTHS[width]) << WIDTHS[width](width - 32)
-        for fitted in (
-            LongestPrefix.fit(entity, placed, width=width),
-            LikelihoodRatio.fit(entity, placed, width=width),
-            LikelihoodRatio.fit(entity, placed, width=width, smoothing=PUBLISHED),
-        ):
-            scores = fitted.score(np.ones(3, np.int64), queries)
-            assert scores.dtype == np.float64
-            assert scores[0] > max(scores[1:])
+def crowded() -> Case:
+    """One of two networks of an entity is everybody's: elsewhere in it, the entity is rarer than the others are."""
+    address = np.array([10 << 24] * 50 + [20 << 24] * 50 + [10 << 24 | number << 16 for number in range(1, 21)])
+    entity = np.array([0] * 100 + list(range(1, 21)))
+    events = Events(entity.astype(np.int32), address.astype(np.uint32), EntityIndex(30))
+    return Case(IPV4, Vocabulary.build(events.address), History.of(events, IPV4), [])
 
 
-@pytest.mark.parametrize("baseline", [LongestPrefix, LikelihoodRatio])
-def test_without_training_pairs_there_is_nothing_to_fit(baseline: type[LongestPrefix] | type[LikelihoodRatio]) -> None:
-    with pytest.raises(ValueError, match="no training pairs"):
-        baseline.fit(np.zeros(0, np.int64), np.zeros(0, np.uint32))
+@example(many_networks())
+@given(cases())
+def test_what_is_counted_in_each_network_and_leaf(case: Case) -> None:
+    vocabulary, family = case.vocabulary, case.family
+    counts, _ = counted(case)
+    row = vocabulary.depth
+    for column, level in enumerate(vocabulary.levels):
+        for prefix in vocabulary.counted(column)[0].tolist():
+            inside = [pair for pair in case.plain if pair[1] >> (family.width - level) == prefix]
+            kept = level <= case.history.length
+            assert counts.pairs[row] == (len(inside) if kept else 0)
+            assert counts.entities[row] == (len({entity for entity, _ in inside}) if kept else 0)
+            row += 1
+    others = np.r_[: vocabulary.depth, row : vocabulary.num_rows]  # unknown rows, providers and countries
+    assert not counts.pairs[others].any()
+    assert not counts.entities[others].any()
+    pairs, events = collections.Counter[int](), collections.Counter[int]()
+    for (_, address), count in case.plain.items():
+        [leaf] = vocabulary.leaves(np.array([address], family.dtype)).tolist()
+        pairs[leaf] += 1
+        events[leaf] += count
+    assert counts.leaf_pairs.tolist() == [pairs[leaf] for leaf in range(len(vocabulary.chains))]
+    assert counts.leaf_events.tolist() == [events[leaf] for leaf in range(len(vocabulary.chains))]
 
 
-def test_groups_must_be_given_twice_or_never() -> None:
-    entity, address = np.array([1, 2]), np.array([1, 2], np.uint32)
-    with pytest.raises(ValueError, match="groups"):
-        LikelihoodRatio.fit(entity, address).score(entity, address, entity)
-    with pytest.raises(ValueError, match="groups"):
-        LikelihoodRatio.fit(entity, address, groups=entity).score(entity, address)
+@given(cases())
+def test_counted_levels_ascend_and_are_kept_in_the_history(case: Case) -> None:
+    _, tree = counted(case)
+    kept = [level for level in case.vocabulary.levels if level <= case.history.length]
+    assert tree.levels == [level for level in kept if level in tree.levels]
+    if case.vocabulary.levels[: len(case.family.levels)] == case.family.levels:  # and no network is far from one
+        assert all(any(level - step in tree.levels for step in range(case.family.width // 8)) for level in kept[1:])
+
+
+@example(many_networks())
+@given(cases())
+def test_popularity_and_prior_are_those_of_the_formulas(case: Case) -> None:
+    """Each is a sum over the rows of the address, with the root's."""
+    counts, tree = counted(case)
+    chains = case.vocabulary.chains[case.vocabulary.leaves(np.array(case.queries, case.family.dtype))]
+    for values, expected in ((counts.popularity, tree.popularity), (counts.prior, tree.prior)):
+        assert values.shape == (case.vocabulary.num_rows + 1,)
+        summed = values[chains].sum(1) + values[-1]
+        np.testing.assert_allclose(summed, [expected(tree.path(query)) for query in case.queries], atol=1e-9)
+        assert not values[: case.vocabulary.depth].any()
+
+
+@example(many_networks(), {0, 2})
+@example(crowded(), {0})
+@given(cases(), st.sets(st.sampled_from([0, 1, 2, 5])))
+def test_habits_are_those_of_the_formulas(case: Case, some: set[int]) -> None:
+    counts, tree = counted(case)
+    rows = nodes(tree, case)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(counting, "MOVES", 10_000)
+        found = habits_of(counts)
+        part = case.history.of_entities(np.array(sorted(some), np.int32))
+        assert habits_of(counts, part) == {entity: habits for entity, habits in found.items() if entity in some}
+    assert sorted(found) == case.history.rows.tolist()
+    for entity, (constant, gains) in found.items():
+        assert constant == pytest.approx(tree.constant(entity), abs=1e-5)
+        assert {rows[row]: gain for row, gain in gains.items()} == pytest.approx(tree.gains(entity), abs=1e-5)
+
+
+@example(many_networks(), 3)
+@example(many_networks(), 10_000)
+@example(crowded(), 10_000)
+@given(cases(), st.sampled_from([1, 2, 10_000]))
+def test_homes_gain_everywhere_and_each_adds_what_the_one_around_it_does_not(case: Case, most: int) -> None:
+    counts, tree = counted(case)
+    rows = nodes(tree, case)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(counting, "MOVES", most)
+        every = list(counts.habits())
+    for habits in every:
+        for i, entity in enumerate(habits.rows.tolist()):
+            own = slice(*habits.starts[i : i + 2].tolist())
+            kept = [rows[row] for row in habits.network[own].tolist()]
+            added = dict(zip(kept, habits.spread[own].tolist(), strict=True))
+            assert habits.home[own].tolist() == [tree.home(entity, node) for node in kept]
+            for node in kept:
+                inside = sum(added.get(node[:depth], 0) for depth in range(1, len(node) + 1))
+                assert inside == pytest.approx(tree.spread(entity, node), abs=1e-4)
+
+
+@example(many_networks(), 0)
+@example(many_networks(), 1)
+@example(many_networks(), 20)
+@given(cases(), st.integers(0, 3))
+def test_of_many_networks_those_stay_from_which_the_events_gain_most(case: Case, most: int) -> None:
+    counts, tree = counted(case)
+    rows, every = nodes(tree, case), habits_of(counts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(counting, "MOVES", most)
+        few = habits_of(counts)
+    for entity, (constant, gains) in every.items():
+        kept = few[entity][1]
+        assert few[entity][0] == constant
+        assert len(kept) == min(most, len(gains))
+        assert kept.items() <= gains.items()
+        telling = {row: gain * tree.events[entity][rows[row]] for row, gain in gains.items()}
+        others = [value for row, value in telling.items() if row not in kept]
+        assert not kept or not others or min(telling[row] for row in kept) >= max(others) * (1 - 1e-6)
+
+
+@example(many_networks(), False, {0, 1})
+@example(many_networks(), True, {0, 1})
+@given(cases(), st.booleans(), st.sets(st.sampled_from([0, 1, 2, 5])))
+def test_where_an_event_comes_back_to(case: Case, another: bool, some: set[int]) -> None:
+    counts, tree = counted(case)
+    rows = nodes(tree, case)
+    part = case.history.of_entities(np.array(sorted(some), np.int32))
+    network, habit = counts.come_back(part, another)
+    assert len(network) == len(habit) == len(part)
+    for at, (entity, address) in enumerate(zip(part.entities.tolist(), part.addresses.tolist(), strict=True)):
+        seen = (tree.own_pairs if another else tree.events)[entity]
+        path = tree.path(address)
+        back = [path[:depth] for depth in range(1, len(path) + 1) if seen[path[:depth]] > 1]
+        assert rows.get(int(network[at])) == (back[-1] if back else None)
+        assert (network[at] == -1) == (not back)
+        # By which share its other events in a network are more than all pairs' there would be.
+        share = {node: (seen[node] - 1) / (seen[()] - 1) for node in back}
+        beyond = [(share[node] - tree.pairs[node] / tree.everywhere) / share[node] for node in back]
+        assert habit[at] == pytest.approx(max([0.0, *beyond]))
+
+
+@given(cases(), st.integers(1, 5))
+def test_how_many_are_counted_at_a_time_changes_nothing(case: Case, size: int) -> None:
+    at_once = Counts(case.vocabulary, case.history)
+    whole = habits_of(at_once)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(counting, "_PAIRS", size)
+        in_parts = Counts(case.vocabulary, case.history)
+        parts = list(in_parts.habits())
+        assert habits_of(in_parts) == whole
+    assert sum(len(part.rows) for part in parts) == len(case.history.rows)
+    pairs = np.diff(case.history.starts)
+    for part in parts:  # as few entities at a time as the limit says
+        assert len(part.rows) == 1 or pairs[np.isin(case.history.rows, part.rows)].sum() <= size
+    for name in ("entities", "pairs", "leaf_pairs", "leaf_events", "popularity", "prior"):
+        assert (getattr(in_parts, name) == getattr(at_once, name)).all()
+
+
+@pytest.mark.parametrize("family", [IPV4, IPV6])
+def test_without_a_history_nothing_is_known(family: Family) -> None:
+    vocabulary = Vocabulary.build(np.array([0, 0, 1 << 20], family.dtype), family)
+    counts = Counts(vocabulary, History.none(family))
+    assert not list(counts.habits())
+    assert not counts.pairs.any()
+    assert not counts.entities.any()
+    for values in (counts.popularity, counts.prior):
+        assert values == pytest.approx(np.zeros(vocabulary.num_rows + 1))
+
+
+@pytest.mark.parametrize(("levels", "length"), [((9, 11), 32), (IPV4.levels, 7), (IPV4.levels, 0)])
+def test_where_no_level_is_counted_all_addresses_are_alike(levels: tuple[int, ...], length: int) -> None:
+    address = np.array([0, 1 << 24, 1 << 24], np.uint32)
+    history = History.of(Events(np.array([0, 0, 1], np.int32), address, EntityIndex(2)), IPV4, length)
+    counts = Counts(Vocabulary.build(address, levels=levels), history)
+    assert not counts.popularity.any()
+    assert not counts.prior.any()
+    assert habits_of(counts) == {0: (0.0, {}), 1: (0.0, {})}
+    network, habit = counts.come_back(history, another=False)
+    assert network.tolist() == [-1] * len(history)
+    assert not habit.any()
+
+
+def test_the_more_regular_an_entity_is_the_lower_it_is_elsewhere() -> None:
+    """And each of two networks gains the more, the more of the entity's events come from it."""
+    home, away = 10 << 24, 20 << 24
+    visits = [(0, 30 << 24)] * 20 + [(1, home)] * 15 + [(1, away)] * 5 + [(2, n << 24) for n in range(100, 120)]
+    entity, address = (np.array(column) for column in zip(*visits, strict=True))
+    history = History.of(Events(entity.astype(np.int32), address.astype(np.uint32), EntityIndex(3)), IPV4)
+    vocabulary = Vocabulary.build(address.astype(np.uint32))
+    found = habits_of(Counts(vocabulary, history))
+    constants = [found[entity][0] for entity in range(3)]
+    assert constants[0] < constants[1] < constants[2] < 0
+    at_home, at_away = (vocabulary.depth + vocabulary.counted(0)[0].tolist().index(n) for n in (10, 20))
+    assert found[1][1][at_home] > found[1][1][at_away] > 0

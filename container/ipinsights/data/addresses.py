@@ -30,7 +30,9 @@ class Family:
     width: int
     """The number of leading bits that are kept of an address."""
     levels: tuple[int, ...]
-    """Prefix lengths of the model's levels, ascending. Longer ones cost rows and add nothing on real changes."""
+    """Prefix lengths of the model's levels, ascending."""
+    finest: tuple[int, ...]
+    """Longer ones, for data whose addresses recur (`vocabulary.levels_for`)."""
     first: int
     """The first possible address of a random negative."""
     random_bits: int
@@ -47,8 +49,8 @@ class Family:
         return np.dtype(np.uint32 if self.width == 32 else np.uint64)
 
 
-IPV4 = Family(4, 32, (8, 10, 12, 14, 16, 18, 20, 22, 24), 0, 32)
-IPV6 = Family(6, 64, (12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 56, 64), 1 << 61, 61)
+IPV4 = Family(4, 32, (8, 10, 12, 14, 16, 18, 20, 22, 24), (28, 32), 0, 32)
+IPV6 = Family(6, 64, (12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 56, 64), (), 1 << 61, 61)
 """The network half of an address. The other half identifies an interface, and many change it every day. Random
 negatives come from 2000::/3, today's unicast space. A random address shares fewer than 20 bits with every seen
 one, so the levels must start coarse."""

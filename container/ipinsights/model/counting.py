@@ -1,225 +1,354 @@
-"""How much likelier an address is from its entity than in a fabricated pair, by counting prefixes.
+"""What counting knows of pairs: how much likelier an address is from its entity than in a fabricated pair.
 
 After Freeman et al., "Who are you? A statistical approach to measuring user authenticity" (NDSS 2016,
-doi 10.14722/ndss.2016.23240), which Wiefling et al. (TOPS 2022, doi 10.1145/3546069) evaluated on a large service:
-log p(address | entity) - log p(address), where the networks of an unseen address decide its probability. They use the
-provider and the country; here prefixes are used, and the provider if given.
+doi 10.14722/ndss.2016.23240): log p(address | entity) - log p(address), where the networks of an unseen address decide
+its probability. Here the networks are prefixes of the vocabulary that training found. They form a tree, and the
+probability of an address is the product, down the tree, of the probability of each prefix given the one above it, and
+uniform below the longest known one. With few events, each factor backs off to a less specific one:
 
-Prefix lengths, the levels, form a tree: the root's children are the prefixes of the first level, their children those
-of the second, and so on. The probability of an address is the product, down the tree, of the probability of each prefix
-given its parent, and uniform below the last level. With few events, each factor backs off to a less specific one:
+    fabricated      p(c | parent)         = (N(c) + PRIOR * share) / (N(parent) + PRIOR)
+    any entity      base(c | parent)      = (E(c) + PRIOR * share) / (sum of E over the children of parent + PRIOR)
+    one entity      p(c | parent, entity) = (n(c) - DISCOUNT + rest(parent, entity) * base(c | parent))
+                                            / (n(parent) + CONCENTRATION),    n(c) - DISCOUNT being 0 where n(c) is 0
+                    rest(parent, entity)  = CONCENTRATION + DISCOUNT * t + n of no known child
 
-    fabricated      p(c | parent)         = (N(c) + prior * share) / (N(parent) + prior)
-    any entity      base(c | parent)      = (E(c) + prior * share) / (sum of E over the children of parent + prior)
-    one entity      p(c | parent, entity) = (n(c) - discount + (concentration + discount * t) * base(c | parent))
-                                            / (n(parent) + concentration),    n(c) - discount being 0 where n(c) is 0
+N is the number of distinct (entity, address) pairs, E the number of entities seen, n the number of events of the
+entity, t the number of the parent's known children at which the entity was seen, and share the fraction of the
+parent's addresses in c. An entity backs off to counts of entities, as in the hierarchical Pitman-Yor process where
+every entity opens one table a dish (Teh, ACL 2006): one entity that moves every day through a provider's pool makes the
+pool frequent, but no likelier to be the next place of another. Fabricated pairs are counted by distinct pairs, for the
+same reason: one busy account is no majority. In RANDOM_SHARE of them the address is uniformly random.
 
-N is the number of events of all entities, E the number of entities seen, n the number of events of the entity, t the
-number of the parent's children at which the entity was seen, and share the fraction of the parent's addresses in c.
+The log ratio has three parts. `popularity` is the ratio of an entity never seen; it depends on the address alone. A
+`Habits.constant` is what the ratio of an entity far from all its places differs from that: the more regular its events,
+the lower. A `Habits.gain` is what one of its own networks adds, for an address in it that it never used. In a *home*, a
+network to whose unknown places the entity keeps coming, it adds enough to be no alarm, however many share the network.
 
-It differs in three ways from plain hierarchical Dirichlet smoothing of the log ratio. Each of them raised the
-validation figure of the Tor relays:
-
-- An entity backs off to counts of entities, not of events. One entity that moves every day through a provider's pool
-  makes the pool frequent, but no likelier to be the next place of another. This is the base distribution of the
-  hierarchical Pitman-Yor process where every entity opens one table a dish: Kneser-Ney smoothing (Teh, ACL 2006).
-- ``discount`` is subtracted from every count that is not 0: after many places seen once, another new one is likely.
-- The address of a fabricated pair is uniformly random in ``random_share`` of the cases, and otherwise another event's.
-  Without it, a random address in an empty network would score about 0, as unlikely from the entity as from anybody.
-
-`PUBLISHED` is the form without the three, where base(c | parent) is p(c | parent) of the fabricated pairs.
-
-The settings of each form were chosen together on the validation split of the Tor relays, IPv4 and IPv6, for the mean
-AUC over random, other and shuffled negatives. The optima are flat: halving or doubling one of them costs .001 at most.
+`evaluation.likelihood_ratio` counts the same on all prefixes and looks up exact pairs: a baseline.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from ipinsights.data.addresses import IPV4
+from ipinsights.model.history import History
+from ipinsights.model.vocabulary import Vocabulary
 
-LEVELS = {32: (4, 8, 12, 16, 20, 24), 64: (8, 16, 24, 32, 40, 48)}
-"""Prefix lengths by the width of an address."""
+CONCENTRATION = 0.1
+DISCOUNT = 0.5
+PRIOR = 3.0
+RANDOM_SHARE = 0.1
+"""Chosen on the validation and far splits of the Tor relays, where each may be half or twice as large for .001."""
+MOVES = 128
+"""Own networks of an entity at most that its habits have: those from which its events gain most."""
+HOME_EVENTS = 1.5
+HOME_RATIO = -2.0
+HOME_SHARE = 0.5
+AT_HOME = 8.0
+"""An entity is at *home* in a network where it keeps coming to otherwise unknown places: `rest` is at least
+HOME_EVENTS, which tells two events from one, and the log ratio at least HOME_RATIO, which tells a habit from visits by
+chance. A network that more than HOME_SHARE of all entities use is nobody's home, unless it is as long as the family's
+longest level. At home the ratio counts as at least AT_HOME, so that a regular place is no alarm, however many share it.
+Chosen on `benchmarks.situations`."""
+_PAIRS = 1 << 20
+"""Pairs of a history that are counted at a time, unless one entity has more."""
 
+Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Smoothing:
-    """How counts become probabilities: the numbers in the formulas above."""
+class Habits:
+    """What counting says of M entities."""
 
-    back_off: Literal["entities", "events"] = "entities"
-    """What ``base``, to which an entity backs off, counts."""
-    concentration: float = 0.1
-    discount: float = 0.75
-    prior: float = 3.0
-    random_share: float = 0.1
-
-
-IMPROVED = Smoothing()
-PUBLISHED = Smoothing(back_off="events", concentration=2.0, discount=0.0, prior=1.0, random_share=0.0)
-"""The form of Freeman et al. and Wiefling et al., on prefixes."""
+    rows: npt.NDArray[np.int32]
+    """Their rows of the model's table, ascending, [M]."""
+    constant: npt.NDArray[np.float32]
+    """The log ratio far from all its places, less the popularity there, [M]."""
+    starts: Ints
+    """Where each entity's own networks start; at the end their number, m: [M + 1]."""
+    network: npt.NDArray[np.int32]
+    """Rows of the prefix table, [m]."""
+    gain: npt.NDArray[np.float32]
+    """What an address in the network, otherwise unknown, adds to the log ratio: at least 0, [m]."""
+    home: npt.NDArray[np.bool_]
+    """Whether the entity is at home there, [m]."""
+    spread: npt.NDArray[np.float32]
+    """What all places in a home have to gain at least for that, less the same of the longest other own network that it
+    is in: [m]."""
 
 
 @dataclass(frozen=True)
 class _Level:
-    """One level of the tree: V distinct values, K nodes, and P pairs of a node and an entity seen there.
+    """An entity with a network of one level, where it was seen: G groups of pairs, in the order of the history."""
 
-    Look-ups return -1 for what was never seen, so every array of counts ends with its count: 0.
-    """
-
-    share: float
-    """The fraction of a parent's addresses that is in a node."""
-    values: npt.NDArray[np.generic]
-    """Prefixes, or groups, ascending, [V]."""
-    nodes: Ints
-    """Each node as (its parent's number) x V + (place in ``values``), ascending, [K]; a node's number is its place."""
+    node: npt.NDArray[np.int32]
+    """The row of the network, [G]."""
+    parent: Ints
+    """The group of the level above, on the first level the entity's number, [G]."""
+    events: Floats
+    """n, [G]."""
     pairs: Ints
-    """Each pair as (node's number) x (number of entities) + (entity's number), ascending, [P]."""
-    events: Ints
-    """N of each node, [K + 1]."""
-    entities: Ints
-    """E of each node, [K + 1]."""
-    own: Ints
-    """n of each pair, [P + 1]."""
-    siblings: Ints
-    """The sum of E over the children of each node of the level above."""
-    branches: Ints
-    """t of each pair of the level above."""
+    """Pairs of the history, [G]."""
+    inside: Ints
+    """The pairs in any group, by their places in the history, [I]."""
+    group: Ints
+    """The group of each, [I]."""
 
 
-@dataclass(frozen=True)
-class LikelihoodRatio:
-    """The counts, level by level, and their smoothing."""
+class Counts:
+    """The counts of a history in the networks of a vocabulary."""
 
-    width: int
-    """Bits of an address."""
-    levels: tuple[int, ...]
-    """Prefix lengths, ascending."""
-    smoothing: Smoothing
-    entities: npt.NDArray[np.integer]
-    """The distinct entities, ascending; an entity's number is its place."""
-    totals: Ints
-    """Training events of each entity, and 0 at the end for an entity never seen."""
-    tree: tuple[_Level, ...]
-    """The levels below the root: one of the groups, if there are groups, and those of the prefixes."""
-    grouped: bool
+    def __init__(self, vocabulary: Vocabulary, history: History) -> None:
+        self.vocabulary = vocabulary
+        self.history = history
+        lengths = vocabulary.levels
+        step = vocabulary.family.width // 8
+        self.columns = [c for c, length in enumerate(lengths) if length % step == 0 and length <= history.length]
+        """Every second level, about: more make no difference."""
+        rows = vocabulary.num_rows
+        self.entities = np.zeros(rows, dtype=np.int64)
+        """E of each row of the prefix table, [num_rows]; 0 for an unknown row."""
+        self.pairs = np.zeros(rows, dtype=np.int64)
+        """N of each row, [num_rows]."""
+        self.leaf_pairs = np.zeros(len(vocabulary.chains), dtype=np.int64)
+        """N of each leaf, [leaves]."""
+        self.leaf_events = np.zeros(len(vocabulary.chains))
+        """Events of each leaf, [leaves]."""
+        columns = [c for c, length in enumerate(lengths) if length <= history.length]
+        for part in self._parts(history):
+            leaves = vocabulary.leaves(part.addresses)
+            self.leaf_pairs += np.bincount(leaves, minlength=len(self.leaf_pairs))
+            self.leaf_events += np.bincount(leaves, part.counts, minlength=len(self.leaf_pairs))
+            for level in _levels(vocabulary, part, leaves, columns):
+                self.entities += np.bincount(level.node, minlength=rows)
+                self.pairs += np.bincount(level.node, level.pairs, minlength=rows).astype(np.int64)
+        wide = [c for c, length in enumerate(lengths) if length < vocabulary.family.levels[-1]]
+        self._may_be_home = self.entities <= HOME_SHARE * len(history.rows)
+        self._may_be_home[vocabulary.depth + sum(len(vocabulary.counted(c)[0]) for c in wide) :] = True
+        self._parent = self._parents()
+        self._siblings = np.zeros(rows + 1)
+        """The sum of E over the children of each row; of the root's, last."""
+        counted = np.unique(vocabulary.chains[:, self.columns]) if self.columns else np.zeros(0, dtype=np.int64)
+        self._counted = counted[counted >= vocabulary.depth]
+        np.add.at(self._siblings, self._parent[self._counted], self.entities[self._counted])
+        self._spread()
 
-    @classmethod
-    def fit(
-        cls,
-        entity: npt.NDArray[np.integer],
-        address: npt.NDArray[np.unsignedinteger],
-        *,
-        groups: npt.NDArray[np.integer] | None = None,
-        width: int = IPV4.width,
-        levels: Sequence[int] | None = None,
-        smoothing: Smoothing = IMPROVED,
-    ) -> "LikelihoodRatio":
-        """Count the training pairs (int [n] and uint32 or uint64 [n]).
+    def _parents(self) -> Ints:
+        """The row of the next counted network above each counted one; -1, the root, above the first: [num_rows]."""
+        vocabulary = self.vocabulary
+        parent = np.full(vocabulary.num_rows, -1, dtype=np.int64)
+        for above, column in zip(self.columns, self.columns[1:], strict=False):
+            chains = vocabulary.chains[vocabulary.chains[:, column] >= vocabulary.depth]
+            parent[chains[:, column]] = chains[:, above]
+        return parent
 
-        ``levels`` defaults to ``LEVELS`` of the width. ``groups`` (int [n]) may give each address a network that is not
-        a prefix, such as its provider's number. The groups become the level above all prefixes, as if of equal sizes.
-        Addresses without a known group form their own group, such as -1. With providers as groups, levels 16 and 20,
-        ``prior`` 100 and ``random_share`` .01 did better on the validation split than the defaults.
+    def _spread(self) -> None:
+        """Go down the tree: the densities at each network, in multiples of the uniform one, as logarithms."""
+        vocabulary, everywhere = self.vocabulary, len(self.history)
+        rows = vocabulary.num_rows
+        self._anybody = np.zeros(rows + 1)
+        """Of an entity never seen, within each network; the root's, 0, is last."""
+        self._base = np.zeros(rows)
+        """`base` of each network."""
+        made_up = np.zeros(rows + 1)
+        pairs = np.append(self.pairs, everywhere).astype(np.float64)
+        inside = np.full(rows + 1, bool(self.columns))
+        """Whether there is a counted level below."""
+        before = 0
+        for column in self.columns:
+            node = np.unique(vocabulary.chains[:, column])
+            node, length = node[node >= vocabulary.depth], vocabulary.levels[column]
+            share, before, above = 2.0 ** (before - length), length, self._parent[node]
+            self._base[node] = (self.entities[node] + PRIOR * share) / (self._siblings[above] + PRIOR)
+            self._anybody[node] = self._anybody[above] + np.log(self._base[node] / share)
+            made_up[node] = made_up[above] + np.log((pairs[node] + PRIOR * share) / (pairs[above] + PRIOR) / share)
+            inside[node] = column != self.columns[-1]
+        # An address in the network, but in no known one below it.
+        anybody = self._anybody + np.where(inside, np.log(PRIOR / (self._siblings + PRIOR)), 0)
+        made_up += np.where(inside, np.log(PRIOR / (pairs + PRIOR)), 0)
+        self._unknown = anybody - np.log(RANDOM_SHARE + (1 - RANDOM_SHARE) * np.exp(made_up))
+        self.popularity = self._telescoped(self._unknown)
+        """The log ratio of an entity never seen, as what each network adds to the one above: those of an address sum
+        to its own. The root's, which all addresses have, is last: [num_rows + 1]."""
+        self.prior = self._telescoped(anybody - np.log(RANDOM_SHARE + (1 - RANDOM_SHARE) * np.exp(anybody / 2)))
+        """The same where fabricated addresses are but half as concentrated as those of entities. So a network that many
+        use is above one that few use, and that above one that nobody used."""
+
+    def _telescoped(self, values: Floats) -> Floats:
+        added = np.zeros(len(values))
+        added[self._counted] = values[self._counted] - values[self._parent[self._counted]]
+        added[-1] = values[-1]
+        return added
+
+    def habits(self, history: History | None = None) -> Iterator[Habits]:
+        """The habits of all entities, or of those of a part of the history, some entities at a time."""
+        for part in self._parts(self.history if history is None else history):
+            yield self._habits(part)
+
+    def come_back(self, history: History, another: bool) -> tuple[npt.NDArray[np.int32], Floats]:
+        """Where an event of each pair of a part of the history would be at home if it had not been seen itself.
+
+        First the longest known network where its entity has another event (with ``another``: from another address), as
+        its row of the prefix table, -1 for none: int32 [P]. Then whether to go there is a habit: by which share the
+        entity's other events are in a network beyond what all pairs are, the largest of all its networks: float64 [P].
         """
-        if len(entity) == 0:
-            raise ValueError("there are no training pairs")
-        levels = LEVELS[width] if levels is None else tuple(sorted(set(levels)))
-        entities, row, totals = np.unique(entity, return_inverse=True, return_counts=True)
-        tree = []
-        node, pair = np.zeros(len(row), dtype=np.int64), row  # of the root, which has all events
-        above = 1.0
-        for size, value in _path(address, groups, width, levels):
-            values, place = np.unique(value, return_inverse=True)
-            size = size or 1 / len(values)
-            nodes, first, child, events = np.unique(
-                node * len(values) + place, return_index=True, return_inverse=True, return_counts=True
+        network = np.full(len(history), -1, dtype=np.int32)
+        habit = np.zeros(len(history))
+        counts = np.ones(len(history)) if another else history.counts.astype(np.float64)
+        others = np.repeat(np.add.reduceat(counts, history.starts[:-1]) - 1, np.diff(history.starts))
+        leaves = self.vocabulary.leaves(history.addresses)
+        for level in _levels(self.vocabulary, history, leaves, self.columns):
+            seen = (level.pairs if another else level.events)[level.group]
+            pair, group = level.inside[seen > 1], level.group[seen > 1]
+            network[pair] = level.node[group]
+            anybody = self.pairs[level.node[group]] / len(self.history)
+            habit[pair] = np.maximum(habit[pair], 1 - anybody * others[pair] / (seen[seen > 1] - 1))
+        return network, habit
+
+    def _habits(self, history: History) -> Habits:
+        sizes = np.diff(history.starts)
+        entities = len(history.rows)
+        events: Floats = np.bincount(np.repeat(np.arange(entities), sizes), history.counts, entities).astype(np.float64)
+        density = np.zeros(entities)  # of the entity itself, at the group of the level above
+        every = np.arange(entities)
+        above = _Groups(every, every.astype(np.int32), every, events, np.zeros(entities, dtype=np.bool_))
+        found: list[_Found] = []
+        constant = np.zeros(entities)
+        leaves = self.vocabulary.leaves(history.addresses)
+        before = 0
+        for number, level in enumerate(_levels(self.vocabulary, history, leaves, self.columns)):
+            # What the networks of the level above add depends on what is known below them.
+            groups = len(above.events)
+            known = np.bincount(level.parent, minlength=groups)
+            elsewhere = above.events - np.bincount(level.parent, level.events, minlength=groups)
+            rest = CONCENTRATION + DISCOUNT * known + elsewhere
+            new_place = np.log(rest / (above.events + CONCENTRATION))
+            if not number:
+                constant = new_place
+            else:
+                found.append(self._found(above, density + new_place, rest, constant))
+                above = found[-1].groups
+            length = self.vocabulary.levels[self.columns[number]]
+            kept = np.maximum(level.events - DISCOUNT, 0) + rest[level.parent] * self._base[level.node]
+            kept /= above.events[level.parent] + CONCENTRATION
+            density = density[level.parent] + np.log(kept) + (length - before) * np.log(2)
+            owner, home = above.owner[level.parent], above.home[level.parent]
+            above, before = _Groups(owner, level.node, level.parent, level.events, home), length
+        if self.columns:
+            found.append(self._found(above, density, above.events + CONCENTRATION, constant))
+        return _most_telling(history.rows, constant, found)
+
+    def _found(self, groups: "_Groups", density: Floats, rest: Floats, constant: Floats) -> "_Found":
+        """What networks of one level add, by the entity's density at an otherwise unknown place in each.
+
+        A network in a home is one, too.
+        """
+        gain = density - self._anybody[groups.network] - constant[groups.owner]
+        far = self._unknown[groups.network] + constant[groups.owner]
+        home = groups.home | (rest >= HOME_EVENTS) & (far + gain >= HOME_RATIO) & self._may_be_home[groups.network]
+        spread = np.where(home, np.maximum(AT_HOME - far, 0), 0)
+        return _Found(groups._replace(home=home), np.maximum(gain, spread), spread)
+
+    def _parts(self, history: History) -> Iterator[History]:
+        """The history, some entities at a time."""
+        begin = 0
+        while begin < len(history.rows):
+            end = int(np.searchsorted(history.starts, history.starts[begin] + _PAIRS, side="right")) - 1
+            end = min(max(end, begin + 1), len(history.rows))
+            pairs = slice(history.starts[begin], history.starts[end])
+            yield History(
+                history.rows[begin:end],
+                history.starts[begin : end + 1] - history.starts[begin],
+                history.addresses[pairs],
+                history.counts[pairs],
+                history.length,
             )
-            pairs, met, child_pair, own = np.unique(
-                child * len(entities) + row, return_index=True, return_inverse=True, return_counts=True
-            )
-            seen = np.bincount(pairs // len(entities))
-            tree.append(
-                _Level(
-                    share=min(size / above, 1.0),
-                    values=values,
-                    nodes=nodes,
-                    pairs=pairs,
-                    events=_with_zero(events),
-                    entities=_with_zero(seen),
-                    own=_with_zero(own),
-                    siblings=_with_zero(np.bincount(node[first], weights=seen)),
-                    branches=_with_zero(np.bincount(pair[met])),
-                )
-            )
-            node, pair, above = child, child_pair, size
-        return cls(
-            width,
-            levels,
-            smoothing,
-            entities,
-            _with_zero(totals),
-            tuple(tree),
-            groups is not None,
-        )
-
-    def score(
-        self,
-        entity: npt.NDArray[np.integer],
-        address: npt.NDArray[np.unsignedinteger],
-        groups: npt.NDArray[np.integer] | None = None,
-    ) -> npt.NDArray[np.float64]:
-        """The log likelihood ratio of each pair, float64 [m]. ``groups`` are required if `fit` had them."""
-        if (groups is not None) != self.grouped:
-            raise ValueError("give groups with both the training pairs and the scored pairs, or with neither")
-        row = _find(self.entities, entity)
-        node, events = np.zeros(len(row), dtype=np.int64), np.full(len(row), self.totals.sum())
-        pair, own = row, self.totals[row]
-        theirs, made_up = np.ones((2, len(row)))  # densities, in multiples of the uniform one
-        s = self.smoothing
-        for level, (_, value) in zip(self.tree, _path(address, groups, self.width, self.levels), strict=True):
-            # A node of -1 gives a key below 0, which is never found. A place or row of -1 would give another's key.
-            place = _find(level.values, value)
-            child = _find(level.nodes, np.where(place >= 0, node * len(level.values) + place, -1))
-            child_pair = _find(level.pairs, np.where(row >= 0, child * len(self.entities) + row, -1))
-
-            siblings, branches = level.siblings[node], level.branches[pair]
-            below, own_below = level.events[child], level.own[child_pair]
-            everybody = base = (below + s.prior * level.share) / (events + s.prior)
-            if s.back_off == "entities":
-                base = (level.entities[child] + s.prior * level.share) / (siblings + s.prior)
-            kept = np.maximum(own_below - s.discount, 0) + (s.concentration + s.discount * branches) * base
-            theirs *= kept / (own + s.concentration) / level.share
-            made_up *= everybody / level.share
-            node, pair, events, own = child, child_pair, below, own_below
-        ratio: npt.NDArray[np.float64] = np.log(theirs)
-        ratio -= np.log(s.random_share + (1 - s.random_share) * made_up)
-        return ratio
+            begin = end
 
 
-def _path(
-    address: npt.NDArray[np.unsignedinteger],
-    groups: npt.NDArray[np.integer] | None,
-    width: int,
-    levels: Sequence[int],
-) -> Iterator[tuple[float | None, npt.NDArray[np.generic]]]:
-    """Each address's values from the root down, with the fraction of all addresses in a node: None for groups."""
-    if groups is not None:
-        yield None, groups
-    for level in levels:
-        yield 2.0**-level, address.astype(np.uint64) >> np.uint64(width - level)
+def _levels(
+    vocabulary: Vocabulary, history: History, leaves: npt.NDArray[np.int32], columns: list[int]
+) -> Iterator[_Level]:
+    """The groups of each level of the columns, from the coarsest down.
+
+    The pairs of an entity are in the order of their addresses, so those of one network are neighbours.
+    """
+    above: Ints = np.repeat(np.arange(len(history.rows)), np.diff(history.starts))
+    entity = above.astype(np.int32)
+    inside: Ints = np.arange(len(leaves))
+    counts = history.counts
+    for column in columns:
+        row = vocabulary.chains[leaves, column]
+        known = row >= vocabulary.depth  # and so is every network above
+        if not known.all():
+            row, entity, above, leaves, counts = row[known], entity[known], above[known], leaves[known], counts[known]
+            inside = inside[known]
+        if not len(row):
+            yield _Level(row, above, np.zeros(0), above, inside, above)
+            continue
+        begins = np.ones(len(row), dtype=np.bool_)
+        begins[1:] = (row[1:] != row[:-1]) | (entity[1:] != entity[:-1])
+        first = np.flatnonzero(begins)
+        pairs = np.diff(np.append(first, len(row)))
+        events = np.add.reduceat(counts, first, dtype=np.float64)
+        group = np.cumsum(begins) - 1
+        yield _Level(row[first], above[first], events, pairs, inside, group)
+        above = group
 
 
-def _find(known: npt.NDArray[np.generic], wanted: npt.NDArray[np.generic]) -> Ints:
-    """The place of each wanted value among the known ones (ascending, at least one); -1 if it is missing."""
-    place = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
-    return np.where(known[place] == wanted, place, -1)
+class _Groups(NamedTuple):
+    """The entities' own networks of one level."""
+
+    owner: Ints
+    network: npt.NDArray[np.int32]
+    inside: Ints
+    """Which of the level above each is in."""
+    events: Floats
+    home: npt.NDArray[np.bool_]
+    """Whether it is a home; at first whether it is in one."""
 
 
-def _with_zero(counts: npt.NDArray[np.generic]) -> Ints:
-    return np.append(counts, 0).astype(np.int64)
+class _Found(NamedTuple):
+    """What these add."""
+
+    groups: _Groups
+    gain: Floats
+    spread: Floats
+
+
+def _most_telling(rows: npt.NDArray[np.int32], constant: Floats, found: list[_Found]) -> Habits:
+    """The networks of each entity from which its events gain most."""
+    if not found:
+        none, nothing = np.zeros(0, dtype=np.int64), np.zeros(0)
+        found = [_Found(_Groups(none, none.astype(np.int32), none, nothing, none > 0), nothing, nothing)]
+    owner = np.concatenate([level.groups.owner for level in found])
+    gain = np.concatenate([level.gain for level in found]).astype(np.float32)
+    telling = gain * np.concatenate([level.groups.events for level in found]).astype(np.float32)
+    # One number: the entity, then what is gained from the largest down (floats of one sign order as integers do).
+    keys = owner.astype(np.uint64) << np.uint64(32) | ~telling.view(np.uint32)
+    order = np.argsort(keys, kind="stable")
+    first = np.searchsorted(owner[order], np.arange(len(rows) + 1))
+    order = order[np.arange(len(order)) - first[owner[order]] < MOVES]
+    kept = np.zeros(len(owner), dtype=np.bool_)
+    kept[order] = True
+
+    spread, begin = [], 0
+    around = np.zeros(len(rows))  # the spread of the longest kept network, at the groups of the level above
+    for level in found:
+        around = around[level.groups.inside]
+        spread.append(level.spread - around)
+        around = np.where(kept[begin : begin + len(around)], level.spread, around)
+        begin += len(around)
+    return Habits(
+        rows,
+        constant.astype(np.float32),
+        np.append(0, np.cumsum(np.minimum(np.diff(first), MOVES))),
+        np.concatenate([level.groups.network for level in found])[order],
+        gain[order],
+        np.concatenate([level.groups.home for level in found])[order],
+        np.concatenate(spread).astype(np.float32)[order],
+    )

@@ -1,10 +1,11 @@
 """The networks that training has seen, in which the IP encoder looks up an address.
 
 Providers allocate addresses by prefix, so the longest known prefix of an unseen address still says much about it. For
-each level (prefix length) the vocabulary keeps every prefix with at least ``min_count`` training events. They are found
-by search, hence without collisions. A prefix has at least the count of any longer one inside it. So the known prefixes
-of an address always form a chain from the coarsest level down: a tree, cut at some depth. With a table of networks, the
-known provider and country of the address are two more levels.
+each level (prefix length) the vocabulary keeps every prefix with at least ``min_count`` training events: all while
+there is room, else the most frequent ones. They are found by search, hence without collisions. A prefix has at least
+the count of any longer one inside it. So the known prefixes of an address always form a chain from the coarsest level
+down: a tree, cut at some depth. With a table of networks, the known provider and country of the address are two more
+levels.
 
 Rows of the prefix table: row l, for l < L, is the *unknown* row of level l. The known prefixes follow, coarse levels
 first, ascending within a level, then the known providers and countries. So an address has exactly one row on every
@@ -34,7 +35,21 @@ not improve the model, and a table larger than the processor's cache slows down 
 EVENTS_PER_ROW = 200
 """With more events, one row for so many of them: half a million prefixes for a hundred million events."""
 
+RECURRING = 0.25
+"""The share of events at an address that their entity had used before, from which on whole addresses are levels too."""
+
 _CHUNK = 1 << 20
+
+
+def levels_for(family: Family, recurring: float, distinct: int) -> tuple[int, ...]:
+    """The prefix lengths for some events, of which a share is ``recurring`` and so many addresses are ``distinct``.
+
+    Hosts, offices and address translation come from the same address again and again, and neighbours in its /24 are
+    somebody else. Where addresses rarely recur, longer prefixes tell nothing: they only cost time and room, unless all
+    have room.
+    """
+    every = family.levels + family.finest
+    return every if recurring >= RECURRING or distinct * len(every) <= MAX_ROWS else family.levels
 
 
 @dataclass(frozen=True)
@@ -79,7 +94,7 @@ class Vocabulary:
     ) -> "Vocabulary":
         """Count the prefixes of the training addresses (of the family's type, [n]) and keep the frequent ones.
 
-        ``min_count`` is the smallest number from 2 on that keeps no more than ``max_rows`` of them. The default of
+        ``min_count`` is the smallest number from 1 on that keeps no more than ``max_rows`` of them. The default of
         ``max_rows`` depends on the number of events: see ``MAX_ROWS``. The counts of an ``earlier`` vocabulary of the
         same family and levels are added, and its networks are used if no others are given.
         """
@@ -97,10 +112,10 @@ class Vocabulary:
             found.insert(0, (prefixes, counts))
         if earlier:
             found = [_add(*own, *earlier.counted(level)) for level, own in enumerate(found)]
-        frequent = np.concatenate([count[count >= 2] for _, count in found])
-        min_count = 2
-        if len(frequent) > max_rows:  # above the count of the most frequent one without room
-            min_count = int(np.partition(frequent, -max_rows - 1)[-max_rows - 1]) + 1
+        every = np.concatenate([count for _, count in found])
+        min_count = 1
+        if len(every) > max_rows:  # above the count of the most frequent one without room
+            min_count = int(np.partition(every, -max_rows - 1)[-max_rows - 1]) + 1
         kept = [(prefixes[count >= min_count], count[count >= min_count]) for prefixes, count in found]
         labels = _count_labels(training, networks, earlier.labels if earlier else ()) if networks is not None else ()
         return cls(
@@ -230,6 +245,13 @@ class Vocabulary:
             found.append(np.where(place >= 0, first + place, unknown[levels + level]))
             first += len(known)
         return np.concatenate(found).astype(np.int32)
+
+    def bounds(self, rows: npt.NDArray[np.integer[Any]]) -> tuple[Addresses, Addresses]:
+        """The first and the last address of known prefixes, given by their rows of the prefix table: [n] each."""
+        size = self.family.width - np.repeat(self.levels, self.sizes)[rows - self.depth]
+        first = self.prefixes[rows - self.depth].astype(np.uint64) << size.astype(np.uint64)
+        last = first + ((np.uint64(1) << size.astype(np.uint64)) - np.uint64(1))
+        return first.astype(self.family.dtype), last.astype(self.family.dtype)
 
     def counted(self, level: int) -> tuple[Addresses, npt.NDArray[np.int64]]:
         """The known prefixes of a level, ascending, and their counts."""

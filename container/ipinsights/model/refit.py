@@ -1,0 +1,325 @@
+"""After training: what counting knows, written into the trained tables. The score stays an inner product.
+
+Training learns the events of an entity by heart. So it never learns what it is worth to be in a network that the entity
+has been in before: all events that could teach it are known. Counting has this in closed form (`counting`), and cannot
+see which networks are alike, which training learns. The sum of both log ratios is better than either. Each part of
+counting has its place in the tables:
+
+- *popularity* is a sum over the rows of the address's prefixes: one coordinate of the prefix table, 1 in the rows of
+  all entities that training saw;
+- the *constant* of an entity is another coordinate of its row, 1 in all addresses;
+- what the entity's own networks add moves its row. The encoder stays as it is. An address in each own network should
+  gain what counting says, all addresses of its homes at least what makes them no alarm, and the rest of the world
+  nothing. This is ridge regression: a system of as many equations as the entity has networks. Whatever is similar to
+  its networks gains too, which counting alone cannot do.
+
+An entity that training never saw has no habits, and nothing that was learnt of others is its own. Its score is a prior,
+the third coordinate: how many entities use the address's networks.
+
+Training leaves these coordinates at 0 by itself: what starts at 0 on both sides of a product has no gradient.
+
+The score of an entity that training saw is thus the sum of three parts: popularity, *habit* (the constant and the
+move), and *affinity*, the product of what training learnt.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+
+from ipinsights.data.addresses import mapped_share, random_addresses
+from ipinsights.data.entities import FORGOTTEN
+from ipinsights.model.counting import Counts, Habits
+from ipinsights.model.history import History
+from ipinsights.model.model import RESERVED, Counted, Encoder, Model
+
+POPULARITY, CONSTANT, PRIOR = -3, -2, -1
+"""The coordinates that are reserved."""
+BACKGROUND = 100.0
+"""So many own networks weigh as much as the rest of the world, to which nothing should be added."""
+_STEEP = 1e-3
+"""Added to the second moment of the encodings, in units of their mean square."""
+_FULL_GAIN = 8.0
+"""A network's equation weighs its gain in units of this, within the following limits."""
+_LIGHTEST, _HEAVIEST = 0.02, 2.0
+_PAIRS = 100_000
+"""Pairs, observed and fabricated ones, that the threshold is found by."""
+_SAMPLED = 1 << 19
+"""Pairs of the entities whose habits and fabricated pairs these are, at most, unless one entity has more."""
+_NEARLY = 0.0003
+_AT_HOME = 0.1
+"""What an event at home counts that scores below the threshold. Both were chosen on `benchmarks.situations` and on the
+AWS tutorial's simulation: .2 and .001 meet the same situations, and find .2 % fewer of the tutorial's attacks."""
+_NEAR = 8
+"""A habit's place among the known addresses around it."""
+_RANDOM = 0.25
+_ONCE = 0.01
+"""What an event counts as a habit whose entity was never in its network besides."""
+_CHUNK = 1 << 14
+_FLOATS = 1 << 22
+"""Of the systems that are solved together."""
+
+Vectors = npt.NDArray[np.float32]
+
+
+class Refit:
+    """What counting knows, ready to be written into the tables of any epoch."""
+
+    def __init__(self, counts: Counts) -> None:
+        self.counts = counts
+        self._networks = _chains_of_networks(counts)
+        # The rest of the world is what events come from, and what pairs do: one busy account is but half of it.
+        weights = counts.leaf_pairs / counts.leaf_pairs.sum() + counts.leaf_events / counts.leaf_events.sum()
+        vocabulary, share = counts.vocabulary, mapped_share(counts.history.addresses)
+        weights = (1 - _RANDOM) * weights / 2 + _RANDOM * vocabulary.leaf_shares(share)
+        self._weights = weights.astype(np.float32)
+
+    def encoder(self, encoder: Encoder, threshold: float = 0.0) -> Encoder:
+        """The encoder with popularity in it, less what is the ``threshold`` so far, and the other coordinates."""
+        table: Vectors = np.array(encoder.prefix)
+        coarsest = np.unique(self.counts.vocabulary.chains[:, 0])  # of these, every address has exactly one
+        for coordinate, values in ((POPULARITY, self.counts.popularity), (PRIOR, self.counts.prior)):
+            table[:, coordinate] = values[:-1]
+            table[coarsest, coordinate] += values[-1]
+        table[coarsest, POPULARITY] -= threshold
+        table[:, CONSTANT] = 0
+        table[coarsest, CONSTANT] = 1
+        return dataclasses.replace(encoder, prefix=table)
+
+    def moves(self, encoder: Encoder) -> "Moves":
+        """What the encoder makes of habits."""
+        learnt = encoder.prefix.shape[1] - RESERVED
+        second = np.zeros((learnt, learnt))
+        inside = np.zeros((len(self._networks), learnt), dtype=np.float32)
+        chains = self.counts.vocabulary.chains
+        for begin in range(0, len(chains), _CHUNK):
+            x = encoder(chains[begin : begin + _CHUNK])[:, :learnt]
+            weighted = x * self._weights[begin : begin + _CHUNK, None]
+            second += weighted.T @ x
+            for column in self.counts.columns:
+                row = chains[begin : begin + _CHUNK, column]
+                order = np.argsort(row, kind="stable")
+                order = order[np.searchsorted(row[order], self.counts.vocabulary.depth) :]  # those that are known
+                if len(order):
+                    network, first = np.unique(row[order], return_index=True)
+                    inside[network] += np.add.reduceat(weighted[order], first)
+        ridge = _STEEP * max(np.trace(second) / learnt, np.finfo(np.float32).tiny)
+        inverse = np.linalg.inv(BACKGROUND * (second + ridge * np.eye(learnt))).astype(np.float32)
+        encoded = np.empty((len(self._networks), learnt), dtype=np.float32)
+        for begin in range(0, len(encoded), _CHUNK):
+            encoded[begin : begin + _CHUNK] = encoder(self._networks[begin : begin + _CHUNK])[:, :learnt]
+        return Moves(encoded, encoded @ inverse, np.float32(BACKGROUND) * inside @ inverse)
+
+    def kept(self, earlier: Model) -> tuple[npt.NDArray[np.int32], Vectors]:
+        """The rows of the entities without a history that an earlier model knows, ascending, and what to add to each.
+
+        This is what counting added in that model: [M], [M, D]. If it did not count, popularity alone is added.
+        """
+        if earlier.counted:
+            known = earlier.counted.rows
+        else:
+            known = np.flatnonzero((earlier.index.tags != 0) & (earlier.index.tags != FORGOTTEN)).astype(np.int32)
+        without = ~np.isin(known, self.counts.history.rows)
+        rows = known[without]
+        if earlier.counted:
+            return rows, earlier.entity[rows] - earlier.counted.learnt[:-1][without]
+        added = np.zeros((len(rows), earlier.vector_dim), dtype=np.float32)
+        added[:, POPULARITY] = 1
+        return rows, added
+
+    def model(
+        self,
+        learnt: Model,
+        seed: int,
+        earlier: Model | None = None,
+        give_up: Callable[[], bool] = lambda: False,
+    ) -> Model | None:
+        """The learnt model with counting in it, and with what it was made of. None if ``give_up`` returned True.
+
+        Of entities without a history, `kept` is kept.
+        """
+        history, encoder = self.counts.history, learnt.encoder
+        moves = self.moves(encoder)
+        entity = np.zeros_like(learnt.entity)
+        entity[:, PRIOR] = 1
+        moved = history.rows
+        if earlier:
+            kept, added = self.kept(earlier)
+            entity[kept] = learnt.entity[kept] + added
+            moved = np.union1d(moved, kept)
+        for habits in self.counts.habits():
+            if give_up():
+                return None
+            entity[habits.rows] = learnt.entity[habits.rows] + moves(habits)
+        refitted = dataclasses.replace(learnt, entity=entity, encoder=self.encoder(encoder))
+        threshold = self._threshold(refitted, seed)
+        networks = slice(learnt.vocabulary.depth, learnt.vocabulary.depth + len(learnt.vocabulary.prefixes))
+        rows = np.append(moved, -1)
+        counted = Counted(moved, learnt.entity[rows], self.counts.entities[networks], history)
+        return dataclasses.replace(refitted, encoder=self.encoder(encoder, threshold), counted=counted)
+
+    def _threshold(self, refitted: Model, seed: int) -> float:
+        """The score that best tells known habits from fabricated pairs: it becomes 0.
+
+        The sum of two log ratios counts twice what both know, so its own 0 says nothing. This is the lowest threshold
+        at which three rates of error sum to nearly the least: habits below it, and random addresses and addresses of
+        others above it. All entities count alike. An event is scored as if it had not been seen: somewhere in the
+        longest network where its entity has another one. At home, no address is strange, and a habit's error counts
+        less: counting has lifted it by itself.
+        """
+        rng = np.random.default_rng(seed)
+        history = self.counts.history
+        if len(history) > _SAMPLED:
+            order = rng.permutation(len(history.rows))
+            some = max(1, int(np.searchsorted(np.cumsum(np.diff(history.starts)[order]), _SAMPLED, side="right")))
+            history = history.of_entities(np.sort(history.rows[order[:some]]))
+        own = _Own(self.counts, history)
+        habit, at_home = self._habit_scores(refitted, history, own, rng)
+        errors = [(habit[~at_home], 1 / len(habit)), (habit[at_home], _AT_HOME / len(habit))]
+        strange = [np.sort(scores) for scores in self._strange_scores(refitted, history, own, rng)]
+        candidates = np.unique(np.concatenate([habit, *strange]))
+        total = np.zeros(len(candidates))
+        for scores, weight in errors:
+            total += weight * np.searchsorted(np.sort(scores), candidates)
+        for scores in strange:
+            total -= np.searchsorted(scores, candidates) / max(1, len(scores))
+        best = int(np.argmax(total <= total.min() + _NEARLY))
+        return float(candidates[max(0, best - 1)] + candidates[best]) / 2
+
+    def _habit_scores(
+        self, refitted: Model, history: History, own: "_Own", rng: np.random.Generator
+    ) -> tuple[Vectors, npt.NDArray[np.bool_]]:
+        """Of events where their entities have come back to, at places of others there or at unknown ones.
+
+        And whether each is at home.
+        """
+        counts, leaves = self.counts, self.counts.vocabulary.leaves
+        every = np.sort(counts.history.addresses)
+        every = every[np.append(True, every[1:] != every[:-1])]
+        scores, at_home = [], []
+        for another in (False, True):
+            network, habit = counts.come_back(history, another)
+            number = np.ones(len(history)) if another else history.counts.astype(np.float64)
+            events = np.add.reduceat(number, history.starts[:-1])
+            total = np.cumsum(number / np.repeat(events, np.diff(history.starts)) * (habit + _ONCE))
+            drawn = np.searchsorted(total, rng.random(_PAIRS // 2) * total[-1], side="right")
+            entity, network, where = history.entities[drawn], network[drawn], history.addresses[drawn]
+            back = np.flatnonzero(network >= 0)
+            first, last = counts.vocabulary.bounds(network[back])
+            low, high = np.searchsorted(every, first), np.searchsorted(every, last, side="right")
+            moved = rng.integers(1, _NEAR + 1, len(back)) * rng.choice((-1, 1), len(back))
+            near = np.searchsorted(every, where[back]) + moved
+            where[back] = every[np.clip(near, low, high - 1)]
+            chains = counts.vocabulary.chains[leaves(where)]
+            theirs = back[own.leaf(entity[back], leaves(where[back]))]
+            chains[theirs] = self._networks[network[theirs]]
+            scores.append(np.einsum("nd,nd->n", refitted.entity[entity], refitted.encoder(chains)))
+            at_home.append(own.home(entity, chains))
+        return np.concatenate(scores), np.concatenate(at_home)
+
+    def _strange_scores(
+        self, refitted: Model, history: History, own: "_Own", rng: np.random.Generator
+    ) -> list[Vectors]:
+        """Of entities with random addresses, and with addresses of others: not in their own leaves, nor at home."""
+        every, vocabulary = self.counts.history, self.counts.vocabulary
+        half = _PAIRS // 2
+        scores = []
+        for where in (
+            random_addresses(half, refitted.family, mapped_share(every.addresses), rng),
+            every.addresses[rng.integers(len(every), size=half)],
+        ):
+            who = history.rows[rng.integers(len(history.rows), size=half)]
+            leaves = vocabulary.leaves(where)
+            strange = ~own.leaf(who, leaves) & ~own.home(who, vocabulary.chains[leaves])
+            scores.append(refitted.score(who[strange], where[strange]))
+        return scores
+
+
+class _Own:
+    """The leaves and the homes of the entities of a history."""
+
+    def __init__(self, counts: Counts, history: History) -> None:
+        self._levels = len(counts.vocabulary.levels)
+        self._leaves = np.sort(_pairs(history.entities, counts.vocabulary.leaves(history.addresses)))
+        homes = [np.zeros(0, dtype=np.int64)]
+        for habits in counts.habits(history):
+            owner = np.repeat(habits.rows, np.diff(habits.starts))
+            homes.append(_pairs(owner[habits.home], habits.network[habits.home]))
+        self._homes = np.sort(np.concatenate(homes))
+
+    def leaf(self, entity: npt.NDArray[np.int32], leaf: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+        """Whether the entity has an event in the leaf: [n]."""
+        return _among(_pairs(entity, leaf), self._leaves)
+
+    def home(self, entity: npt.NDArray[np.int32], chains: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+        """Whether an address, by its row on every level, is in a home of the entity: [n]."""
+        found = np.zeros(len(entity), dtype=np.bool_)
+        for level in range(self._levels):
+            found |= _among(_pairs(entity, chains[:, level]), self._homes)
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Moves:
+    """Moves the rows of entities by their habits, for one state of the encoder."""
+
+    encoded: Vectors
+    """An address in each network that is otherwise unknown, by row of the prefix table: [P, D - RESERVED]."""
+    pulled: Vectors
+    """The same, multiplied by the inverse of what the rest of the world weighs."""
+    inside: Vectors
+    """What there is of the world in each network, multiplied likewise."""
+
+    def __call__(self, habits: Habits) -> Vectors:
+        """What to add to the rows of the entities, [M, D]."""
+        dim = self.encoded.shape[1]
+        added = np.zeros((len(habits.rows), dim + RESERVED), dtype=np.float32)
+        added[:, POPULARITY] = 1
+        added[:, CONSTANT] = habits.constant
+        sizes = np.diff(habits.starts)
+        for size in np.unique(sizes[sizes > 0]).tolist():
+            some = np.flatnonzero(sizes == size)
+            for part in np.array_split(some, -(-len(some) * size * dim // _FLOATS)):
+                at = habits.starts[part][:, None] + np.arange(size)
+                network, gain = habits.network[at], habits.gain[at]
+                weight = np.clip(gain / _FULL_GAIN, _LIGHTEST, _HEAVIEST)
+                root = np.sqrt(weight)
+                own, pulled = self.encoded[network] * root[..., None], self.pulled[network] * root[..., None]
+                # What of the world is in its homes is no rest of the world.
+                world = np.einsum("ns,nsd->nd", habits.spread[at], self.inside[network])
+                wanted = gain * root - np.einsum("nsd,nd->ns", own, world)
+                system = pulled @ own.swapaxes(1, 2) + np.eye(size, dtype=np.float32)
+                solved = np.linalg.solve(system, wanted[..., None])
+                added[part, :dim] = world + (pulled.swapaxes(1, 2) @ solved)[..., 0]
+        return added
+
+
+def _chains_of_networks(counts: Counts) -> npt.NDArray[np.int32]:
+    """The row on every level of an address in each network that is otherwise unknown, by row: int32 [num_rows, L].
+
+    Its provider and country are those of most pairs in the network.
+    """
+    vocabulary = counts.vocabulary
+    unknown = np.arange(vocabulary.depth, dtype=np.int32)
+    chains = np.tile(unknown, (vocabulary.num_rows, 1))
+    by_pairs = vocabulary.chains[np.argsort(counts.leaf_pairs, kind="stable")]
+    for level in range(len(vocabulary.levels)):
+        known = by_pairs[by_pairs[:, level] >= vocabulary.depth]  # of equal rows the last one, with most pairs, stays
+        row = known[:, level].copy()
+        known[:, level + 1 : len(vocabulary.levels)] = unknown[level + 1 : len(vocabulary.levels)]
+        chains[row] = known
+    return chains
+
+
+def _pairs(entity: npt.NDArray[np.int32], leaf: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
+    """Each pair as one number."""
+    return entity.astype(np.int64) << 32 | leaf
+
+
+def _among(keys: npt.NDArray[np.int64], ordered: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Whether each key is among those in ascending order."""
+    if not len(ordered):
+        return np.zeros(len(keys), dtype=np.bool_)
+    found: npt.NDArray[np.bool_] = ordered[np.minimum(np.searchsorted(ordered, keys), len(ordered) - 1)] == keys
+    return found

@@ -1,0 +1,381 @@
+"""What counting writes into trained tables: the parts of a score, and who gets which."""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from conftest import Traffic, to_events
+from ipinsights import metrics
+from ipinsights.data.addresses import FAMILIES, IPV4, IPV6, Addresses, Family, random_addresses
+from ipinsights.data.entities import EntityIndex
+from ipinsights.data.events import Events
+from ipinsights.hyperparameters import Hyperparameters
+from ipinsights.model import counting
+from ipinsights.model import refit as module
+from ipinsights.model.counting import Counts, Habits
+from ipinsights.model.history import History
+from ipinsights.model.model import RESERVED, Counted, Encoder, Model
+from ipinsights.model.refit import CONSTANT, POPULARITY, PRIOR, Moves, Refit
+from ipinsights.model.scoring import Scorer
+from ipinsights.model.vocabulary import Vocabulary
+from ipinsights.training.fit import fit
+
+DIM, ROWS = 8, 12
+NAMES = [f"user {number}" for number in range(8)]
+STRANGER = ROWS
+"""The row of every entity that no row belongs to."""
+
+
+PAIRS = module._PAIRS
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_pairs_for_the_threshold() -> Iterator[None]:
+    """Where it is does not matter to most tests, and drawing takes time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_PAIRS", 1000)
+        yield
+
+
+@dataclass(frozen=True)
+class World:
+    """Events, and what a training of any kind might have learnt of them."""
+
+    events: Events
+    learnt: Model
+    history: History
+
+    @classmethod
+    def of(cls, pairs: list[tuple[int, int]], family: Family, seed: int) -> "World":
+        rng = np.random.default_rng(seed)
+        index = EntityIndex(ROWS)
+        entity = index.claim(pa.array([NAMES[entity] for entity, _ in pairs], pa.string()))
+        events = Events(entity, np.array([address for _, address in pairs], family.dtype), index)
+        vocabulary = Vocabulary.build(events.address, family)
+
+        def table(*shape: int) -> npt.NDArray[np.float32]:
+            values = rng.normal(0, 0.4, shape).astype(np.float32)
+            values[..., -RESERVED:] = 0
+            return values
+
+        w = table(1, DIM, DIM)
+        w[:, -RESERVED:] = 0
+        encoder = Encoder(table(vocabulary.num_rows, DIM), w, table(1, DIM))
+        met = np.unique(entity).astype(np.intp)
+        learnt = Model.learnt(vocabulary, index, met, table(len(met) + 1, DIM), encoder)
+        return cls(events, learnt, History.of(events, family))
+
+    @property
+    def counts(self) -> Counts:
+        return Counts(self.learnt.vocabulary, self.history)
+
+    def refitted(self, seed: int = 0, earlier: Model | None = None) -> Model:
+        model = Refit(self.counts).model(self.learnt, seed, earlier)
+        assert model is not None
+        return model
+
+    @property
+    def queries(self) -> Addresses:
+        """Addresses of the events, their neighbours, and others."""
+        own, family = np.unique(self.events.address), self.learnt.family
+        random = random_addresses(50, family, 0.0, np.random.default_rng(0))
+        return np.concatenate([own, own ^ family.dtype.type(1), random])
+
+
+@st.composite
+def worlds(draw: st.DrawFn) -> World:
+    family = draw(st.sampled_from([IPV4, IPV6]))
+    octet = st.sampled_from([1, 2, 32, 200])
+    address = st.lists(octet, min_size=family.width // 8, max_size=family.width // 8)
+    pairs = st.tuples(st.integers(0, len(NAMES) - 1), address.map(lambda octets: int.from_bytes(bytes(octets), "big")))
+    chosen = draw(st.lists(pairs, min_size=1, max_size=12))
+    often = draw(st.lists(st.integers(1, 6), min_size=len(chosen), max_size=len(chosen)))
+    log = [pair for pair, times in zip(chosen, often, strict=True) for _ in range(times)]
+    return World.of(log, family, draw(st.integers(0, 3)))
+
+
+def pairwise(model: Model, rows: npt.NDArray[np.integer], addresses: Addresses) -> npt.NDArray[np.float32]:
+    """The scores of all pairs: [rows, addresses]."""
+    scores = model.score(np.repeat(rows, len(addresses)), np.tile(addresses, len(rows)))
+    return scores.reshape(len(rows), len(addresses))
+
+
+def sums(values: npt.NDArray[np.float64], world: World) -> npt.NDArray[np.float64]:
+    """What the networks of each query sum to."""
+    vocabulary = world.learnt.vocabulary
+    summed: npt.NDArray[np.float64] = values[vocabulary.chains[vocabulary.leaves(world.queries)]].sum(1) + values[-1]
+    return summed
+
+
+def only(habits: list[Habits]) -> Habits:
+    [one] = habits
+    return one
+
+
+@given(worlds())
+def test_the_score_of_a_trained_entity_is_popularity_habit_and_affinity(world: World) -> None:
+    model, counts, learnt = world.refitted(), world.counts, world.learnt
+    habits = only(list(counts.habits()))
+    move = Refit(counts).moves(learnt.encoder)(habits)[:, :-RESERVED]
+    affinity = pairwise(learnt, habits.rows, world.queries)
+    moved = move @ learnt.encode(world.queries)[:, :-RESERVED].T
+    parts = sums(counts.popularity, world) + habits.constant[:, None] + moved + affinity
+    threshold = parts - pairwise(model, habits.rows, world.queries)
+    np.testing.assert_allclose(threshold, threshold.mean(), atol=1e-3)  # one number for all pairs
+
+
+@given(worlds())
+def test_an_entity_never_seen_has_the_prior_alone(world: World) -> None:
+    """Whatever was learnt of others, and wherever the threshold is."""
+    model, prior = world.refitted(), sums(world.counts.prior, world)
+    strangers = np.setdiff1d(np.arange(ROWS + 1), world.events.entity)
+    np.testing.assert_allclose(
+        pairwise(model, strangers, world.queries), np.tile(prior, (len(strangers), 1)), atol=1e-4
+    )
+
+
+@given(worlds())
+def test_the_parts_have_coordinates_of_their_own(world: World) -> None:
+    model, counts = world.refitted(), world.counts
+    trained, habits = np.unique(world.events.entity), only(list(counts.habits()))
+    reserved = np.zeros((ROWS + 1, RESERVED), np.float32)
+    reserved[:, PRIOR] = 1
+    reserved[trained] = 0
+    reserved[trained, POPULARITY] = 1
+    reserved[trained, CONSTANT] = habits.constant
+    assert (model.entity[:, -RESERVED:] == reserved).all()
+    strangers = np.setdiff1d(np.arange(ROWS + 1), trained)
+    assert not model.entity[strangers, :-RESERVED].any()
+    encoded, before = model.encode(world.queries), world.learnt.encode(world.queries)
+    np.testing.assert_allclose(encoded[:, CONSTANT], 1, atol=1e-6)
+    np.testing.assert_allclose(encoded[:, PRIOR], sums(counts.prior, world), atol=1e-4)
+    shifted = sums(counts.popularity, world) - encoded[:, POPULARITY]
+    np.testing.assert_allclose(shifted, shifted.mean(), atol=1e-4)
+    np.testing.assert_allclose(encoded[:, :-RESERVED], before[:, :-RESERVED], atol=1e-6)  # the encoder stays as it is
+
+
+@given(worlds())
+def test_what_was_learnt_and_counted_stays_in_the_model(world: World) -> None:
+    model, learnt = world.refitted(), world.learnt
+    counted = model.counted
+    assert counted is not None
+    assert counted.rows.tolist() == np.unique(world.events.entity).tolist()
+    alone = model.learnt_alone()
+    assert alone.counted is None
+    assert (alone.entity == learnt.entity).all()
+    for name in ("prefix", "w", "b"):
+        assert (getattr(alone.encoder, name) == getattr(learnt.encoder, name)).all()
+    assert learnt.learnt_alone() is learnt
+    assert_same_history(counted.history, world.history)
+    depth = learnt.vocabulary.depth
+    assert counted.entities.tolist() == world.counts.entities[depth : depth + len(learnt.vocabulary.prefixes)].tolist()
+
+
+def assert_same_history(one: History, other: History) -> None:
+    assert one.length == other.length
+    for name in ("rows", "starts", "addresses", "counts"):
+        mine, theirs = getattr(one, name), getattr(other, name)
+        assert mine.dtype == theirs.dtype
+        assert mine.tolist() == theirs.tolist()
+
+
+@given(worlds(), st.integers(0, 3))
+def test_the_seed_has_a_part_in_the_threshold_alone(world: World, seed: int) -> None:
+    one, same, other = (world.refitted(number) for number in (seed, seed, seed + 1))
+    assert (one.entity == same.entity).all()
+    assert (one.encoder.prefix == same.encoder.prefix).all()
+    assert (one.entity == other.entity).all()
+    difference = one.encoder.prefix - other.encoder.prefix
+    assert not np.delete(difference, DIM + POPULARITY, axis=1).any()
+    shifts = one.encode(world.queries)[:, POPULARITY] - other.encode(world.queries)[:, POPULARITY]
+    np.testing.assert_allclose(shifts, shifts[0], atol=1e-4)
+
+
+@given(worlds(), st.integers(1, 3))
+def test_how_much_is_done_at_a_time_changes_nothing(world: World, size: int) -> None:
+    whole = world.refitted()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(counting, "_PAIRS", size)
+        patch.setattr(module, "_CHUNK", size)
+        patch.setattr(module, "_FLOATS", size)
+        parts = world.refitted()
+    # The second moment is a sum of float32, in which directions that nothing is in are hardly known.
+    np.testing.assert_allclose(parts.entity, whole.entity, atol=0.01 * (1 + np.abs(whole.entity).max()))
+    rows = np.unique(world.events.entity)
+    difference = pairwise(parts, rows, world.queries) - pairwise(whole, rows, world.queries)
+    np.testing.assert_allclose(difference, difference.mean(), atol=0.05)  # the threshold may be another of many alike
+
+
+@given(worlds(), st.integers(0, 3))
+def test_it_gives_up_when_it_is_told_to(world: World, after: int) -> None:
+    asked = iter(range(100))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(counting, "_PAIRS", 1)  # so that it asks for each entity
+        model = Refit(world.counts).model(world.learnt, 0, give_up=lambda: next(asked) >= after)
+    assert (model is None) == (len(world.history.rows) > after)
+
+
+@given(worlds(), worlds(), st.sampled_from([0, 16, 64]))
+def test_entities_without_a_history_keep_their_habits(world: World, others: World, bits: int) -> None:
+    """From an earlier model that kept nothing, or whose entities have all been cut from its history."""
+    earlier = world.refitted().keeping(bits)
+    later = dataclasses.replace(others, learnt=dataclasses.replace(others.learnt, entity=world.learnt.entity * 2))
+    model = later.refitted(earlier=earlier)
+    now, before = np.unique(later.events.entity), np.unique(world.events.entity)
+    kept = np.setdiff1d(before, now)
+    added = earlier.entity[kept] - world.learnt.entity[kept]
+    np.testing.assert_allclose(model.entity[kept], later.learnt.entity[kept] + added, atol=1e-5)
+    assert (model.entity[now] == later.refitted().entity[now]).all()
+    neither = np.setdiff1d(np.arange(ROWS + 1), np.union1d(before, now))
+    assert (model.entity[neither] == model.entity[STRANGER]).all()
+    assert model.counted is not None
+    assert model.counted.rows.tolist() == np.union1d(before, now).tolist()
+    assert (model.learnt_alone().entity[model.counted.rows] == later.learnt.entity[model.counted.rows]).all()
+
+
+@given(worlds(), worlds())
+def test_entities_that_an_uncounted_model_knew_keep_what_it_had_learnt(world: World, others: World) -> None:
+    forgotten = np.unique(world.events.entity)[:1]
+    earlier = world.learnt.without(forgotten)
+    later = dataclasses.replace(others, learnt=dataclasses.replace(others.learnt, entity=world.learnt.entity * 2))
+    model = later.refitted(earlier=earlier)
+    now = np.unique(later.events.entity)
+    kept = np.setdiff1d(np.setdiff1d(world.events.entity, now), forgotten)
+    assert (model.entity[kept, :-RESERVED] == later.learnt.entity[kept, :-RESERVED]).all()
+    assert (model.entity[kept, -RESERVED:] == np.eye(RESERVED)[POPULARITY]).all()
+    for row in np.setdiff1d(forgotten, now):
+        assert (model.entity[row] == model.entity[STRANGER]).all()
+
+
+@given(worlds(), st.sets(st.integers(0, len(NAMES) - 1)))
+def test_of_a_forgotten_entity_nothing_stays(world: World, forgotten: set[int]) -> None:
+    """And all that others have stays, to the bit."""
+    model = world.refitted()
+    names = pa.array([NAMES[number] for number in sorted(forgotten)], pa.string())
+    rows = model.index.own_rows(names)
+    rows = rows[rows >= 0]
+    later = model.without(rows)
+    assert later.counted is not None
+    assert (later.entity[rows] == model.entity[STRANGER]).all()
+    assert not np.isin(later.counted.rows, rows).any()
+    assert not np.isin(later.counted.history.rows, rows).any()
+    assert all(later.counted.history.place(row) == slice(0, 0) for row in rows)
+    others = np.setdiff1d(np.arange(ROWS + 1), rows)
+    assert (pairwise(later, others, world.queries) == pairwise(model, others, world.queries)).all()
+    assert_same_history(later.counted.history, world.history.without(rows))
+    alone, before = later.learnt_alone(), model.learnt_alone()
+    assert (alone.entity[others] == before.entity[others]).all()
+    assert (alone.entity[rows] == before.entity[STRANGER]).all()
+    assert (later.counted.entities == Counted.without(later.counted, rows).entities).all()
+
+
+@pytest.mark.parametrize("family", [IPV4, IPV6])
+def test_a_network_that_many_use_is_likelier_for_a_stranger_than_one_that_few_use(family: Family) -> None:
+    """And one that few use is likelier than one that nobody used, whatever a busy entity does."""
+    many, few, none, busy = (number << (family.width - 8) for number in (0x21, 0x22, 0x23, 0x24))
+    visits = [(user, many + user) for user in range(8)] + [(user, few + user) for user in range(3)]
+    pairs = visits + [(7, few + 1000 + number) for number in range(100)] + [(7, busy + n) for n in range(100)]
+    model = World.of(pairs, family, 0).refitted()
+    asked = np.array([many + 99, few + 99, busy + 99, none + 99], family.dtype)
+    scores = pairwise(model, np.array([STRANGER]), asked)[0]
+    assert (np.diff(scores) < 0).all()
+
+
+systems = st.tuples(st.integers(0, 10**6), st.integers(2, 6), st.integers(0, 9), st.booleans())
+
+
+@given(systems)
+def test_a_move_solves_its_ridge_regression(chosen: tuple[int, int, int, bool]) -> None:
+    """The least sum of the weighted squared errors at the own networks and of what the rest of the world gains."""
+    seed, dim, size, alike = chosen
+    rng = np.random.default_rng(seed)
+    encoded = rng.normal(size=(12, dim))
+    if alike:
+        encoded[6:] = encoded[:6]  # as of networks of which training has learnt nothing
+    root = rng.normal(size=(dim, dim))
+    world = 10 * (root @ root.T + 0.1 * np.eye(dim))
+    inside, inverse = rng.normal(size=(12, dim)), np.linalg.inv(world)
+    moves = Moves(*(array.astype(np.float32) for array in (encoded, encoded @ inverse, inside @ inverse)))
+    network = rng.choice(12, size, replace=False).astype(np.int32)
+    gain = rng.exponential(6, size).astype(np.float32)
+    spread = np.where(rng.random(size) < 0.5, rng.normal(size=size), 0).astype(np.float32)
+    habits = Habits(
+        np.array([3, 5], np.int32),
+        np.array([-1, -2], np.float32),
+        np.array([0, 0, size]),
+        network,
+        gain.copy(),
+        spread != 0,
+        spread,
+    )
+    added = moves(habits)
+    assert added.shape == (2, dim + RESERVED)
+    assert not added[0, :dim].any()  # without a network there is no move
+    assert added[:, -RESERVED:].tolist() == [[1, -1, 0], [1, -2, 0]]
+    weight = np.clip(gain.astype(np.float64) / module._FULL_GAIN, module._LIGHTEST, module._HEAVIEST)
+    own = encoded[network]
+    wanted = own.T @ (weight * gain) + spread @ inside[network]  # what is in its homes is no rest of the world
+    exact = np.linalg.solve((own.T * weight) @ own + world, wanted)
+    np.testing.assert_allclose(added[1, :dim], exact, atol=1e-3 * (1 + np.abs(exact).max()))
+    assert (habits.gain == gain).all()
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_own_networks_gain_and_the_rest_of_the_world_about_nothing(version: int) -> None:
+    """Where the encoder tells networks apart."""
+    family, rng = FAMILIES[version], np.random.default_rng(0)
+    home = rng.permutation(np.arange(0x21, 0x31)).astype(np.uint64) << np.uint64(family.width - 8)
+    pairs = [(user, int(home[user * 2 + (n % 3 == 0)]) + n % 4) for user in range(8) for n in range(20)]
+    world = World.of(pairs, family, 0)
+    rows = world.learnt.vocabulary.num_rows
+    wide = np.zeros((rows, 128 + RESERVED), np.float32)
+    wide[:, :128] = rng.normal(0, 1, (rows, 128))
+    encoder = Encoder(wide, np.zeros((0, *wide.shape[1:] * 2), np.float32), np.zeros((0, wide.shape[1]), np.float32))
+    learnt = dataclasses.replace(world.learnt, encoder=encoder, entity=np.zeros((ROWS + 1, 131), np.float32))
+    world = dataclasses.replace(world, learnt=learnt)
+    model, counts = world.refitted(), world.counts
+    habits = only(list(counts.habits()))
+    addresses = (home + np.uint64(2)).astype(family.dtype)
+    moved = model.entity[habits.rows, :-RESERVED] @ model.encode(addresses)[:, :-RESERVED].T
+    user_rows = world.events.index.find(pa.array(NAMES))
+    own = np.zeros(moved.shape, np.bool_)
+    for user, row in enumerate(user_rows.tolist()):
+        own[habits.rows.tolist().index(row), 2 * user : 2 * user + 2] = True
+    assert moved[own].min() > 4 * np.abs(moved[~own]).max()
+    longest = [habits.gain[a:b].max() for a, b in zip(habits.starts, habits.starts[1:], strict=False)]
+    assert moved[own].reshape(len(longest), 2).max(1) == pytest.approx(np.array(longest), rel=0.35)
+
+
+@pytest.fixture(scope="module")
+def trained(traffic: Traffic) -> Model:
+    hp = Hyperparameters(num_entity_vectors=200, vector_dim=32, epochs=6, mini_batch_size=500, learning_rate=0.02)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_PAIRS", PAIRS)
+        return fit(to_events(traffic.train, 200), hp, device="cpu")
+
+
+def test_zero_lies_between_habits_and_fabricated_pairs(trained: Model, traffic: Traffic) -> None:
+    """No other threshold would do much better on later log-ins and attacks."""
+    scorer = Scorer(trained)
+    normal, attacks = scorer.score(traffic.normal), scorer.score(traffic.attacks)
+    assert np.median(normal) > 0 > np.median(attacks)
+    thresholds = np.concatenate([normal, attacks])
+    errors = [(normal < t).mean() + (attacks >= t).mean() for t in thresholds]
+    assert (normal < 0).mean() + (attacks >= 0).mean() < min(errors) + 0.05
+
+
+def test_what_was_learnt_sees_what_counting_does_not(trained: Model, traffic: Traffic) -> None:
+    counted_alone = dataclasses.replace(trained, entity=trained.entity - trained.learnt_alone().entity)
+
+    def auc(model: Model) -> float:
+        return metrics.auc(Scorer(model).score(traffic.normal), Scorer(model).score(traffic.attacks))
+
+    assert auc(trained) > 0.95
+    assert auc(trained) > auc(counted_alone)
