@@ -151,14 +151,26 @@ def trained(
     tmp_path_factory: pytest.TempPathFactory, traffic: Traffic
 ) -> tuple[Tree, subprocess.CompletedProcess[str]]:
     """A tree on which `train` has run, and what it printed."""
-    tree = Tree(tmp_path_factory.mktemp("trained") / "ml")
+    return _trained(Tree(tmp_path_factory.mktemp("trained") / "ml"), traffic, to_csv(traffic.normal))
+
+
+@pytest.fixture(scope="session")
+def trained_with_strangers(
+    tmp_path_factory: pytest.TempPathFactory, traffic: Traffic
+) -> tuple[Tree, subprocess.CompletedProcess[str]]:
+    """The same, with some validation events of entities that training never saw."""
+    strange = "".join(f"stranger {line}\n" for line in to_csv(traffic.normal).splitlines()[:50])
+    return _trained(Tree(tmp_path_factory.mktemp("strangers") / "ml"), traffic, to_csv(traffic.normal) + strange)
+
+
+def _trained(tree: Tree, traffic: Traffic, validation: str) -> tuple[Tree, subprocess.CompletedProcess[str]]:
     tree.configure({**SMALL, "batch_metrics_publish_interval": "20"})
     half = len(traffic.train) // 2
     text = to_csv(traffic.train).splitlines(keepends=True)
     tree.channel(
         "train", **{"part-0.csv": "".join(text[:half]), "nested__part-1.csv": "".join(text[half:]), "_SUCCESS": ""}
     )
-    tree.channel("validation", **{"v.csv": to_csv(traffic.normal)})
+    tree.channel("validation", **{"v.csv": validation})
     job = tree.train()
     assert job.returncode == 0, job.stdout + job.stderr
     return tree, job

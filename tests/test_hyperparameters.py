@@ -29,6 +29,7 @@ def test_documented_defaults() -> None:
         "malformed_rows_limit": 0.1,
         "saved_epoch": "last",
         "early_stopping_patience": 0,
+        "history": 128,
         "checkpoint_interval_minutes": 10.0,
     }
 

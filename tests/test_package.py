@@ -9,7 +9,7 @@ import pytest
 import ipinsights
 from conftest import Traffic, Tree, to_events
 
-NAMES = ("Hyperparameters", "Model", "Scorer", "UserError", "fit", "load")
+NAMES = ("Hyperparameters", "Model", "Scorer", "UserError", "explain", "fit", "load")
 
 
 def loaded_by(code: str) -> set[str]:
@@ -23,7 +23,7 @@ def loaded_by(code: str) -> set[str]:
 def test_a_name_is_imported_when_it_is_first_used() -> None:
     assert loaded_by("import ipinsights") == set()
     assert loaded_by("from ipinsights import Hyperparameters, UserError") == set()
-    assert "torch" not in loaded_by("from ipinsights import load, Model, Scorer")
+    assert "torch" not in loaded_by("from ipinsights import explain, load, Model, Scorer")
     assert "torch" in loaded_by("from ipinsights import fit")
 
 

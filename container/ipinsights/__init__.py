@@ -1,7 +1,8 @@
 """IP Insights, open: learns from log-ins which (entity, IP address) pairs are normal, and scores new ones.
 
-`fit` trains a `Model`, `load` opens one, and a `Scorer` scores with it. Python imports each name when you first use it,
-so a program that only scores does not wait for torch. `ipinsights.sagemaker` is the SageMaker algorithm container.
+`fit` trains a `Model`, `load` opens one, a `Scorer` scores with it, and `explain` says why a pair has its score. Python
+imports each name when you first use it, so a program that only scores does not wait for torch. `ipinsights.sagemaker`
+is the SageMaker algorithm container.
 """
 
 import importlib
@@ -13,19 +14,21 @@ if TYPE_CHECKING:
     from ipinsights.errors import UserError
     from ipinsights.hyperparameters import Hyperparameters
     from ipinsights.model.artifact import load
+    from ipinsights.model.explanation import explain
     from ipinsights.model.model import Model
     from ipinsights.model.scoring import Scorer
     from ipinsights.training.fit import fit
 
     __version__: str
 
-__all__ = ["Hyperparameters", "Model", "Scorer", "UserError", "fit", "load"]
+__all__ = ["Hyperparameters", "Model", "Scorer", "UserError", "explain", "fit", "load"]
 
 _HOMES = {
     "Hyperparameters": "hyperparameters",
     "Model": "model.model",
     "Scorer": "model.scoring",
     "UserError": "errors",
+    "explain": "model.explanation",
     "fit": "training.fit",
     "load": "model.artifact",
 }

@@ -194,6 +194,14 @@ class Hyperparameters:
         "it with saved_epoch=best.",
         default=0,
     )
+    history: int = _declare(
+        (0, 128),
+        "Leading bits that the model keeps of every address that an entity used, with the number of its events. They "
+        "serve to explain scores and to count on when training continues. 128: whole addresses (of IPv6, the first 64 "
+        "bits). 24: networks of /24. 0: no list of any entity's addresses. The scores are the same. The log reports "
+        "the size: about 8 bytes for each pair of an entity and an address, 12 with IPv6.",
+        default=128,
+    )
     checkpoint_interval_minutes: float = _declare(
         (0.0, 100_000.0),
         "If the job has a checkpoint folder, it writes a checkpoint after every epoch and, within an epoch, every so "

@@ -95,14 +95,25 @@ def test_a_forgotten_entity_is_a_stranger_and_no_other_score_changes(
         assert stays in printed
 
 
-def test_the_manifest_keeps_its_facts_and_counts_the_forgotten(folder: Path) -> None:
+def test_the_manifest_keeps_its_facts_and_counts_the_forgotten(folder: Path, traffic: Traffic) -> None:
     before = manifest(folder)
     assert before["forgotten"] == 0
     assert before["entities"] == {"owning_a_row": 100, "sharing_a_row": 0}
     forget(folder, "user_1", "user_2")
     forget(folder, "user_3")
     after = manifest(folder)
-    changed = {"forgotten": 3, "entities": {"owning_a_row": 97, "sharing_a_row": 0}}
+    kept = ~of(traffic.train, {"user_1", "user_2", "user_3"})
+    names = np.array(traffic.train.entities.to_pylist())[kept].tolist()
+    pairs = len(set(zip(names, traffic.train.addresses[kept].tolist(), strict=True)))
+    counted = artifact.load(folder).counted
+    assert counted is not None
+    history = counted.history
+    changed = {
+        "forgotten": 3,
+        "entities": {"owning_a_row": 97, "sharing_a_row": 0},
+        "history": {"bits": 32, "pairs": pairs, "bytes": history.nbytes},
+    }
+    assert len(history) == pairs
     assert after == {**before, **changed}
     assert list(after) == list(before)
     assert sorted(contents(folder)) == ["manifest.json", "model.safetensors"]
@@ -126,6 +137,27 @@ def test_no_name_and_no_hash_of_it_is_left(trained: tuple[Tree, object], folder:
     later = artifact.load(folder).index
     assert not (later.tags == tag).any()
     assert "user_1" not in (folder / artifact.MANIFEST).read_text()
+
+
+def test_nothing_that_was_counted_of_it_is_left(folder: Path, traffic: Traffic) -> None:
+    """Neither where it was nor what it had learnt; of all others, every bit."""
+    before = artifact.load(folder)
+    row = int(before.index.own_rows(pa.array(["user_1"], pa.string()))[0])
+    forget(folder, "user_1")
+    after = artifact.load(folder)
+    assert before.counted is not None
+    assert after.counted is not None
+    kept = before.counted.rows != row
+    assert (after.counted.rows == before.counted.rows[kept]).all()
+    assert (after.counted.learnt == before.counted.learnt[np.append(kept, True)]).all()
+    own, others = before.counted.history.place(row), before.counted.history.entities != row
+    assert own.stop > own.start
+    assert after.counted.history.place(row) == slice(0, 0)
+    for name in ("entities", "addresses", "counts"):
+        assert (getattr(after.counted.history, name) == getattr(before.counted.history, name)[others]).all()
+    only_there = np.setdiff1d(before.counted.history.addresses[own], before.counted.history.addresses[others])
+    assert len(only_there)
+    assert not np.isin(after.counted.history.addresses, only_there).any()
 
 
 def test_an_unknown_entity_is_refused_and_then_nothing_is_removed(folder: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pytest
 from safetensors.numpy import load_file
 
@@ -73,12 +74,96 @@ def test_the_folder_holds_two_files_at_its_root_and_others_may_read_them(model: 
     artifact.save(model, tmp_path, {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["manifest.json", "model.safetensors"]
     assert all(path.stat().st_mode & 0o004 for path in tmp_path.iterdir())
-    assert json.loads((tmp_path / "manifest.json").read_text())["format_version"] == 3
+    assert json.loads((tmp_path / "manifest.json").read_text())["format_version"] == 4
     # The tensors are plain safetensors, which the library reads too, and nothing is a pickle.
     assert set(load_file(tmp_path / "model.safetensors")) >= {"entity", "encoder.prefix", "vocabulary.prefixes"}
     for path in tmp_path.iterdir():
         with pytest.raises(ValueError, match=r"opcode|pickle|unknown|exhausted"):
             list(pickletools.genops(path.read_bytes()))
+
+
+@pytest.mark.parametrize("bits", [0, 20, 32])
+def test_the_history_and_what_was_learnt_travel_with_the_model(
+    model: Model, traffic: Traffic, tmp_path: Path, bits: int
+) -> None:
+    kept = model.keeping(bits)
+    artifact.save(kept, tmp_path, {})
+    loaded, manifest = artifact.read(tmp_path)
+    assert kept.counted is not None
+    assert loaded.counted is not None
+    history = loaded.counted.history
+    assert manifest["history"] == {"bits": bits or 32, "pairs": len(history), "bytes": history.nbytes}
+    assert history.length == kept.counted.history.length == (bits or 32)
+    assert (len(history) > 0) == (bits > 0)
+    for one, other, names in (
+        (loaded.counted, kept.counted, ("rows", "learnt", "entities")),
+        (history, kept.counted.history, ("rows", "starts", "addresses", "counts")),
+    ):
+        for name in names:
+            mine, theirs = getattr(one, name), getattr(other, name)
+            assert mine.dtype == theirs.dtype
+            assert np.array_equal(mine, theirs)
+    alone = [some.learnt_alone() for some in (loaded, model)]
+    scores, expected = (Scorer(some).score(traffic.normal) for some in alone)
+    assert (scores == expected).all()
+    artifact.save(alone[1], tmp_path, {})  # as of a training that had no time to count
+    uncounted, manifest = artifact.read(tmp_path)
+    assert uncounted.counted is None
+    assert "history" not in manifest
+    assert (Scorer(uncounted).score(traffic.normal) == expected).all()
+
+
+@pytest.fixture
+def of_format_3(model: Model, tmp_path: Path) -> Model:
+    """A model as the release before wrote it into a folder, where nothing was reserved and nothing counted."""
+    rng = np.random.default_rng(0)
+    entity, prefix = (rng.normal(size=table.shape).astype(np.float32) for table in (model.entity, model.encoder.prefix))
+    old = Model(model.vocabulary, model.index, entity, dataclasses.replace(model.encoder, prefix=prefix))
+    artifact.save(old, tmp_path, {"metrics": {"auc": 0.9}})
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 3}))
+    return old
+
+
+def test_a_model_of_format_3_scores_as_it_did(of_format_3: Model, traffic: Traffic, tmp_path: Path) -> None:
+    loaded, manifest = artifact.read(tmp_path)
+    assert manifest["format_version"] == 3
+    assert loaded.counted is None
+    assert (Scorer(loaded).score(traffic.normal) == Scorer(of_format_3).score(traffic.normal)).all()
+    assert (loaded.learnt_alone().entity == of_format_3.entity).all()
+    assert loaded.keeping(0).counted is None
+
+
+def test_entities_of_format_3_can_be_forgotten(of_format_3: Model, traffic: Traffic, tmp_path: Path) -> None:
+    name = traffic.normal.entities[:1]
+    artifact.update(tmp_path, lambda old: old.without(old.index.own_rows(name)))
+    later, manifest = artifact.read(tmp_path)
+    assert manifest["format_version"] == 4
+    assert manifest["metrics"] == {"auc": 0.9}
+    assert later.counted is None
+    others = pa.compute.not_equal(traffic.normal.entities, name[0]).to_numpy(zero_copy_only=False)
+    after, before = (Scorer(some).score(traffic.normal) for some in (later, of_format_3))
+    assert (after[others] == before[others]).all()
+    assert (after[~others] != before[~others]).any()
+
+
+def test_no_training_goes_on_from_format_3(of_format_3: Model, traffic: Traffic, tmp_path: Path) -> None:
+    index = EntityIndex(200, of_format_3.index.tags.copy())
+    events = Events(index.claim(traffic.train.entities), traffic.train.addresses, index)
+    hp = Hyperparameters(num_entity_vectors=200, vector_dim=16, epochs=1, mini_batch_size=500)
+    with pytest.raises(
+        UserError, match="it can be served, but training cannot continue from it. Train once without it"
+    ):
+        fit(events, hp, earlier=artifact.load(tmp_path))
+
+
+@pytest.mark.parametrize("version", [1, 2, 5])
+def test_other_formats_are_refused_with_those_that_can_be_read(model: Model, tmp_path: Path, version: int) -> None:
+    artifact.save(model, tmp_path, {})
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": version}))
+    with pytest.raises(UserError, match=f"format version {version}; this release reads versions 3 and 4"):
+        artifact.load(tmp_path)
 
 
 def test_tensors_are_mapped_not_read(tmp_path: Path, model: Model) -> None:

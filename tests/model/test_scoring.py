@@ -1,3 +1,4 @@
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -7,12 +8,17 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from conftest import Traffic, Tree, to_events
+from conftest import PEAK, Traffic, Tree, to_events
 from ipinsights.data import addresses
+from ipinsights.data.addresses import IPV4
+from ipinsights.data.entities import EntityIndex
+from ipinsights.data.events import Events
 from ipinsights.data.records import Records
 from ipinsights.errors import UserError
 from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.model import artifact, scoring
+from ipinsights.model.history import History
+from ipinsights.model.model import Counted, Model
 from ipinsights.model.scoring import Scorer
 from ipinsights.training.fit import fit
 
@@ -88,3 +94,24 @@ def test_a_command_does_not_wait_for_pandas_and_no_request_does() -> None:
 def test_scoring_needs_no_torch() -> None:
     code = "import sys, ipinsights.sagemaker.server, ipinsights.sagemaker.commands; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=120, check=False).returncode == 0
+
+
+def test_what_explains_scores_takes_no_memory_of_a_scorer(tmp_path: Path) -> None:
+    """It is in the file, but never read from there."""
+    index, rng = EntityIndex(1000), np.random.default_rng(0)
+    drawn = rng.integers(2**32, size=4_000_000, dtype=np.uint32)
+    events = Events((drawn % 1000).astype(np.int32), drawn, index)
+    blank = Model.blank(IPV4, 1000, 8, 1)
+    history, none = History.of(events, IPV4), np.zeros(0, np.int64)
+    counted = Counted(history.rows, blank.entity, none, history)
+    assert history.nbytes > 30e6
+    peaks, needs = [], []
+    for model in (blank, dataclasses.replace(blank, counted=counted)):
+        artifact.save(model, tmp_path, {})
+        opened = f"s = Scorer.open({str(tmp_path)!r}, untrained=True)"
+        code = f"from ipinsights.model.scoring import Scorer; {opened}; print({PEAK})"
+        result = subprocess.run([sys.executable, "-c", code], check=True, timeout=120, capture_output=True, text=True)
+        peaks.append(int(result.stdout))
+        needs.append(Scorer.memory(model))
+    assert needs[0] == needs[1]
+    assert peaks[1] - peaks[0] < 3000

@@ -105,3 +105,23 @@ def test_the_largest_items_come_first(tmp_path: Path) -> None:
     arrays: tensors.Arrays = {"bytes": np.zeros(3, np.uint8), "wide": np.zeros(5), "floats": np.zeros(1, np.float32)}
     tensors.write(tmp_path / "a", arrays)
     assert list(tensors.read(tmp_path / "a")[0]) == ["wide", "floats", "bytes"]
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the new one has other sizes, as of a model that has forgotten an entity's history."""
+    path, old = tmp_path / "t", np.arange(100, dtype=np.uint32)
+    tensors.write(path, {"a": old, "b": old[:3]})
+    loads = json.loads
+
+    def replaced(text: str) -> object:
+        tensors.write(path, {"a": old[:50], "b": old[:3]})
+        return loads(text)
+
+    monkeypatch.setattr(json, "loads", replaced)
+    arrays, _ = tensors.read(path)
+    assert arrays["a"].tolist() == old.tolist()
+    assert arrays["b"].tolist() == [0, 1, 2]
+    monkeypatch.undo()
+    assert tensors.read(path)[0]["a"].tolist() == old[:50].tolist()

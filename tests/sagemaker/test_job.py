@@ -51,12 +51,19 @@ def test_the_artifact_holds_hyperparameters_facts_and_metrics(trained: Trained, 
 
 
 def test_metric_definitions_are_the_built_ins() -> None:
-    ours = {"validation:shuffled_auc": _EPOCH + r"validation shuffled_auc <score>=(\S+)"}
+    names = ("shuffled_auc", "known_discriminator_auc", "known_shuffled_auc")
+    ours = {f"validation:{name}": _EPOCH + rf"validation {name} <score>=(\S+)" for name in names}
     assert BUILT_IN | ours == METRIC_DEFINITIONS
 
 
-def test_every_expression_reads_its_values_back(trained: Trained, traffic: Traffic) -> None:
-    found = {name: re.findall(pattern, trained[1].stdout) for name, pattern in METRIC_DEFINITIONS.items()}
+@pytest.mark.parametrize("strangers", [False, True])
+def test_every_expression_reads_its_values_back(
+    strangers: bool, trained: Trained, trained_with_strangers: Trained, traffic: Traffic
+) -> None:
+    """Those of known entities alone are printed where others are validated too."""
+    log = (trained_with_strangers if strangers else trained)[1].stdout
+    assert re.findall(r"(\d+) validation events are of entities that training never saw", log) == ["50"] * strangers
+    found = {name: re.findall(pattern, log) for name, pattern in METRIC_DEFINITIONS.items()}
     epochs, interval = int(SMALL["epochs"]), 20
     batches = 3 * -(-len(traffic.train) // int(SMALL["mini_batch_size"]))
     prints = epochs * len(range(0, batches, interval))
@@ -67,6 +74,8 @@ def test_every_expression_reads_its_values_back(trained: Trained, traffic: Traff
         "train:binary_classification_cross_entropy:epoch": epochs,
         "validation:discriminator_auc": epochs,
         "validation:shuffled_auc": epochs,
+        "validation:known_discriminator_auc": epochs * strangers,
+        "validation:known_shuffled_auc": epochs * strangers,
         "train:progress": epochs,
         "train:throughput": epochs,
     }
@@ -720,3 +729,17 @@ def test_ipv6_is_trained_where_it_is_asked_for(ready: Tree) -> None:
     job = ready.train()
     assert job.returncode == 0, job.stdout
     assert json.loads((ready.model / "manifest.json").read_text())["vocabulary"]["ip_version"] == 6
+
+
+@pytest.mark.parametrize(("history", "kept"), [("128", "an address"), ("16", "a /16"), ("0", "")])
+def test_how_much_the_model_keeps_of_its_events_is_logged(ready: Tree, history: str, kept: str) -> None:
+    ready.configure(SMALL | {"epochs": "1", "history": history})
+    job = ready.train()
+    assert job.returncode == 0
+    described = json.loads((ready.model / "manifest.json").read_text())["history"]
+    line = "The model keeps no list of the addresses of each entity"
+    if kept:
+        line = f"The model keeps {described['pairs']:,} pairs of an entity and {kept}, each with its number of events: "
+        line += f"{described['bytes'] / 1e6:.1f} MB"
+    assert f"{line} (hyperparameter history)\n" in job.stdout
+    assert (described["pairs"] > 0) == bool(kept)

@@ -26,7 +26,19 @@ def warnings(
     """The warnings of a training with these discriminator and shuffled AUCs, epoch by epoch."""
     caplog.clear()
     report = TrainingReport("algo-1", hp, 1000, validated)
-    summaries = [EpochSummary(number, 100, 1, 1.0, 0.9, 0.1, *auc) for number, auc in enumerate(aucs)]
+    summaries = [
+        EpochSummary(
+            epoch=number,
+            records=100,
+            batches=1,
+            seconds=1.0,
+            accuracy=0.9,
+            cross_entropy=0.1,
+            discriminator_auc=discriminator_auc,
+            shuffled_auc=shuffled_auc,
+        )
+        for number, (discriminator_auc, shuffled_auc) in enumerate(aucs)
+    ]
     for summary in summaries:
         report.epoch_done(summary)
     report.training_ended(Ending(len(aucs), 0, "all_epochs", summaries[saved]))

@@ -169,12 +169,12 @@ def test_defaults_sent_by_the_platform_change_nothing(events: int) -> None:
 
 
 def test_metrics_are_those_defined_and_read_the_log_of_a_job(
-    trained: tuple[Tree, "subprocess.CompletedProcess[str]"],
+    trained_with_strangers: tuple[Tree, "subprocess.CompletedProcess[str]"],
 ) -> None:
     definitions = {m["Name"]: m["Regex"] for m in TRAINING["MetricDefinitions"]}
     assert definitions == METRIC_DEFINITIONS
     for name, regex in definitions.items():
-        values = re.findall(regex, trained[1].stdout)
+        values = re.findall(regex, trained_with_strangers[1].stdout)
         assert values, name
         assert all(float(value) >= 0 for value in values)
 

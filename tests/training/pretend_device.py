@@ -14,9 +14,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
+from ipinsights.data.addresses import IPV4
 from ipinsights.data.entities import EntityIndex
 from ipinsights.data.events import Events
 from ipinsights.hyperparameters import Hyperparameters
+from ipinsights.model.counting import Counts
+from ipinsights.model.history import History
+from ipinsights.model.refit import Refit
 from ipinsights.model.vocabulary import Vocabulary
 from ipinsights.training import gpu_kernels, gpu_step
 from ipinsights.training.batches import Entities
@@ -77,5 +81,5 @@ with FakeTensorMode(allow_non_fake_inputs=True), Watch():  # type: ignore[no-unt
     )
     trainer.step = gpu_step.GpuStep(trainer.parameters, 0.0, lambda work: work)
     assert trainer.run(Listener(), lambda: False, lambda: None)
-    validator = Validator(train, trainer, 0)
-    trainer.step.score(validator._entity, trainer.batches.index.rows(validator._leaves["own"]))
+    Validator(train, trainer, Refit(Counts(vocabulary, History.of(train, IPV4))), 0)
+    trainer.step.score(trainer.batches._entity, trainer.batches.index.rows(trainer.batches._leaf))

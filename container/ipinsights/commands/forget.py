@@ -18,9 +18,9 @@ _SHOWN = 5
 """Names that a message lists."""
 
 _STAYS = """\
-What stays, because all log-ins taught it together: the typical entity, the encoder of addresses, and the prefixes and
-how often each occurred (with the providers and countries, if a table was given). Only a training from scratch, without
-the log-ins of the removed entities, is free of their part in it.
+What stays, because all log-ins taught it together: the typical entity, the encoder of addresses, and the prefixes, how
+often each occurred and with how many entities (with the providers and countries, if a table was given). Only a training
+from scratch, without the log-ins of the removed entities, is free of their part in it.
 Not changed: the data, and copies of the model (model.tar.gz, checkpoints, and servers, which have it open until they
 restart). Training on data that still contains an entity learns it again."""
 
@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> None:
         print(
             f"At least {_entities(index.sharing)} in this model share the rows of others. So an entity that the model "
             "does not know, and a removed one too, gets the score of the row that its name is hashed to. If others "
-            "shared a removed row, that row now scores as the typical entity for them. No other score has changed."
+            "shared a removed row, that row now scores as one that training never saw. No other score has changed."
         )
     else:
         print("A removed entity scores as one that training never saw. No other entity's score has changed.")

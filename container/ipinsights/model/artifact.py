@@ -18,18 +18,23 @@ from ipinsights.data.entities import EntityIndex
 from ipinsights.data.networks import LABELS, Networks
 from ipinsights.errors import UserError, refusal
 from ipinsights.model import tensors
-from ipinsights.model.model import Encoder, Model
+from ipinsights.model.history import History
+from ipinsights.model.model import Counted, Encoder, Model
 from ipinsights.model.tensors import Arrays
 from ipinsights.model.vocabulary import Labels, Vocabulary
 from ipinsights.version import version
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
+_UNCOUNTED = 3
+"""The format before `refit`: such models score as they did, and no training continues from them."""
 TENSORS, MANIFEST = "model.safetensors", "manifest.json"
 ARCHIVES = (".tar.gz", ".tgz", ".tar")
 """The endings of the names that a packed model may have."""
 
 _ENCODER = ("prefix", "w", "b")
 _NETWORKS = ("first", "last", "labels")
+_COUNTED = ("rows", "learnt", "entities")
+_HISTORY = ("rows", "starts", "addresses", "counts")
 
 
 def save(model: Model, folder: Path, facts: Mapping[str, Any]) -> None:
@@ -84,7 +89,7 @@ def read(folder: Path) -> tuple[Model, dict[str, Any]]:
         arrays, _ = tensors.read(path)
         vocabulary, index = restore(arrays, manifest)
         encoder = Encoder(**{name: arrays[f"encoder.{name}"] for name in _ENCODER})
-        return Model(vocabulary, index, arrays["entity"], encoder), manifest
+        return Model(vocabulary, index, arrays["entity"], encoder, _counted(arrays, manifest)), manifest
     except (PermissionError, IsADirectoryError) as error:
         raise refusal("read", path, error) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -138,7 +143,20 @@ def _parts(model: Model) -> tuple[Arrays, dict[str, Any]]:
     """A whole model, as `describe` describes a part of it."""
     known, described = describe(model.vocabulary, model.index)
     encoder = {f"encoder.{name}": getattr(model.encoder, name) for name in _ENCODER}
-    return {"entity": model.entity, **encoder, **known}, described
+    arrays = {"entity": model.entity, **encoder, **known}
+    if model.counted:
+        history = model.counted.history
+        arrays |= {f"counted.{name}": getattr(model.counted, name) for name in _COUNTED}
+        arrays |= {f"history.{name}": getattr(history, name) for name in _HISTORY}
+        described["history"] = {"bits": history.length, "pairs": len(history), "bytes": history.nbytes}
+    return arrays, described
+
+
+def _counted(arrays: Arrays, described: Mapping[str, Any]) -> Counted | None:
+    if "history" not in described:
+        return None
+    history = History(**{name: arrays[f"history.{name}"] for name in _HISTORY}, length=described["history"]["bits"])
+    return Counted(**{name: arrays[f"counted.{name}"] for name in _COUNTED}, history=history)
 
 
 def _written(folder: Path, manifest: Mapping[str, Any]) -> Path:
@@ -182,8 +200,10 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from error
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
-    if version != FORMAT_VERSION:
-        raise UserError(f"{path} has format version {version}; this release reads version {FORMAT_VERSION}")
+    if version not in (_UNCOUNTED, FORMAT_VERSION):
+        raise UserError(
+            f"{path} has format version {version}; this release reads versions {_UNCOUNTED} and {FORMAT_VERSION}"
+        )
     if manifest.get("entity_hash") != {"name": entities.HASH, "seed": entities.HASH_SEED}:
         raise UserError(
             f"{path} hashes entities with {manifest.get('entity_hash')}, which this release does not support"

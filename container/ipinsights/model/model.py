@@ -1,9 +1,10 @@
 """The model: an entity table, an IP encoder, and their inner product.
 
 The score of (entity, address) is <e, phi(a)>: e is the entity's row of a table, phi(a) the encoding of the address.
-It is the log odds that the pair was observed rather than fabricated: higher is more normal, 0 the natural threshold.
-Every row is the typical entity, learnt from all events, plus what sets this entity apart. An entity that training never
-saw uses the typical entity.
+Higher is more normal. Training learns the log odds that the pair was observed rather than fabricated: every row is the
+typical entity, learnt from all events, plus what sets this entity apart. After training, counting is written into the
+same tables (`refit`). So the score has more parts (`explanation`), and 0 is the threshold that was found for their sum.
+An entity that training never saw uses the last row, which then has the prior alone.
 
 The encoder starts from networks: s is the sum of the address's rows, one a level, of the prefix table (`vocabulary`).
 An unknown prefix uses its level's unknown row, so an unseen address backs off to its longest known prefix. Then come
@@ -14,7 +15,8 @@ written out together with its gradient.) Symbols: E entity rows, P prefix rows, 
 every array is float32.
 """
 
-from dataclasses import dataclass, replace
+import dataclasses
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,13 @@ from ipinsights.data.addresses import Addresses, Family
 from ipinsights.data.entities import EntityIndex
 from ipinsights.errors import UserError
 from ipinsights.hyperparameters import Hyperparameters
+from ipinsights.model.history import History
 from ipinsights.model.vocabulary import Vocabulary
+
+RESERVED = 3
+"""Coordinates of all embeddings that training leaves at 0, for counting (`refit`)."""
+
+_CHUNK = 1 << 14
 
 Array = Any
 """A numpy array or a torch tensor; all arrays of one call are of the same kind."""
@@ -52,6 +60,26 @@ class Encoder:
 
 
 @dataclass(frozen=True)
+class Counted:
+    """What counting (`refit`) wrote into a model: from the learnt rows and the history it follows again."""
+
+    rows: npt.NDArray[np.int32]
+    """The rows of the entity table that it moved, ascending, [M]."""
+    learnt: npt.NDArray[np.float32]
+    """What they were before, and last the typical entity's, [M + 1, D]."""
+    entities: npt.NDArray[np.int64]
+    """The number of distinct entities under each known prefix, [K]."""
+    history: History
+    """As much as is kept of what was counted."""
+
+    def without(self, rows: npt.NDArray[np.integer[Any]]) -> "Counted":
+        """All of other entities than those of the given rows."""
+        kept = ~np.isin(self.rows, rows)
+        learnt = self.learnt[np.append(kept, True)]
+        return dataclasses.replace(self, rows=self.rows[kept], learnt=learnt, history=self.history.without(rows))
+
+
+@dataclass(frozen=True)
 class Model:
     """A trained model, in numpy arrays that may be memory-mapped."""
 
@@ -59,8 +87,11 @@ class Model:
     index: EntityIndex
     """The owner of each row of ``entity``."""
     entity: npt.NDArray[np.float32]
-    """[E + 1, D]; the last row is the typical entity's, used for every entity that training never saw."""
+    """[E + 1, D]; the last row is used for every entity that training never saw. Without counting it is the typical
+    entity's."""
     encoder: Encoder
+    counted: Counted | None = None
+    """What counting wrote into the tables, and from what; None where it did not."""
 
     @classmethod
     def learnt(
@@ -102,7 +133,8 @@ class Model:
         """
         entity = np.array(self.entity)
         entity[rows] = entity[-1]
-        return replace(self, index=self.index.without(rows), entity=entity)
+        counted = self.counted and self.counted.without(rows)
+        return dataclasses.replace(self, index=self.index.without(rows), entity=entity, counted=counted)
 
     def require(self, hyperparameters: Hyperparameters) -> None:
         """Raise UserError unless training with these hyperparameters can continue from this model."""
@@ -124,7 +156,10 @@ class Model:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all arrays, memory-mapped or not."""
+        """Bytes of the arrays that scores need, memory-mapped or not.
+
+        ``counted`` is not among them: scoring never reads it, so of a mapped model it takes no memory.
+        """
         arrays = [self.entity, self.index.tags, self.encoder.prefix, self.encoder.w, self.encoder.b]
         return sum(int(array.nbytes) for array in arrays) + self.vocabulary.nbytes
 
@@ -132,6 +167,32 @@ class Model:
     def family(self) -> Family:
         """The family of its addresses."""
         return self.vocabulary.family
+
+    def learnt_alone(self) -> "Model":
+        """The model before counting was written into it: what was learnt, with zeros in the reserved coordinates."""
+        if self.counted is None:
+            return self
+        entity, prefix = np.empty_like(self.entity), np.array(self.encoder.prefix)
+        entity[:] = self.counted.learnt[-1]
+        entity[self.counted.rows] = self.counted.learnt[:-1]
+        prefix[:, -RESERVED:] = 0
+        encoder = dataclasses.replace(self.encoder, prefix=prefix)
+        return dataclasses.replace(self, entity=entity, encoder=encoder, counted=None)
+
+    def keeping(self, bits: int) -> "Model":
+        """The model with no more than so many bits of an address in its history; with 0 without history."""
+        if self.counted is None:
+            return self
+        history = self.counted.history.cut(self.family, bits) if bits else History.none(self.family)
+        return dataclasses.replace(self, counted=dataclasses.replace(self.counted, history=history))
+
+    def score(self, rows: npt.NDArray[np.integer], addresses: Addresses) -> npt.NDArray[np.float32]:
+        """The score of n pairs of an entity's row and an address: [n]. For many, `scoring.Scorer` is faster."""
+        scores = np.empty(len(rows), dtype=np.float32)
+        for begin in range(0, len(rows), _CHUNK):
+            part = slice(begin, begin + _CHUNK)
+            np.einsum("nd,nd->n", self.entity[rows[part]], self.encode(addresses[part]), out=scores[part])
+        return scores
 
     def encode(self, addresses: Addresses) -> npt.NDArray[np.float32]:
         """The embedding of each address (of the family's type, [n]): [n, D]."""

@@ -86,7 +86,7 @@ class Scorer:
     def score(self, records: Records) -> npt.NDArray[np.float32]:
         """The score of each pair, float32 [n]; higher is more normal.
 
-        An entity that training never saw gets the score of the typical entity.
+        The score of an entity that training never saw depends on the address alone.
         """
         return self.score_hashed(*records.hashed())
 

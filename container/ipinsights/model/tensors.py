@@ -59,6 +59,10 @@ def read(path: Path) -> tuple[Arrays, dict[str, str]]:
         if 8 + size > length:
             raise ValueError("the file ends within its header")
         header = json.loads(file.read(size))
+        # The open file, not its path: if an update replaces it meanwhile, header and data are of one file all the same.
+        data: npt.NDArray[np.uint8] = np.zeros(0, dtype=np.uint8)
+        if length > 8 + size:
+            data = np.memmap(file, dtype=np.uint8, mode="r", offset=8 + size)
     if not isinstance(header, dict):
         raise TypeError(f"its header is {reprlib.repr(header)}, not an object")
     metadata = header.pop("__metadata__", {})
@@ -69,7 +73,6 @@ def read(path: Path) -> tuple[Arrays, dict[str, str]]:
         reached = end
     if 8 + size + reached != length:
         raise ValueError(f"the file has {length} bytes, and its header describes {8 + size + reached}")
-    data = np.memmap(path, dtype=np.uint8, mode="r", offset=8 + size) if length > 8 + size else np.zeros(0, np.uint8)
     arrays: Arrays = {}
     for name, entry in header.items():
         begin, end = entry["data_offsets"]

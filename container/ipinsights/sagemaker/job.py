@@ -23,6 +23,7 @@ from ipinsights.data.entities import EntityIndex
 from ipinsights.data.networks import Networks
 from ipinsights.errors import AlgorithmError, UserError, refusal, refusals
 from ipinsights.hyperparameters import Hyperparameters
+from ipinsights.machine import require_memory
 from ipinsights.model import artifact
 from ipinsights.model.model import Model
 from ipinsights.sagemaker import channels, configuration, earlier, reporting, stopping
@@ -102,7 +103,9 @@ def run(paths: Paths) -> None:
     logger.info("Merging with provided configuration from %s: %s", paths.hyperparameters, job.provided)
     logger.info("Final configuration: %s", {name: str(value) for name, value in dataclasses.asdict(hp).items()})
     hp.require(validated=job.validation is not None)
-    _require_writable(paths.model, "the model", 4 * (hp.num_entity_vectors + 1) * hp.vector_dim)
+    table = 4 * (hp.num_entity_vectors + 1) * hp.vector_dim
+    require_memory(table)
+    _require_writable(paths.model, "the model", table)
     checkpoints = None
     with refusals("look into", paths.checkpoints), contextlib.suppress(FileNotFoundError):
         paths.checkpoints.stat()
@@ -236,9 +239,12 @@ def _best_known(
         except UserError as error:
             logger.warning("%s", error)
     if found and checkpoints and found.source == checkpoints.source and found.made_with(hp):
-        logger.warning("The saved model is the one of the checkpoint after %s epochs", found.position.epoch)
-        summary = found.best if found.best_weights else None if found.position.steps else found.last
-        return found.model(), dataclasses.asdict(summary) if summary else {}
+        logger.warning(
+            "The saved model is the one of the checkpoint after %s epochs. Without the data nothing can be counted: it "
+            "scores by what it learnt alone, which is less exact. Its metrics are not known",
+            found.position.epoch,
+        )
+        return found.model(), {}
     if base:
         logger.warning("The saved model is the unchanged model of channel 'model'")
         return base, {}
@@ -266,6 +272,8 @@ def _save(
         artifact.save(model, paths.model, facts)
     except OSError as error:
         raise refusal("write the model to", paths.model, error) from error
+    if model.counted:
+        reporting.history_kept(model.counted.history, model.family)
     logger.info("Saved the model to %s", paths.model)
 
 

@@ -4,6 +4,7 @@ Lines and expressions are the built-in's (its tutorial's output, and the MetricD
 and tuners made for it keep working. A person at a terminal sees a progress bar besides.
 """
 
+import dataclasses
 import io
 import json
 import logging
@@ -14,10 +15,12 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ipinsights.data.addresses import Family
 from ipinsights.data.networks import LABELS
 from ipinsights.hyperparameters import Hyperparameters
+from ipinsights.model.history import History
 from ipinsights.model.profile import Profile
-from ipinsights.training.progress import BatchProgress, Ended, Ending, EpochSummary, Listener, Plan
+from ipinsights.training.progress import BatchProgress, Ended, Ending, EpochSummary, Listener, Plan, Quality
 
 METRIC_DEFINITIONS = {
     "train:binary_classification_accuracy": (
@@ -34,6 +37,12 @@ METRIC_DEFINITIONS = {
     ),
     "validation:discriminator_auc": r"#quality_metric: host=\S+, epoch=\S+, validation discriminator_auc <score>=(\S+)",
     "validation:shuffled_auc": r"#quality_metric: host=\S+, epoch=\S+, validation shuffled_auc <score>=(\S+)",
+    "validation:known_discriminator_auc": (
+        r"#quality_metric: host=\S+, epoch=\S+, validation known_discriminator_auc <score>=(\S+)"
+    ),
+    "validation:known_shuffled_auc": (
+        r"#quality_metric: host=\S+, epoch=\S+, validation known_shuffled_auc <score>=(\S+)"
+    ),
     "train:progress": r"#progress_metric: host=\S+, completed (\S+) %",
     "train:throughput": r"#throughput_metric: host=\S+, train throughput=(\S+) records/second",
 }
@@ -82,6 +91,20 @@ def print_line(line: str) -> None:
 def progress_bar(total: int | None, unit: str, description: str) -> "tqdm[Any]":
     """A bar on standard error, silent where no person watches; without a total it only counts."""
     return tqdm(total=total, unit=unit, unit_scale=True, desc=description, disable=None, leave=False)
+
+
+def history_kept(history: History, family: Family) -> None:
+    """How much a saved model keeps of its events, and what that takes."""
+    if not len(history):
+        logger.info("The model keeps no list of the addresses of each entity (hyperparameter history)")
+        return
+    logger.info(
+        "The model keeps %s pairs of an entity and %s, each with its number of events: %.1f MB (hyperparameter "
+        "history)",
+        f"{len(history):,}",
+        "an address" if history.length == family.width else f"a /{history.length}",
+        history.nbytes / 1e6,
+    )
 
 
 @dataclass(frozen=True)
@@ -161,6 +184,12 @@ class TrainingReport(Listener):
                 )
         self.profile = plan.profile
         self._profile(plan.profile)
+        if plan.unseen:
+            logger.info(
+                "%s validation events are of entities that training never saw; the metrics known_discriminator_auc and "
+                "known_shuffled_auc leave them out",
+                f"{plan.unseen:,}",
+            )
         if not hp.shuffled_negative_sampling_rate:
             logger.warning(
                 "shuffled_negative_sampling_rate is 0: the model learns which addresses are in use, but hardly which "
@@ -261,6 +290,12 @@ class TrainingReport(Listener):
             logger.warning("Skipped a damaged checkpoint: %s", reason)
         logger.info("Resuming from the checkpoint after %d epochs and %d steps of the next epoch", epoch, steps)
 
+    def uncounted(self) -> None:
+        """One line."""
+        logger.warning(
+            "There was no time to write counting into the model: it scores by what it learnt alone, which is less exact"
+        )
+
     def checkpoint_written(self, where: str, seconds: float) -> None:
         """One line."""
         logger.info("Wrote the checkpoint %s in %.1f s", where, seconds)
@@ -357,7 +392,7 @@ class TrainingReport(Listener):
     def _validation(self, summary: EpochSummary) -> None:
         self._printed = summary
         self._validated |= summary.discriminator_auc is not None
-        for name in ("discriminator_auc", "shuffled_auc"):
+        for name in (field.name for field in dataclasses.fields(Quality)):
             value = getattr(summary, name)
             if value is not None:
                 logger.info(self._host.quality(summary.epoch, name, value, subset="validation"))

@@ -35,6 +35,7 @@ _PATTERN = _NAME.format("[0-9]" * 12)
 _UNDECISIVE = (
     "batch_metrics_publish_interval",
     "checkpoint_interval_minutes",
+    "history",
     "malformed_rows",
     "malformed_rows_limit",
 )

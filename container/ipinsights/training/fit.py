@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 
 from ipinsights.data.addresses import FAMILIES
@@ -20,13 +21,17 @@ from ipinsights.data.events import Events
 from ipinsights.data.networks import Networks
 from ipinsights.errors import UserError
 from ipinsights.hyperparameters import Hyperparameters
-from ipinsights.model.model import Model
+from ipinsights.machine import require_memory
+from ipinsights.model.counting import Counts
+from ipinsights.model.history import History
+from ipinsights.model.model import RESERVED, Model
 from ipinsights.model.profile import Profile
-from ipinsights.model.vocabulary import Vocabulary
+from ipinsights.model.refit import Refit
+from ipinsights.model.vocabulary import Vocabulary, levels_for
 from ipinsights.training import placement
 from ipinsights.training.batches import Entities
 from ipinsights.training.checkpoint import Checkpoint, Checkpoints, subject_of
-from ipinsights.training.progress import Ended, Ending, Listener, Plan
+from ipinsights.training.progress import Ended, Ending, Listener, Plan, Quality
 from ipinsights.training.trainer import Trainer
 from ipinsights.training.validation import Validator
 
@@ -57,7 +62,8 @@ def fit(
 
     With an ``earlier`` model, training continues from it and keeps what it learnt; the events' index must extend the
     model's. With ``checkpoints``, training resumes from the newest and writes new ones. ``stop`` is called after every
-    step. Once it returns True, `fit` returns the model so far, or a blank one if nothing was learnt.
+    step. Once it returns True, `fit` returns the model so far. Without any step, this is the earlier model, or a
+    blank one.
 
     Raises UserError if training on the events is impossible, if they do not fit the earlier model or the checkpoint,
     and if the machine has too little memory.
@@ -67,26 +73,49 @@ def fit(
         earlier.require(hyperparameters)
         if not earlier.vocabulary.events:  # a blank one: between zeros all gradients are zero
             earlier = None
+    if earlier and not earlier.counted and earlier.encoder.prefix[:, -RESERVED:].any():
+        raise UserError(
+            "the earlier model was made by a release that did not count: it can be served, but training cannot "
+            "continue from it. Train once without it"
+        )
     _check(train, validation)
     listener = listener or Listener()
     stopping = _Stopping(stop)
     hp = hyperparameters.adapted(len(train))
     table = 4 * (hp.num_entity_vectors + 1) * hp.vector_dim
-    placement.require_memory(table)
+    require_memory(table)
     before = earlier.vocabulary if earlier else None
-    vocabulary = Vocabulary.build(train.address, FAMILIES[hp.ip_version], networks, earlier=before)
+    family = FAMILIES[hp.ip_version]
+    history = History.of(train, family)
+    levels = before.levels if before else levels_for(family, history.recurring, len(np.unique(train.address)))
+    vocabulary = Vocabulary.build(train.address, family, networks, levels, earlier=before)
+    if earlier and earlier.counted:
+        history = earlier.counted.history.plus(history, family)
     profile = Profile.of(train, vocabulary)
     entities = Entities.of(train, hp.num_entity_vectors, earlier)
     memory = placement.memory(hp, vocabulary, len(train), len(entities.met))
-    placement.require_memory(table + memory)
+    require_memory(table + memory)
     place = placement.choose(device, hp, vocabulary, len(train), memory)
     threads = torch.get_num_threads()
+    unseen = 0 if validation is None else int((entities.number[validation.entity] == len(entities.met)).sum())
     listener.training_planned(
-        Plan(hp, vocabulary, profile, str(place.device), place.step, threads, place.slower_because, memory, before)
+        Plan(
+            hp,
+            vocabulary,
+            profile,
+            str(place.device),
+            place.step,
+            threads,
+            place.slower_because,
+            memory,
+            before,
+            unseen,
+        )
     )
     with _one_torch_thread(place.step == "native"), _memory_errors(), place.current:
-        trainer = Trainer(train, hp, vocabulary, entities, place, threads, earlier)
-        validator = Validator(validation, trainer, hp.seed) if validation is not None else None
+        trainer = Trainer(train, hp, vocabulary, entities, place, threads, earlier.learnt_alone() if earlier else None)
+        refit = Refit(Counts(vocabulary, history))
+        validator = Validator(validation, trainer, refit, hp.seed, earlier) if validation is not None else None
         saver = None
         if checkpoints:
             subject = subject_of(
@@ -101,11 +130,16 @@ def fit(
             saver = _Saver(checkpoints, trainer, subject, hp.checkpoint_interval_minutes, listener)
             saver.resume()
         ending = _run(trainer, validator, hp, listener, stopping, saver)
-        model, summary = trainer.model()
+        learnt, summary = trainer.model()
         listener.training_ended(dataclasses.replace(ending, saved=summary or ending.saved))
-        if not (earlier or ending.epochs or ending.steps):
-            return Model.blank(vocabulary.family, hp.num_entity_vectors, hp.vector_dim, hp.num_ip_encoder_layers)
-        return model
+        if not (ending.epochs or ending.steps):
+            shape = hp.num_entity_vectors, hp.vector_dim, hp.num_ip_encoder_layers
+            return earlier.keeping(hp.history) if earlier else Model.blank(vocabulary.family, *shape)
+        model = refit.model(learnt, hp.seed, earlier, stopping.impatient)
+        if model is None:
+            listener.uncounted()
+            return learnt
+        return model.keeping(hp.history)
 
 
 @contextmanager
@@ -141,14 +175,14 @@ def _run(
     """Train epoch after epoch. Returns how training ended, with a summary of an interrupted epoch."""
     position, cut_off = trainer.position, None
     if position.steps:
-        cut_off = trainer.summary(None, None)
+        cut_off = trainer.summary(None)
     while position.epoch < hp.epochs and not trainer.out_of_patience and not stopping():
         whole = trainer.run(listener, stopping, saver.write_if_due if saver else lambda: None)
         if trainer.diverged and stopping() and trainer.keeps_best:
             break
-        aucs = validator.aucs(stopping.impatient) if validator else (None, None)
-        summary = trainer.summary(*(aucs or (None, None)))
-        if not whole or aucs is None:
+        quality = validator.quality(stopping.impatient) if validator else Quality()
+        summary = trainer.summary(quality)
+        if not whole or quality is None:
             cut_off = summary
             break
         cut_off = None

@@ -31,6 +31,8 @@ class Plan:
     """Bytes that the trained parameters and the largest step need."""
     earlier: Vocabulary | None = None
     """The vocabulary of the model from which training continues."""
+    unseen: int = 0
+    """Validation events of entities that training never saw."""
 
 
 @dataclass
@@ -60,8 +62,25 @@ class BatchProgress:
 
 
 @dataclass(frozen=True)
-class EpochSummary:
-    """The result of an epoch."""
+class Quality:
+    """How well the scores tell validation events from fabricated ones: areas under the ROC curve. None: no such events.
+
+    The fabricated ones are as many random addresses (R = 1, S = 0, whatever training uses), or addresses of other
+    entities' validation events.
+    """
+
+    discriminator_auc: float | None = None
+    """Against random addresses: the built-in's measure."""
+    shuffled_auc: float | None = None
+    """Against addresses of others."""
+    known_discriminator_auc: float | None = None
+    """The same, for events of entities that training saw, where there are others too."""
+    known_shuffled_auc: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochSummary(Quality):
+    """The result of an epoch, its validation included."""
 
     epoch: int
     records: int
@@ -71,10 +90,6 @@ class EpochSummary:
     """Duration of training, without validation."""
     accuracy: float
     cross_entropy: float
-    discriminator_auc: float | None
-    """Validation events against as many random negatives (R = 1, S = 0, whatever training uses); None without any."""
-    shuffled_auc: float | None
-    """The same against addresses of other entities' validation events; None without any."""
 
 
 Ended = Literal["all_epochs", "early_stopping", "stopped"]
@@ -117,6 +132,9 @@ class Listener:
 
     def epoch_done(self, summary: EpochSummary) -> None:
         """An epoch is over and validated."""
+
+    def uncounted(self) -> None:
+        """There was no time to write counting into the model (`model.refit`): it has what it learnt alone."""
 
     def training_ended(self, ending: Ending) -> None:
         """All epochs are over, or something stopped training."""

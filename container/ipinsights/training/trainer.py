@@ -17,14 +17,14 @@ from ipinsights import native
 from ipinsights.data.events import Events
 from ipinsights.errors import UserError
 from ipinsights.hyperparameters import Hyperparameters
-from ipinsights.model.model import Encoder, Model
+from ipinsights.model.model import RESERVED, Encoder, Model
 from ipinsights.model.vocabulary import Vocabulary
 from ipinsights.training.batches import DRAWN, Batches, Entities
 from ipinsights.training.checkpoint import Checkpoint, Weights
 from ipinsights.training.gpu_step import GpuStep
 from ipinsights.training.native_step import NativeStep
 from ipinsights.training.placement import Placement
-from ipinsights.training.progress import BatchProgress, EpochSummary, Listener
+from ipinsights.training.progress import BatchProgress, EpochSummary, Listener, Quality
 from ipinsights.training.step import Parameters, Step, TorchStep
 
 INITIAL_SCALE = 0.01
@@ -111,7 +111,7 @@ class Trainer:
         self._seconds = time.perf_counter() - began
         return position.steps == self.batches.steps_per_epoch
 
-    def summary(self, discriminator_auc: float | None, shuffled_auc: float | None) -> EpochSummary:
+    def summary(self, quality: Quality | None) -> EpochSummary:
         """The result of the current epoch so far."""
         cross_entropy, accuracy = self._means()
         return EpochSummary(
@@ -121,8 +121,7 @@ class Trainer:
             seconds=self._seconds,
             accuracy=accuracy,
             cross_entropy=cross_entropy,
-            discriminator_auc=discriminator_auc,
-            shuffled_auc=shuffled_auc,
+            **dataclasses.asdict(quality or Quality()),
         )
 
     def end_epoch(self, summary: EpochSummary) -> None:
@@ -132,7 +131,7 @@ class Trainer:
             self.best = summary
             if self._hp.saved_epoch == "best":
                 self._best_weights = Weights(  # the entities' are already a copy
-                    self.parameters.entities.numpy(force=True), **vars(self._encoder(copy=True))
+                    self.parameters.entities.numpy(force=True), **vars(self.encoder(copy=True))
                 )
         self.batches.next_epoch(self.position)
         self.step.totals.zero_()
@@ -143,7 +142,7 @@ class Trainer:
         if self._best_weights:
             weights, summary = self._best_weights, self.best
         else:
-            weights = Weights(self.parameters.entities.numpy(force=True), **vars(self._encoder()))
+            weights = Weights(self.parameters.entities.numpy(force=True), **vars(self.encoder()))
             summary = None if self.position.steps else self.last
         return weights.model(self.vocabulary, self.index, self.entities.met), summary
 
@@ -194,7 +193,14 @@ class Trainer:
         """Records of the epoch so far, positives and negatives."""
         return min(self.position.steps * self._hp.mini_batch_size, self._events) * self._hp.records_per_positive
 
-    def _encoder(self, copy: bool = False) -> Encoder:
+    def embeddings(self, numbers: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
+        """The embeddings of some entities so far, by their numbers: a copy, [n, D]."""
+        chosen = torch.from_numpy(numbers.astype(np.int64)).to(self.parameters.entity.device)
+        rows = self.parameters.entity[:, 0].index_select(0, chosen) + self.parameters.typical[0]
+        embedded: npt.NDArray[np.float32] = rows.numpy(force=True)
+        return embedded
+
+    def encoder(self, copy: bool = False) -> Encoder:
         """The encoder in numpy arrays. On the CPU they are views that later steps change, unless ``copy``."""
         arrays = {name: array.numpy(force=True) for name, array in vars(self.parameters.encoder).items()}
         return Encoder(**{name: array.copy() if copy else array for name, array in arrays.items()})
@@ -228,6 +234,7 @@ def _initial_parameters(
     for rows in (*torch.split(prefix, DRAWN), *torch.split(entity[:-1], DRAWN)):  # the last is the typical entity
         noise = torch.randn(len(rows), dim, generator=generator, device=device)
         rows[:, 0] = noise.mul_(INITIAL_SCALE)
+        rows[:, 0, -RESERVED:] = 0  # and so they stay: what is 0 on both sides of a product has no gradient
     parameters = Parameters(
         entity=entity,
         typical=_zeros(device, 3, dim),
