@@ -71,6 +71,11 @@ def _rows_without_dropout(index: batches.PrefixIndex, leaves: torch.Tensor, gene
     return index.rows(leaves)
 
 
+def _nothing_known(pairs: sampling.Pairs, entity: torch.Tensor, leaf: torch.Tensor) -> torch.Tensor:
+    del pairs, entity
+    return torch.zeros_like(leaf, dtype=torch.bool)
+
+
 def _equal_novelty(train: Events, family: Family, num_entity_vectors: int) -> npt.NDArray[np.float32]:
     del train, family
     return np.full(num_entity_vectors, batches.NOVELTY, dtype=np.float32)
@@ -97,6 +102,8 @@ CHANGES = [
     *(Change(f"weight_decay {decay}", {"weight_decay": decay}) for decay in (0.0, 0.1, 1.0)),
     *(Change(f"novelty {n}", owner=batches, attributes={"NOVELTY": n}) for n in (0.0, 0.005, 0.05)),
     Change("novelty equal for all entities", owner=batches, attributes={"novelty": _equal_novelty}),
+    *(Change(f"partners by count to the {n}", owner=sampling, attributes={"POWER": n}) for n in (0.0, 0.75, 1.0)),
+    Change("known pairs are shuffled negatives too", owner=sampling.Pairs, attributes={"known": _nothing_known}),
     *(Change(f"{n} R entities share R random addresses", owner=sampling, attributes={"GROUP": n}) for n in (1, 2, 8)),
     Change("no typical entity", owner=step.Rates, attributes={"of": staticmethod(_rates_without_typical)}),
     *(Change(f"epsilon {e}", owner=step, attributes={"EPSILON": e}) for e in (0.001, 0.01, 0.03, 0.1)),
@@ -131,8 +138,8 @@ def table(seeds: Sequence[int]) -> str:
                 cells.append(_difference(means - product[column]))
         lines.append(cells)
     constants = (
-        f"The product: MAX_ROWS {vocabulary.MAX_ROWS:,}, NOVELTY {batches.NOVELTY}, EPSILON {step.EPSILON}, "
-        f"SHRINKAGE {step.SHRINKAGE}, ENCODER_RATE {step.ENCODER_RATE}, "
+        f"The product: MAX_ROWS {vocabulary.MAX_ROWS:,}, NOVELTY {batches.NOVELTY}, POWER {sampling.POWER}, "
+        f"EPSILON {step.EPSILON}, SHRINKAGE {step.SHRINKAGE}, ENCODER_RATE {step.ENCODER_RATE}, "
         f"{', '.join(f'{name} {value}' for name, value in datasets.TOR_HYPERPARAMETERS.items())}, and defaults."
     )
     return f"{markdown(['', *tasks], lines)}\n\n{_CAPTION.format(seeds=len(seeds), constants=constants)}"

@@ -15,8 +15,8 @@ from ipinsights.data.addresses import IPV4, Addresses, Family
 from ipinsights.data.events import Events
 from ipinsights.data.networks import Networks
 from ipinsights.evaluation.baselines import LongestPrefix
+from ipinsights.evaluation.likelihood_ratio import IMPROVED, PUBLISHED, LikelihoodRatio, Smoothing
 from ipinsights.hyperparameters import Hyperparameters
-from ipinsights.model.counting import IMPROVED, PUBLISHED, LikelihoodRatio, Smoothing
 from ipinsights.model.model import Model
 from ipinsights.training import fit as training
 from ipinsights.training.progress import Listener
