@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from ipinsights.errors import UserError
+
 _GROUPS = (
     ("memory.max", "memory.current", "inactive_file"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
@@ -38,3 +40,13 @@ def available_memory(root: Path = Path("/")) -> int | None:
         except OSError:
             continue
     return min(found, default=None)
+
+
+def require_memory(needed: int) -> None:
+    """Raise UserError if the machine has less free memory than ``needed`` bytes."""
+    available = available_memory()
+    if available is not None and needed > available:
+        raise UserError(
+            f"training needs {needed / 1e6:,.0f} MB of memory, and this machine has {available / 1e6:,.0f} MB free: "
+            "lower num_entity_vectors, vector_dim or mini_batch_size, or use a larger machine"
+        )
