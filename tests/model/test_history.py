@@ -63,6 +63,7 @@ def check(history: History, expected: Plain, family: Family, length: int) -> Non
     types = [array.dtype for array in (history.rows, history.starts, history.addresses, history.counts)]
     assert types == [np.int32, np.int64, family.dtype, np.uint32]
     assert history.events == sum(expected.values())
+    assert history.distinct_addresses == len({address for _, address in expected})
     if expected:
         again = history.events - len(expected)  # events whose pair had occurred before
         assert history.recurring == pytest.approx(again / history.events)

@@ -78,6 +78,11 @@ class History:
         """The share of the events whose entity had come from the very address before."""
         return 1 - len(self) / max(1, self.events)
 
+    @property
+    def distinct_addresses(self) -> int:
+        """The number of addresses that anybody used."""
+        return int(_begins(np.sort(self.addresses)).sum())
+
     def place(self, row: int) -> slice:
         """Where the pairs of an entity stand; an empty slice for an entity without any."""
         at = int(np.searchsorted(self.rows, row))

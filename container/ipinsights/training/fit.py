@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 
 from ipinsights.data.addresses import FAMILIES
@@ -87,7 +86,7 @@ def fit(
     before = earlier.vocabulary if earlier else None
     family = FAMILIES[hp.ip_version]
     history = History.of(train, family)
-    levels = before.levels if before else levels_for(family, history.recurring, len(np.unique(train.address)))
+    levels = before.levels if before else levels_for(family, history.recurring, history.distinct_addresses)
     vocabulary = Vocabulary.build(train.address, family, networks, levels, earlier=before)
     if earlier and earlier.counted:
         history = earlier.counted.history.plus(history, family)
