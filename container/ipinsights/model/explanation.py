@@ -116,31 +116,34 @@ class _Own:
     """What the model's history has of one entity."""
 
     history: History | None
-    """Of this entity alone, empty if it has no events; None if its events are not kept."""
+    """None if its events are not kept."""
+    place: slice
+    """Where its pairs are in the history."""
     width: int
 
     @classmethod
     def of(cls, model: Model, row: int, seen: bool) -> "_Own":
-        width = model.family.width
+        width, none = model.family.width, slice(0, 0)
         if not seen:
-            return cls(History.none(model.family), width)
-        own = model.counted and model.counted.history.of_entities(np.array([row]))
-        return cls(own or None, width)  # a seen entity has events, so no pairs means that they are not kept
+            return cls(History.none(model.family), none, width)
+        place = model.counted.history.place(row) if model.counted else none
+        # A seen entity has events, so no pairs means that they are not kept.
+        return cls(model.counted.history if model.counted and place != none else None, place, width)
 
     @property
     def addresses(self) -> int | None:
         if self.history is None or self.history.length < self.width:
             return None
-        return len(self.history)
+        return len(self.history.addresses[self.place])
 
     def inside(self, bits: int, first: int, last: int) -> int | None:
         """Events from the first to the last address, which differ in none of their leading ``bits``."""
         if self.history is None or self.history.length < bits:
             return None
-        own = self.history.addresses
+        own, counts = self.history.addresses[self.place], self.history.counts[self.place]
         begin = np.searchsorted(own, own.dtype.type(first))
         end = np.searchsorted(own, own.dtype.type(last), side="right")
-        return int(self.history.counts[begin:end].sum(dtype=np.int64))
+        return int(counts[begin:end].sum(dtype=np.int64))
 
 
 def _parts(model: Model, row: int, seen: bool, encoded: npt.NDArray[np.float32]) -> dict[str, float]:
