@@ -130,22 +130,20 @@ def auc_lost(normal: str, strange: str, at_most: float) -> Check:
 
 def alarms(normal: str, at_most: float = 0.02) -> Check:
     """The share of a group of own log-ins that looks suspicious: below 0."""
-    return Check(
-        f"{normal}, below 0",
-        lambda outcome: float((outcome.scores[normal] < 0).mean()),
-        at_most,
-        at_least=False,
-        form=".1%",
-    )
+    return _below_0(normal, at_most, at_least=False)
 
 
 def found(strange: str, at_least: float = 0.9) -> Check:
     """The share of a group of strange log-ins that looks suspicious: below 0."""
+    return _below_0(strange, at_least, at_least=True)
+
+
+def _below_0(group: str, bound: float, at_least: bool) -> Check:
     return Check(
-        f"{strange}, below 0",
-        lambda outcome: float((outcome.scores[strange] < 0).mean()),
+        f"{group}, below 0",
+        lambda outcome: float((outcome.scores[group] < 0).mean()),
+        bound,
         at_least,
-        at_least=True,
         form=".1%",
     )
 
