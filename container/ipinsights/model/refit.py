@@ -48,7 +48,7 @@ _PAIRS = 100_000
 _SAMPLED = 1 << 19
 """Pairs of the entities whose habits and fabricated pairs these are, at most, unless one entity has more."""
 _NEARLY = 0.0003
-_AT_HOME = 0.1
+_MISS_AT_HOME = 0.1
 """What an event at home counts that scores below the threshold. Both were chosen on `benchmarks.situations` and on the
 AWS tutorial's simulation: .2 and .001 meet the same situations, and find .2 % fewer of the tutorial's attacks."""
 _NEAR = 8
@@ -176,7 +176,7 @@ class Refit:
             history = history.of_entities(np.sort(history.rows[order[:some]]))
         own = _Own(self.counts, history)
         habit, at_home = self._habit_scores(refitted, history, own, rng)
-        errors = [(habit[~at_home], 1 / len(habit)), (habit[at_home], _AT_HOME / len(habit))]
+        errors = [(habit[~at_home], 1 / len(habit)), (habit[at_home], _MISS_AT_HOME / len(habit))]
         strange = [np.sort(scores) for scores in self._strange_scores(refitted, history, own, rng)]
         candidates = np.unique(np.concatenate([habit, *strange]))
         total = np.zeros(len(candidates))
