@@ -103,7 +103,7 @@ def close(ours: torch.Tensor, specified: torch.Tensor, rounding: float = 1e-6) -
     """
     assert ours.shape == specified.shape
     difference, size = (ours.double() - specified.double()).norm(), specified.double().norm()
-    assert difference <= 1e-4 * size + rounding * ours.numel() ** 0.5  # a sigmoid near 1 leaves 1e-7 of a gradient
+    assert difference <= 1e-5 * size + rounding * ours.numel() ** 0.5  # a sigmoid near 1 leaves 1e-7 of a gradient
 
 
 CANCELLED = 1e-5

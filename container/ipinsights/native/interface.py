@@ -50,7 +50,7 @@ class Update(ctypes.Structure):
 
     _fields_ = (
         *((name, Rate) for name in ("table", "typical", "block")),
-        *((name, ctypes.c_float) for name in ("beta1", "beta2", "deviation", "epsilon")),
+        *((name, ctypes.c_float) for name in ("mean_share", "square_share", "deviation", "epsilon")),
     )
 
 

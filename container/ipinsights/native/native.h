@@ -132,8 +132,8 @@ struct Update {
     Rate table;
     Rate typical;
     Rate block;
-    float beta1;
-    float beta2;
+    float mean_share;  // 1 - beta1 and 1 - beta2: how much of each comes from this step. Not the betas, whose
+    float square_share;  // difference from 1 would be off by 1e-5 of itself
     float deviation;
     float epsilon;
 };

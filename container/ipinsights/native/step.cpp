@@ -322,11 +322,10 @@ void cross_entropy(float* score, const float* label, const float* weight, int64_
 
 void adam(float* __restrict weight, float* __restrict mean, float* __restrict square, const float* __restrict gradient,
           int64_t count, Rate rate, const Update& u) {
-    const float one_minus_beta1 = 1 - u.beta1, one_minus_beta2 = 1 - u.beta2;
     for (int64_t i = 0; i < count; ++i) {
         const float g = gradient[i];
-        mean[i] += one_minus_beta1 * (g - mean[i]);
-        square[i] = u.beta2 * square[i] + one_minus_beta2 * g * g;
+        mean[i] += u.mean_share * (g - mean[i]);
+        square[i] += u.square_share * (g * g - square[i]);
         weight[i] = rate.keep * weight[i] - rate.step * mean[i] / (std::sqrt(square[i]) * u.deviation + u.epsilon);
     }
 }

@@ -33,8 +33,8 @@ class NativeStep:
         rates = self._torch.next_rates(learning_rate)
         update = interface.Update(
             *(interface.Rate(*rate) for rate in (rates.table, rates.typical, rates.block)),
-            step.BETA1,
-            step.BETA2,
+            1 - step.BETA1,
+            1 - step.BETA2,
             rates.deviation,
             step.EPSILON,
         )
