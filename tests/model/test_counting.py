@@ -50,6 +50,11 @@ class Case:
         return dict(zip(pairs, history.counts.tolist(), strict=True))
 
 
+def weight(events: int) -> float:
+    """How likely a pair is to give a fabricated one its address: the root of its events, in steps of 1 / 1024."""
+    return round(math.sqrt(events) * 1024) / 1024
+
+
 class Tree:
     """The probabilities of addresses, each as a multiple of the uniform one."""
 
@@ -59,15 +64,15 @@ class Tree:
         levels = case.vocabulary.levels
         self.known = {level: set(case.vocabulary.counted(levels.index(level))[0].tolist()) for level in counted}
         self.longest, self.everybody = case.family.levels[-1], len({entity for entity, _ in case.plain})
-        self.everywhere = len(case.plain)
-        self.pairs = collections.Counter[Path]()
+        self.everywhere = sum(weight(count) for count in case.plain.values())
+        self.drawn = collections.defaultdict[Path, float](float)
         users = collections.defaultdict[Path, set[int]](set)
         self.events = collections.defaultdict[int, collections.Counter[Path]](collections.Counter)
         self.own_pairs = collections.defaultdict[int, collections.Counter[Path]](collections.Counter)
         for (entity, address), count in case.plain.items():
             path = self.path(address)
             for node in (path[:depth] for depth in range(len(path) + 1)):
-                self.pairs[node] += 1
+                self.drawn[node] += weight(count)
                 users[node].add(entity)
                 self.events[entity][node] += count
                 self.own_pairs[entity][node] += 1
@@ -93,13 +98,13 @@ class Tree:
 
     def children(self, node: Path | None) -> list[Path]:
         """The networks of the history that are known just below one."""
-        return [child for child in self.pairs if child and node == child[:-1]]
+        return [child for child in self.users if child and node == child[:-1]]
 
     def fabricated(self, path: Path) -> float:
         density = 1.0
         for above, node, share in self.steps(path):
-            everywhere = 0 if above is None else self.pairs[above]
-            seen = 0 if node is None else self.pairs[node]
+            everywhere = 0 if above is None else self.drawn.get(above, 0)
+            seen = 0 if node is None else self.drawn.get(node, 0)
             density *= (seen + PRIOR * share) / (everywhere + PRIOR) / share
         return RANDOM_SHARE + (1 - RANDOM_SHARE) * density
 
@@ -249,11 +254,11 @@ def test_what_is_counted_in_each_network_and_leaf(case: Case) -> None:
         for prefix in vocabulary.counted(column)[0].tolist():
             inside = [pair for pair in case.plain if pair[1] >> (family.width - level) == prefix]
             kept = level <= case.history.length
-            assert counts.pairs[row] == (len(inside) if kept else 0)
+            assert counts.fabricated[row] == (sum(weight(case.plain[pair]) for pair in inside) if kept else 0)
             assert counts.entities[row] == (len({entity for entity, _ in inside}) if kept else 0)
             row += 1
     others = np.r_[: vocabulary.depth, row : vocabulary.num_rows]  # unknown rows, providers and countries
-    assert not counts.pairs[others].any()
+    assert not counts.fabricated[others].any()
     assert not counts.entities[others].any()
     pairs, events = collections.Counter[int](), collections.Counter[int]()
     for (_, address), count in case.plain.items():
@@ -361,7 +366,7 @@ def test_where_an_event_comes_back_to(case: Case, another: bool, some: set[int])
         assert (network[at] == -1) == (not back)
         # By which share its other events in a network are more than all pairs' there would be.
         share = {node: (seen[node] - 1) / (seen[()] - 1) for node in back}
-        beyond = [(share[node] - tree.pairs[node] / tree.everywhere) / share[node] for node in back]
+        beyond = [(share[node] - tree.drawn[node] / tree.everywhere) / share[node] for node in back]
         assert habit[at] == pytest.approx(max([0.0, *beyond]))
 
 
@@ -378,7 +383,7 @@ def test_how_many_are_counted_at_a_time_changes_nothing(case: Case, size: int) -
     pairs = np.diff(case.history.starts)
     for part in parts:  # as few entities at a time as the limit says
         assert len(part.rows) == 1 or pairs[np.isin(case.history.rows, part.rows)].sum() <= size
-    for name in ("entities", "pairs", "leaf_pairs", "leaf_events", "popularity", "prior"):
+    for name in ("entities", "fabricated", "leaf_pairs", "leaf_events", "popularity", "prior"):
         assert (getattr(in_parts, name) == getattr(at_once, name)).all()
 
 
@@ -387,7 +392,7 @@ def test_without_a_history_nothing_is_known(family: Family) -> None:
     vocabulary = Vocabulary.build(np.array([0, 0, 1 << 20], family.dtype), family)
     counts = Counts(vocabulary, History.none(family))
     assert not list(counts.habits())
-    assert not counts.pairs.any()
+    assert not counts.fabricated.any()
     assert not counts.entities.any()
     for values in (counts.popularity, counts.prior):
         assert values == pytest.approx(np.zeros(vocabulary.num_rows + 1))

@@ -12,12 +12,13 @@ uniform below the longest known one. With few events, each factor backs off to a
                                             / (n(parent) + CONCENTRATION),    n(c) - DISCOUNT being 0 where n(c) is 0
                     rest(parent, entity)  = CONCENTRATION + DISCOUNT * t + n of no known child
 
-N is the number of distinct (entity, address) pairs, E the number of entities seen, n the number of events of the
+N is how many fabricated pairs have an address there, E the number of entities seen, n the number of events of the
 entity, t the number of the parent's known children at which the entity was seen, and share the fraction of the
 parent's addresses in c. An entity backs off to counts of entities, as in the hierarchical Pitman-Yor process where
 every entity opens one table a dish (Teh, ACL 2006): one entity that moves every day through a provider's pool makes the
-pool frequent, but no likelier to be the next place of another. Fabricated pairs are counted by distinct pairs, for the
-same reason: one busy account is no majority. In RANDOM_SHARE of them the address is uniformly random.
+pool frequent, but no likelier to be the next place of another. A fabricated pair has the address of another pair, a
+hundred times as frequent one ten times as likely (POWER): one busy account is no majority. Training draws its shuffled
+negatives so, too (`training.sampling`). In RANDOM_SHARE of them the address is uniformly random.
 
 The log ratio has three parts. `popularity` is the ratio of an entity never seen; it depends on the address alone. A
 `Habits.constant` is what the ratio of an entity far from all its places differs from that: the more regular its events,
@@ -42,6 +43,10 @@ DISCOUNT = 0.5
 PRIOR = 3.0
 RANDOM_SHARE = 0.1
 """Chosen on the validation and far splits of the Tor relays, where each may be half or twice as large for .001."""
+POWER = 0.5
+"""A pair of an entity and an address counts in N as its number of events to the power of this: at 1 all events are
+equally likely in fabricated pairs, at 0 all pairs. At 0, a score would no longer say how much more likely the pair is
+than chance, but favour busy addresses, whoever asks: much worse on Tor relays (`benchmarks/README.md`)."""
 MOVES = 128
 """Own networks of an entity at most that its habits have: those from which its events gain most."""
 HOME_EVENTS = 1.5
@@ -53,6 +58,8 @@ HOME_EVENTS, which tells two events from one, and the log ratio at least HOME_RA
 chance. A network that more than HOME_SHARE of all entities use is nobody's home, unless it is as long as the family's
 longest level. At home the ratio counts as at least AT_HOME, so that a regular place is no alarm, however many share it.
 Chosen on `benchmarks.situations`."""
+_GRAIN = 2.0**-10
+"""What a pair counts in N is a multiple of this, so that sums are exact, and so the same in any order."""
 _PAIRS = 1 << 20
 """Pairs of a history that are counted at a time, unless one entity has more."""
 
@@ -112,10 +119,11 @@ class Counts:
         rows = vocabulary.num_rows
         self.entities = np.zeros(rows, dtype=np.int64)
         """E of each row of the prefix table, [num_rows]; 0 for an unknown row."""
-        self.pairs = np.zeros(rows, dtype=np.int64)
+        self.fabricated = np.zeros(rows)
         """N of each row, [num_rows]."""
+        self._everywhere = 0.0
         self.leaf_pairs = np.zeros(len(vocabulary.chains), dtype=np.int64)
-        """N of each leaf, [leaves]."""
+        """Pairs of each leaf, [leaves]."""
         self.leaf_events = np.zeros(len(vocabulary.chains))
         """Events of each leaf, [leaves]."""
         columns = [c for c, length in enumerate(lengths) if length <= history.length]
@@ -123,9 +131,11 @@ class Counts:
             leaves = vocabulary.leaves(part.addresses)
             self.leaf_pairs += np.bincount(leaves, minlength=len(self.leaf_pairs))
             self.leaf_events += np.bincount(leaves, part.counts, minlength=len(self.leaf_pairs))
+            weight = np.rint(part.counts**POWER / _GRAIN) * _GRAIN
+            self._everywhere += weight.sum()
             for level in _levels(vocabulary, part, leaves, columns):
                 self.entities += np.bincount(level.node, minlength=rows)
-                self.pairs += np.bincount(level.node, level.pairs, minlength=rows).astype(np.int64)
+                self.fabricated += np.bincount(level.node[level.group], weight[level.inside], minlength=rows)
         wide = [c for c, length in enumerate(lengths) if length < vocabulary.family.levels[-1]]
         self._may_be_home = self.entities <= HOME_SHARE * len(history.rows)
         self._may_be_home[vocabulary.depth + sum(len(vocabulary.counted(c)[0]) for c in wide) :] = True
@@ -148,14 +158,14 @@ class Counts:
 
     def _spread(self) -> None:
         """Go down the tree: the densities at each network, in multiples of the uniform one, as logarithms."""
-        vocabulary, everywhere = self.vocabulary, len(self.history)
+        vocabulary = self.vocabulary
         rows = vocabulary.num_rows
         self._anybody = np.zeros(rows + 1)
         """Of an entity never seen, within each network; the root's, 0, is last."""
         self._base = np.zeros(rows)
         """`base` of each network."""
         made_up = np.zeros(rows + 1)
-        pairs = np.append(self.pairs, everywhere).astype(np.float64)
+        fabricated = np.append(self.fabricated, self._everywhere)
         inside = np.full(rows + 1, bool(self.columns))
         """Whether there is a counted level below."""
         before = 0
@@ -165,11 +175,13 @@ class Counts:
             share, before, above = 2.0 ** (before - length), length, self._parent[node]
             self._base[node] = (self.entities[node] + PRIOR * share) / (self._siblings[above] + PRIOR)
             self._anybody[node] = self._anybody[above] + np.log(self._base[node] / share)
-            made_up[node] = made_up[above] + np.log((pairs[node] + PRIOR * share) / (pairs[above] + PRIOR) / share)
+            made_up[node] = made_up[above] + np.log(
+                (fabricated[node] + PRIOR * share) / (fabricated[above] + PRIOR) / share
+            )
             inside[node] = column != self.columns[-1]
         # An address in the network, but in no known one below it.
         anybody = self._anybody + np.where(inside, np.log(PRIOR / (self._siblings + PRIOR)), 0)
-        made_up += np.where(inside, np.log(PRIOR / (pairs + PRIOR)), 0)
+        made_up += np.where(inside, np.log(PRIOR / (fabricated + PRIOR)), 0)
         self._unknown = anybody - np.log(RANDOM_SHARE + (1 - RANDOM_SHARE) * np.exp(made_up))
         self.popularity = self._telescoped(self._unknown)
         """The log ratio of an entity never seen, as what each network adds to the one above: those of an address sum
@@ -194,7 +206,8 @@ class Counts:
 
         First the longest known network where its entity has another event (with ``another``: from another address), as
         its row of the prefix table, -1 for none: int32 [P]. Then whether to go there is a habit: by which share the
-        entity's other events are in a network beyond what all pairs are, the largest of all its networks: float64 [P].
+        entity's other events are in a network beyond what fabricated pairs are, the largest of all its networks:
+        float64 [P].
         """
         network = np.full(len(history), -1, dtype=np.int32)
         habit = np.zeros(len(history))
@@ -205,7 +218,7 @@ class Counts:
             seen = (level.pairs if another else level.events)[level.group]
             pair, group = level.inside[seen > 1], level.group[seen > 1]
             network[pair] = level.node[group]
-            anybody = self.pairs[level.node[group]] / len(self.history)
+            anybody = self.fabricated[level.node[group]] / self._everywhere
             habit[pair] = np.maximum(habit[pair], 1 - anybody * others[pair] / (seen[seen > 1] - 1))
         return network, habit
 

@@ -8,8 +8,8 @@ A shuffled negative is an entity with the address of another positive, its partn
 which address. The mini-batch is already in random order, so a partner of the same tile is drawn (`step.Batch`).
 Frequency is no majority vote: if all events were equally likely partners, one service account with 99 % of them, or one
 office's address, would be in nearly all shuffled negatives. So a pair of an entity and a leaf that was seen a hundred
-times is only ten times as likely a partner as one seen once (`POWER`). And what the entity itself is known to use is no
-negative of it (`Pairs.known`).
+times is only ten times as likely a partner as one seen once (`counting.POWER`). And what the entity itself is known to
+use is no negative of it (`Pairs.known`).
 """
 
 import numpy as np
@@ -17,16 +17,13 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from ipinsights.model.counting import POWER
 from ipinsights.native import reader
 
 GROUP = 4
 """Entities for each random address: GROUP * R entities share the same R addresses, so the encoder has 1 / GROUP random
 addresses a positive. Each entity still has ``R`` independent uniform ones, so its gradient is unbiased. Up to 4, no
 change of quality was measurable (`benchmarks/README.md`)."""
-POWER = 0.5
-"""All events of a pair together are partners with a probability proportional to their number to the power of this: at 1
-all events are equally likely, at 0 all pairs. Then a score would no longer say how much more likely the pair is than
-chance, but favour busy addresses, whoever asks: much worse on Tor relays (`benchmarks/README.md`)."""
 _LARGEST_GROUP = 20
 _TILE_FLOATS = 1 << 14
 """Floats of a tile's encodings: they and their results fit a core's second-level cache."""
