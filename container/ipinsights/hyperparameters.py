@@ -202,6 +202,14 @@ class Hyperparameters:
         "the size: about 8 bytes for each pair of an entity and an address, 12 with IPv6.",
         default=128,
     )
+    held_out_share: float = _declare(
+        (0.0, 0.5),
+        "Without a validation channel, this share of the log-ins, at most 100,000, is kept apart from training. "
+        "They tell how low ordinary log-ins score, so that an answer can have a percentile and a threshold can have a "
+        "rate of false alarms. With a validation channel, its log-ins tell it. 0: nothing is kept apart. So it is with "
+        "fewer than 1,000 log-ins, too (20 to keep apart).",
+        default=0.02,
+    )
     checkpoint_interval_minutes: float = _declare(
         (0.0, 100_000.0),
         "If the job has a checkpoint folder, it writes a checkpoint after every epoch and, within an epoch, every so "

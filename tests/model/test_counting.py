@@ -1,13 +1,14 @@
 """Counting against a slow tree of plain numbers, written from the formulas in `counting`'s docstring alone."""
 
 import collections
+import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from ipinsights.data.addresses import IPV4, IPV6, Family
@@ -423,3 +424,31 @@ def test_the_more_regular_an_entity_is_the_lower_it_is_elsewhere() -> None:
     assert constants[0] < constants[1] < constants[2] < 0
     at_home, at_away = (vocabulary.depth + vocabulary.counted(0)[0].tolist().index(n) for n in (10, 20))
     assert found[1][1][at_home] > found[1][1][at_away] > 0
+
+
+@given(cases(), st.integers(0, 10))
+def test_the_prior_without_an_entity_is_that_of_a_history_without_it(case: Case, which: int) -> None:
+    """Whose network would not have been known without it comes from an unknown one."""
+    history, vocabulary, family = case.history, case.vocabulary, case.family
+    assume(len(history.rows))
+    row = history.rows[which % len(history.rows)]
+    part, rest = history.of_entities(np.array([row])), history.without(np.array([row]))
+    fewest = int(vocabulary.counts.min(initial=vocabulary.events))
+    found = Counts(vocabulary, history).prior_without(part)
+    # The vocabulary of the others: a prefix needs as many events without it.
+    left = vocabulary.row_counts[vocabulary.depth :][: len(vocabulary.prefixes)].copy()
+    for address, count in zip(part.addresses.tolist(), part.counts.tolist(), strict=True):
+        chain = vocabulary.chains[vocabulary.leaves(np.array([address], family.dtype))[0], : len(vocabulary.levels)]
+        left[chain[chain >= vocabulary.depth] - vocabulary.depth] -= count
+    kept, begin, prefixes, sizes = left >= fewest, 0, [], []
+    for size in vocabulary.sizes:
+        chosen = kept[begin : begin + size]
+        prefixes.append(vocabulary.prefixes[begin : begin + size][chosen])
+        sizes.append(int(chosen.sum()))
+        begin += size
+    others = dataclasses.replace(
+        vocabulary, prefixes=np.concatenate(prefixes), counts=left[kept], sizes=tuple(sizes), networks=None, labels=()
+    )
+    prior = Counts(others, rest).prior
+    rows = others.chains[others.leaves(part.addresses)]
+    assert found == pytest.approx(prior[rows].sum(axis=1) + prior[-1])

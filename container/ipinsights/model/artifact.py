@@ -18,6 +18,7 @@ from ipinsights.data.entities import EntityIndex
 from ipinsights.data.networks import LABELS, Networks
 from ipinsights.errors import UserError, refusal
 from ipinsights.model import tensors
+from ipinsights.model.calibration import Calibration, Sketch
 from ipinsights.model.history import History
 from ipinsights.model.model import Counted, Encoder, Model
 from ipinsights.model.tensors import Arrays
@@ -35,6 +36,7 @@ _ENCODER = ("prefix", "w", "b")
 _NETWORKS = ("first", "last", "labels")
 _COUNTED = ("rows", "learnt", "entities")
 _HISTORY = ("rows", "starts", "addresses", "counts")
+_CALIBRATION = ("known", "new", "fabricated")
 
 
 def save(model: Model, folder: Path, facts: Mapping[str, Any]) -> None:
@@ -89,7 +91,8 @@ def read(folder: Path) -> tuple[Model, dict[str, Any]]:
         arrays, _ = tensors.read(path)
         vocabulary, index = restore(arrays, manifest)
         encoder = Encoder(**{name: arrays[f"encoder.{name}"] for name in _ENCODER})
-        return Model(vocabulary, index, arrays["entity"], encoder, _counted(arrays, manifest)), manifest
+        counted, calibration = _counted(arrays, manifest), _calibration(arrays)
+        return Model(vocabulary, index, arrays["entity"], encoder, counted, calibration), manifest
     except (PermissionError, IsADirectoryError) as error:
         raise refusal("read", path, error) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -149,7 +152,16 @@ def _parts(model: Model) -> tuple[Arrays, dict[str, Any]]:
         arrays |= {f"counted.{name}": getattr(model.counted, name) for name in _COUNTED}
         arrays |= {f"history.{name}": getattr(history, name) for name in _HISTORY}
         described["history"] = {"bits": history.length, "pairs": len(history), "bytes": history.nbytes}
+    if model.calibration:
+        arrays |= {f"calibration.{name}": getattr(model.calibration, name).counts for name in _CALIBRATION}
+        described["calibration"] = model.calibration.described
     return arrays, described
+
+
+def _calibration(arrays: Arrays) -> Calibration | None:
+    if "calibration.known" not in arrays:
+        return None
+    return Calibration(**{name: Sketch(arrays[f"calibration.{name}"]) for name in _CALIBRATION})
 
 
 def _counted(arrays: Arrays, described: Mapping[str, Any]) -> Counted | None:

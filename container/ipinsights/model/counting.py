@@ -127,7 +127,7 @@ class Counts:
         self.leaf_events = np.zeros(len(vocabulary.chains))
         """Events of each leaf, [leaves]."""
         columns = [c for c, length in enumerate(lengths) if length <= history.length]
-        for part in self._parts(history):
+        for part in self.parts(history):
             leaves = vocabulary.leaves(part.addresses)
             self.leaf_pairs += np.bincount(leaves, minlength=len(self.leaf_pairs))
             self.leaf_events += np.bincount(leaves, part.counts, minlength=len(self.leaf_pairs))
@@ -186,7 +186,7 @@ class Counts:
         self.popularity = self._telescoped(self._unknown)
         """The log ratio of an entity never seen, as what each network adds to the one above: those of an address sum
         to its own. The root's, which all addresses have, is last: [num_rows + 1]."""
-        self.prior = self._telescoped(anybody - np.log(RANDOM_SHARE + (1 - RANDOM_SHARE) * np.exp(anybody / 2)))
+        self.prior = self._telescoped(_prior(anybody))
         """The same where fabricated addresses are but half as concentrated as those of entities. So a network that many
         use is above one that few use, and that above one that nobody used."""
 
@@ -198,7 +198,7 @@ class Counts:
 
     def habits(self, history: History | None = None) -> Iterator[Habits]:
         """The habits of all entities, or of those of a part of the history, some entities at a time."""
-        for part in self._parts(self.history if history is None else history):
+        for part in self.parts(self.history if history is None else history):
             yield self._habits(part)
 
     def come_back(self, history: History, another: bool) -> tuple[npt.NDArray[np.int32], Floats]:
@@ -221,6 +221,39 @@ class Counts:
             anybody = self.fabricated[level.node[group]] / self._everywhere
             habit[pair] = np.maximum(habit[pair], 1 - anybody * others[pair] / (seen[seen > 1] - 1))
         return network, habit
+
+    def prior_without(self, history: History) -> Floats:
+        """`prior` of the address of each pair of a part of the history, had its entity never been seen: float64 [P].
+
+        Without the entity's own events some networks would not have been frequent enough to be known.
+        """
+        fewest = self.vocabulary.counts.min(initial=self.vocabulary.events)
+        every = np.arange(len(history.rows))
+        node, group, inside = (
+            np.full(len(every), -1),
+            np.repeat(every, np.diff(history.starts)),
+            np.arange(len(history)),
+        )
+        known = np.ones(len(every), dtype=np.bool_)
+        anybody = np.zeros(len(every))  # within each network, as in `_spread`
+        density = np.zeros(len(history))
+        before = 0
+        leaves = self.vocabulary.leaves(history.addresses)
+        for column, level in zip(self.columns, _levels(self.vocabulary, history, leaves, self.columns), strict=True):
+            kept = known[level.parent] & (self.vocabulary.row_counts[level.node] - level.events >= fewest)
+            less = np.bincount(level.parent, np.where(kept, 1, self.entities[level.node]), len(node))
+            siblings = self._siblings[node] - less
+            reached = known[group]
+            density[inside[reached]] = (anybody + np.log(PRIOR / (siblings + PRIOR)))[group[reached]]
+            length = self.vocabulary.levels[column]
+            share, before = 2.0 ** (before - length), length
+            base = (self.entities[level.node] - 1 + PRIOR * share) / (siblings[level.parent] + PRIOR)
+            anybody = anybody[level.parent] + np.log(base / share)
+            node, group, inside, known = level.node.astype(np.int64), level.group, level.inside, kept
+        reached = known[group]
+        if self.columns:
+            density[inside[reached]] = anybody[group[reached]]
+        return _prior(density)
 
     def _habits(self, history: History) -> Habits:
         sizes = np.diff(history.starts)
@@ -266,7 +299,7 @@ class Counts:
         spread = np.where(home, np.maximum(AT_HOME - far, 0), 0)
         return _Found(groups._replace(home=home), np.maximum(gain, spread), spread)
 
-    def _parts(self, history: History) -> Iterator[History]:
+    def parts(self, history: History) -> Iterator[History]:
         """The history, some entities at a time."""
         begin = 0
         while begin < len(history.rows):
@@ -281,6 +314,10 @@ class Counts:
                 history.length,
             )
             begin = end
+
+
+def _prior(anybody: Floats) -> Floats:
+    return anybody - np.log(RANDOM_SHARE + (1 - RANDOM_SHARE) * np.exp(anybody / 2))
 
 
 def _levels(

@@ -108,6 +108,13 @@ class History:
         """That of all other entities."""
         return self.of_entities(self.rows[~np.isin(self.rows, rows)])
 
+    def less(self, counts: npt.NDArray[np.uint32]) -> "History":
+        """That of fewer events: without so many of each pair, [P], and with at least one of each entity."""
+        left = self.counts - counts
+        kept = left > 0
+        starts = np.append(0, np.cumsum(np.add.reduceat(kept, self.starts[:-1], dtype=np.int64)))
+        return dataclasses.replace(self, starts=starts, addresses=self.addresses[kept], counts=left[kept])
+
     def cut(self, family: Family, length: int) -> "History":
         """The same with no more than ``length`` bits of an address."""
         if length >= self.length:

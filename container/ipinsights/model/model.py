@@ -26,6 +26,7 @@ from ipinsights.data.addresses import Addresses, Family
 from ipinsights.data.entities import EntityIndex
 from ipinsights.errors import UserError
 from ipinsights.hyperparameters import Hyperparameters
+from ipinsights.model.calibration import Calibration
 from ipinsights.model.history import History
 from ipinsights.model.vocabulary import Vocabulary
 
@@ -92,6 +93,8 @@ class Model:
     encoder: Encoder
     counted: Counted | None = None
     """What counting wrote into the tables, and from what; None where it did not."""
+    calibration: Calibration | None = None
+    """What scores ordinary log-ins get; None where there were too few to tell."""
 
     @classmethod
     def learnt(

@@ -5,8 +5,10 @@ some hundred thousand. So all leaves are encoded once, when the model is loaded,
 product of two rows. If that table would be too large, or take too long to compute, each request encodes its own leaves.
 """
 
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +20,7 @@ from ipinsights.data.entities import PROBES
 from ipinsights.data.records import Records
 from ipinsights.errors import UserError
 from ipinsights.model import artifact
+from ipinsights.model.calibration import BINS, Calibration, bins
 from ipinsights.model.model import Model
 from ipinsights.native.reader import Digests
 from ipinsights.native.scoring import PairScorer, score_pairs
@@ -44,6 +47,40 @@ class Embedded:
     """[n, D]"""
 
 
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """The distinct values that predictions can have besides their scores, by name of the column."""
+
+    values: dict[str, list[Any]]
+    texts: dict[str, Any] = field(default_factory=dict)
+    """What a writer made of them: they are rendered once."""
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """How unusual the scores of n pairs are (`model.calibration`), and what the model knows of each pair.
+
+    The columns are: ``percentile``, the share of ordinary log-ins that score no higher, in (0, 1]; ``entity_known``,
+    whether training saw the entity, or None where entities share rows, which leaves it open; ``network_known``, the
+    longest network around the address that training knew, as text, or None; and if there is a rate of false alarms,
+    ``anomalous``, whether the percentile is no more than the rate, or None where too few log-ins can tell.
+    """
+
+    scores: npt.NDArray[np.float32]
+    """[n]"""
+    labels: Labels
+    """The m columns."""
+    codes: npt.NDArray[np.int32]
+    """Which of the labels each pair has, [n, m]."""
+    embedded: Embedded | None
+    """The scores with their embeddings, if asked for."""
+
+    def column(self, name: str) -> list[Any]:
+        """The values of a column, [n]."""
+        place, values = list(self.labels.values).index(name), self.labels.values[name]
+        return [values[code] for code in self.codes[:, place].tolist()]
+
+
 class Scorer:
     """Scores (entity, address) pairs. It has no state besides the model, so several threads may use it."""
 
@@ -51,6 +88,8 @@ class Scorer:
         self._model = model
         leaves = np.arange(len(model.vocabulary.chains), dtype=np.int32)
         self._encoded = self._encode(leaves) if _table_bytes(model) else None
+        self._labelled: dict[float | None, Labels] = {}
+        self._labelling = threading.Lock()
         self._native: PairScorer | None = None
         if self._encoded is not None and native.library() is not None:
             index, intervals = model.index, model.vocabulary.intervals
@@ -116,6 +155,59 @@ class Scorer:
         rows, (encoded, leaves) = self._model.index.find_hashed(digests), self._leaves(addresses)
         scores = _products(self._model.entity, rows, encoded, leaves)
         return Embedded(scores, self._model.entity[rows], encoded[leaves])
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether `calibrate_hashed` can tell how unusual a score is."""
+        return self._model.calibration is not None
+
+    def calibrate_hashed(
+        self, digests: Digests, addresses: Addresses, rate: float | None = None, embedded: bool = False
+    ) -> Calibrated:
+        """How unusual the scores are, for entities given by their `hash_names`; ``rate`` is one of false alarms.
+
+        Raises UserError if the model has no calibration.
+        """
+        calibration = self._model.calibration
+        if calibration is None:
+            raise UserError(
+                "the model is not calibrated, so it cannot tell how unusual a score is: train with a validation "
+                "channel, or with more log-ins (see the hyperparameter held_out_share)"
+            )
+        found = self.embed_hashed(digests, addresses) if embedded else None
+        scores = found.scores if found else self.score_hashed(digests, addresses)
+        index = self._model.index
+        known = np.ones(len(scores), dtype=np.int32)
+        if not index.sharing:
+            known[index.find_hashed(digests) == index.num_rows] = 0
+        labels = self._labels(calibration, rate)
+        codes = np.empty((len(scores), len(labels.values)), dtype=np.int32)
+        codes[:, 0] = bins(scores) + BINS * known
+        codes[:, 1] = known
+        codes[:, 2] = self._model.vocabulary.leaves(addresses)
+        codes[:, 3:] = codes[:, :1]
+        return Calibrated(scores, labels, codes, found)
+
+    def _labels(self, calibration: Calibration, rate: float | None) -> Labels:
+        """The values that calibrated predictions can have: the codes of `calibrate_hashed` are their places."""
+        with self._labelling:
+            if rate not in self._labelled:
+                kinds = calibration.new, calibration.known
+                percentiles = np.concatenate([kind.percentiles for kind in kinds])
+                leaves = np.arange(len(self._model.vocabulary.chains), dtype=np.int32)
+                values: dict[str, list[Any]] = {
+                    "percentile": percentiles.tolist(),
+                    "entity_known": [None, None] if self._model.index.sharing else [False, True],
+                    "network_known": self._model.vocabulary.names(leaves),
+                }
+                if rate is not None:
+                    values["anomalous"] = [
+                        bool(share <= rate) if kind.supports(rate) else None
+                        for kind in kinds
+                        for share in kind.percentiles
+                    ]
+                self._labelled[rate] = Labels(values)
+            return self._labelled[rate]
 
     def _leaves(self, addresses: Addresses) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:
         """A table of encoded leaves, and the row of each address."""

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ipinsights.data.addresses import IPV4, MAPPED_BITS, MAPPED_FIRST, MAPPED_SHIFT, Addresses, Family
+from ipinsights.data.addresses import IPV4, MAPPED_BITS, MAPPED_FIRST, MAPPED_SHIFT, Addresses, Family, render
 from ipinsights.data.networks import Networks
 from ipinsights.native import reader
 
@@ -172,6 +172,17 @@ class Vocabulary:
     def chains(self) -> npt.NDArray[np.int32]:
         """The row on every level of each leaf, int32 [leaves, L]."""
         return self._index[2]
+
+    def names(self, leaves: npt.NDArray[np.int32]) -> list[str | None]:
+        """The longest known network of each leaf, as an address with its length; None where none is known: [n]."""
+        chains = self.chains[leaves, : len(self.levels)]
+        lengths = (chains >= self.depth).sum(axis=1)
+        some = np.flatnonzero(lengths)
+        first, _ = self.bounds(chains[some, lengths[some] - 1])
+        names: list[str | None] = [None] * len(leaves)
+        for place, text in zip(some.tolist(), render(first, self.family), strict=True):
+            names[place] = f"{text}/{self.levels[lengths[place] - 1]}"
+        return names
 
     @property
     def intervals(self) -> tuple[Addresses, npt.NDArray[np.int32]]:

@@ -15,7 +15,7 @@ using std::uint64_t;
 using std::uint8_t;
 
 constexpr int64_t NOT_CLEAN = -1;         // `ipinsights_read_...`: the text needs the exact reader
-constexpr int64_t UNEQUAL = -1;           // `ipinsights_append_scores`: there are not as many lines as scores
+constexpr int64_t UNEQUAL = -1;           // there are not as many lines, or numbers, as rows
 constexpr int32_t FREE = -1, TAKEN = -2;  // `ipinsights_find_rows`: no row so far; no row, and none to be had
 constexpr uint32_t FORGOTTEN = ~0u;       // the tag of a row whose entity was forgotten, and of no entity
 
@@ -89,6 +89,12 @@ void ipinsights_score_hashed(const Tables* tables, const uint64_t* digests, cons
 // Writes each line of `size` bytes of text that is not blank, with a comma, its score as %.9g and a line feed behind it.
 // Returns the number of bytes written, or UNEQUAL where there are not n such lines. A line grows by 17 bytes at most.
 int64_t ipinsights_append_scores(const char* text, int64_t size, const float* scores, int64_t n, uint8_t* out);
+
+// Writes n rows: each is a number, of those with commas between them in `size` bytes of text, and then `columns` texts,
+// whose numbers are in codes [n, columns]. Text t is from starts[t] to starts[t + 1] in `texts`. Returns the number of
+// bytes written, or UNEQUAL where there are not n numbers.
+int64_t ipinsights_join(const char* numbers, int64_t size, const int32_t* codes, int64_t n, int64_t columns,
+                        const uint8_t* texts, const int64_t* starts, uint8_t* out);
 
 // ---------------------------------------------------------------------------------------------------------- step.cpp
 

@@ -117,4 +117,22 @@ int64_t ipinsights_append_scores(const char* text, int64_t size, const float* sc
     }
     return i == n ? to - first : UNEQUAL;
 }
+
+int64_t ipinsights_join(const char* numbers, int64_t size, const int32_t* codes, int64_t n, int64_t columns,
+                        const uint8_t* texts, const int64_t* starts, uint8_t* out) {
+    const char* p = numbers;
+    const char* const end = p + size;
+    uint8_t* to = out;
+    for (int64_t i = 0; i < n; ++i) {
+        if (p > end) return UNEQUAL;
+        const char* const comma = std::find(p, end, ',');
+        to = std::copy(p, comma, to);
+        p = comma + 1;
+        for (int64_t column = 0; column < columns; ++column) {
+            const int32_t code = *codes++;
+            to = std::copy(texts + starts[code], texts + starts[code + 1], to);
+        }
+    }
+    return p == end + 1 ? to - out : UNEQUAL;
+}
 }

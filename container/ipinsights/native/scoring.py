@@ -86,3 +86,18 @@ def append_scores(text: bytes, scores: npt.NDArray[np.float32]) -> memoryview | 
     out = np.empty(len(text) + _LONGEST_ENDING * len(scores), dtype=np.uint8)
     size = kernel.ipinsights_append_scores(text, len(text), scores, len(scores), out)
     return None if size == _UNEQUAL else out[:size].data
+
+
+def join(
+    numbers: bytes, codes: npt.NDArray[np.int32], texts: npt.NDArray[np.uint8], starts: npt.NDArray[np.int64]
+) -> memoryview | None:
+    """Rows of a number each, of n with commas between them, and of the texts whose numbers are in its codes, [n, m].
+
+    Text t is ``texts[starts[t] : starts[t + 1]]``. The codes must be in range. Also None if there are not n numbers.
+    """
+    kernel = native.library()
+    if kernel is None:
+        return None
+    out = np.empty(len(numbers) + int((starts[1:] - starts[:-1])[codes].sum()), dtype=np.uint8)
+    size = kernel.ipinsights_join(numbers, len(numbers), codes, *codes.shape, texts, starts, out)
+    return None if size == _UNEQUAL else out[:size].data

@@ -231,7 +231,8 @@ class _Front:
             facts |= {"malformed_rows": len(rows.faults), "error": str(error)}
             if not marking:
                 return _refusal(error, facts)
-        text = writer.write(_predict(scorer, rows.pairs, writer.verbose), rows, scorer.vector_dim)
+        predictions = _predict(scorer, rows.pairs, writer, self._settings.max_false_alarms)
+        text = writer.write(predictions, rows, scorer.vector_dim)
         # Batch Transform concatenates answers as they are.
         ended = self._settings.batch and writer.by_lines and text
         return _Answer(200, text + b"\n" if ended else text, writer.content_type, facts)
@@ -260,16 +261,19 @@ class _Front:
             return _Answer(500, f"{message}\n".encode(), facts=facts)
 
 
-def _predict(scorer: Scorer, pairs: Pairs, verbose: bool) -> Iterator[Any]:
-    """Score pairs, with their embeddings if verbose, a batch at a time, when the writer asks for it.
+def _predict(scorer: Scorer, pairs: Pairs, writer: media.Writer, rate: float | None) -> Iterator[Any]:
+    """Score pairs, with what the writer writes besides, a batch at a time, when the writer asks for it.
 
     So the embeddings of a large request are never all in memory. And since rendering a batch holds Python's global
     lock, the threads that answer pings get it between two batches.
     """
-    score, size = (scorer.embed_hashed, _VERBOSE_AT_ONCE) if verbose else (scorer.score_hashed, _AT_ONCE)
+    size = _VERBOSE_AT_ONCE if writer.verbose else _AT_ONCE
     for start in range(0, len(pairs.digests), size):
-        batch = slice(start, start + size)
-        yield score(pairs.digests[batch], pairs.addresses[batch])
+        batch = pairs.digests[start : start + size], pairs.addresses[start : start + size]
+        if writer.calibrated:
+            yield scorer.calibrate_hashed(*batch, rate, writer.verbose)
+        else:
+            yield (scorer.embed_hashed if writer.verbose else scorer.score_hashed)(*batch)
 
 
 def _not_allowed(environ: "WSGIEnvironment", methods: str, facts: Mapping[str, object]) -> _Answer:

@@ -2,7 +2,7 @@
 
 A reader parses a body into pairs, in the arrays that the scorer takes. A writer renders predictions as bytes. Neither
 creates an object per row, except for rows that the native kernel leaves to the exact readers (`records`).
-``verbose=True`` on an accepted type adds both embeddings to every prediction.
+``verbose=True`` on an accepted type adds both embeddings to every prediction, ``calibrated=True`` how unusual it is.
 
 A row that cannot be read may keep its place in the answer: as ``{"dot_product":null,"error":"..."}``, or as ``nan`` in
 CSV, which stays a column of numbers.
@@ -13,8 +13,10 @@ import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
+import numpy as np
+import numpy.typing as npt
 import orjson
 from werkzeug.http import parse_options_header
 
@@ -22,16 +24,17 @@ from ipinsights.data import columns, records
 from ipinsights.data.addresses import IPV4, Family
 from ipinsights.data.records import Fault, MalformedRecords, Pairs
 from ipinsights.errors import UserError
-from ipinsights.model.scoring import Embedded
+from ipinsights.model.scoring import Calibrated, Embedded, Labels
 from ipinsights.native import reader
+from ipinsights.native.scoring import join
 
 JSON = "application/json"
 """The type of an answer unless the request asks for another."""
 JSON_LINES = "application/jsonlines"
 CSV = "text/csv"
 
-Predictions: TypeAlias = Iterable[Any] | Iterable[Embedded]
-"""The predictions of a request in batches of consecutive rows: scores (float32 [n]), or scores with embeddings."""
+Predictions: TypeAlias = Iterable[Any] | Iterable[Embedded] | Iterable[Calibrated]
+"""The predictions of a request in batches of consecutive rows: scores (float32 [n]), or scores with more."""
 
 _INSTANCES_AT_ONCE = 4096
 """Instances that are parsed together."""
@@ -71,10 +74,11 @@ class Rows:
 
 @dataclass(frozen=True)
 class Writer:
-    """Renders predictions as one content type, with or without embeddings."""
+    """Renders predictions as one content type, with or without embeddings and what calibration says."""
 
     content_type: str
-    verbose: bool
+    verbose: bool = False
+    calibrated: bool = False
 
     @property
     def by_lines(self) -> bool:
@@ -84,10 +88,14 @@ class Writer:
     def write(self, predictions: Predictions, rows: Rows, vector_dim: int) -> bytes:
         """Render the answer to a request: a prediction for each readable row, and a mark for each of the others.
 
-        ``predictions`` has scores with embeddings if the writer is verbose, else scores; no batch is empty. It may be a
-        generator: each batch is rendered before the next one is computed, so they are never all in memory as arrays.
-        ``vector_dim`` is the length of an embedding: a mark in verbose CSV has as many empty columns as a prediction.
+        ``predictions`` has what the writer writes: `Calibrated` if it is calibrated, else scores with embeddings if it
+        is verbose, else scores; no batch is empty. It may be a generator: each batch is rendered before the next one is
+        computed, so they are never all in memory as arrays. ``vector_dim`` is the length of an embedding: a mark in
+        verbose CSV has as many empty columns as a prediction.
         """
+        if not rows.faults and self.calibrated:
+            tables = [self._table(batch) for batch in cast("Iterable[Calibrated]", predictions)]
+            return self._joined([table.replace(b"\n", self._form.separator) for table in tables])
         if not rows.faults and not self.verbose:
             return self._column(predictions)
         texts, faults = self._texts(predictions), rows.faults
@@ -110,7 +118,9 @@ class Writer:
         """Each prediction on its own."""
         prefix, suffix = self._form.prefix, self._form.suffix
         for batch in predictions:
-            if isinstance(batch, Embedded):
+            if isinstance(batch, Calibrated):
+                yield from self._table(batch).split(b"\n")
+            elif isinstance(batch, Embedded):
                 yield from self._embedded(batch)
             else:
                 for score in _numbers(batch.astype("f8")).split(b","):
@@ -126,10 +136,63 @@ class Writer:
                 prediction = {"dot_product": score, "ip_embedding": ip, "entity_embedding": entity}
                 yield orjson.dumps(prediction, option=orjson.OPT_SERIALIZE_NUMPY)
 
+    def _table(self, batch: Calibrated) -> bytes:
+        """Calibrated predictions, each a line. Many have the same labels, so each label is rendered once."""
+        _, prefix, suffix, _, _ = self._form
+        texts, starts, first = self._rendered(batch.labels)
+        codes, scores = batch.codes + first, _numbers(batch.scores.astype("f8"))
+        joined = join(scores, codes, texts, starts)
+        if joined is None:
+            blob = texts.tobytes()
+            rows = (
+                b"".join([score, *(blob[starts[code] : starts[code + 1]] for code in row)])
+                for score, row in zip(scores.split(b","), codes.tolist(), strict=True)
+            )
+            joined = memoryview(b"".join(rows))
+        lines = prefix + bytes(joined[: len(joined) - len(b"\n" + prefix)])
+        if not batch.embedded:
+            return lines
+        tails = (
+            (self._list("ip_embedding", ip), self._list("entity_embedding", entity))
+            for ip, entity in zip(batch.embedded.ip, batch.embedded.entity, strict=True)
+        )
+        return b"\n".join(
+            b"".join((line[: len(line) - len(suffix)], *tail, suffix))
+            for line, tail in zip(lines.split(b"\n"), tails, strict=True)
+        )
+
+    def _list(self, name: str, values: Any) -> bytes:
+        """An embedding, as it is added to a prediction."""
+        numbers = _numbers(values.astype("f8"))
+        return b"," + numbers if self.content_type == CSV else b',"%b":[%b]' % (name.encode(), numbers)
+
+    def _rendered(self, labels: Labels) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+        """The texts of all labels behind one another, where each starts, and the number of each column's first: [m].
+
+        What ends a line and begins the next is part of the last column. In CSV a text has no quotes, and null is empty.
+        """
+        if self.content_type not in labels.texts:
+            _, prefix, suffix, _, _ = self._form
+            texts: list[bytes] = []
+            first = []
+            for name, values in labels.values.items():
+                first.append(len(texts))
+                rendered = map(orjson.dumps, values)
+                if self.content_type == CSV:
+                    texts += [b"," + (b"" if text == b"null" else text.strip(b'"')) for text in rendered]
+                else:
+                    texts += [b',"%b":%b' % (name.encode(), text) for text in rendered]
+            texts[first[-1] :] = [text + suffix + b"\n" + prefix for text in texts[first[-1] :]]
+            starts = np.cumsum([0, *map(len, texts)], dtype=np.int64)
+            blob = np.frombuffer(b"".join(texts), dtype=np.uint8)
+            labels.texts[self.content_type] = blob, starts, np.array(first, dtype=np.int32)
+        found: tuple[Any, Any, Any] = labels.texts[self.content_type]
+        return found
+
     def _mark(self, fault: Fault, vector_dim: int) -> bytes:
         """What takes the place of a prediction where the row cannot be read."""
         if self.content_type == CSV:
-            return b"nan" + (b"," * 2 * vector_dim if self.verbose else b"")
+            return b"nan" + b"," * (2 * vector_dim * self.verbose + 3 * self.calibrated)
         return orjson.dumps({"dot_product": None, "error": fault.reason})
 
     def _joined(self, predictions: Sequence[bytes]) -> bytes:
@@ -166,14 +229,15 @@ def writer(accept: str, default: str = JSON) -> Writer:
     ``default``, an Accept header too, decides where the header is empty or accepts any type.
     """
     for name, options in _by_preference(accept or "*/*"):
-        verbose = options.get("verbose", "").lower() == "true"
+        verbose, calibrated = (options.get(wish, "").lower() == "true" for wish in ("verbose", "calibrated"))
         if name in ("*/*", "application/*"):
-            chosen = writer(default) if default != JSON else Writer(JSON, verbose=False)
-            return Writer(chosen.content_type, chosen.verbose or verbose)
+            chosen = writer(default) if default != JSON else Writer(JSON)
+            return Writer(chosen.content_type, chosen.verbose or verbose, chosen.calibrated or calibrated)
         if name in _WRITERS:
-            return Writer(name, verbose)
+            return Writer(name, verbose, calibrated)
     raise NotAcceptable(
-        f"Accept {accept!r} is not supported; use one of: {', '.join(_WRITERS)}, each with ;verbose=True"
+        f"Accept {accept!r} is not supported; use one of: {', '.join(_WRITERS)}, each with ;verbose=True or "
+        ";calibrated=True"
     )
 
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from ipinsights.data.addresses import Family
 from ipinsights.data.networks import LABELS
 from ipinsights.hyperparameters import Hyperparameters
+from ipinsights.model.calibration import RATES, Calibration
 from ipinsights.model.history import History
 from ipinsights.model.profile import Profile
 from ipinsights.training.progress import BatchProgress, Ended, Ending, EpochSummary, Listener, Plan, Quality
@@ -184,6 +185,12 @@ class TrainingReport(Listener):
                 )
         self.profile = plan.profile
         self._profile(plan.profile)
+        if plan.held_out:
+            logger.info(
+                "%s log-ins are kept apart from training, to calibrate the scores by them (held_out_share)",
+                f"{plan.held_out:,}",
+            )
+            self._events -= plan.held_out
         if plan.unseen:
             logger.info(
                 "%s validation events are of entities that training never saw; the metrics known_discriminator_auc and "
@@ -295,6 +302,20 @@ class TrainingReport(Listener):
         logger.warning(
             "There was no time to write counting into the model: it scores by what it learnt alone, which is less exact"
         )
+
+    def calibrated(self, calibration: Calibration) -> None:
+        """How low ordinary log-ins score."""
+        for of, sketch in (("known", calibration.known), ("new", calibration.new)):
+            thresholds = [sketch.threshold(rate) for rate in RATES]
+            told = [
+                f"{found.rate:.2%} of them score below {found.score:.2f} "
+                f"(the true share is {found.interval[0]:.3%} to {found.interval[1]:.3%})"
+                for found in thresholds
+                if found.score is not None
+            ]
+            untold = [f"{found.rate:.2%}" for found in thresholds if found.score is None]
+            told += [f"too few to tell for {', '.join(untold)}"] if untold else []
+            logger.info("Calibrated by %s log-ins of %s entities: %s", f"{len(sketch):,}", of, "; ".join(told))
 
     def checkpoint_written(self, where: str, seconds: float) -> None:
         """One line."""

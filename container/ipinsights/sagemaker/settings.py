@@ -5,6 +5,7 @@ its toolkits'; those that begin with ``IPINSIGHTS_`` are ours.
 """
 
 import dataclasses
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -58,6 +59,16 @@ def _one_of(*choices: str) -> Callable[[str], str]:
 
 def _flag(text: str) -> bool:
     return _one_of("true", "false")(text) == "true"
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 < share < 1:
+        raise ValueError("is not a number between 0 and 1")
+    return share
 
 
 def _accept(text: str) -> str:
@@ -115,6 +126,15 @@ class ServerSettings:
         'fails. `mark`: a malformed row keeps its place in the answer, as `{"dot_product":null,"error":"..."}`, or as '
         "`nan` in CSV, and the access log counts it",
         _one_of("fail", "mark"),
+    )
+    max_false_alarms: float | None = _declared(
+        None,
+        "IPINSIGHTS_MAX_FALSE_ALARMS",
+        "the share of ordinary log-ins that may be flagged, such as 0.001. An answer with `calibrated=True` then has "
+        "`anomalous`: whether the percentile is no more than this. It is null if the model was calibrated by too few "
+        "log-ins to tell",
+        _share,
+        shown="",
     )
     untrained_model: str = _declared(
         "reject",

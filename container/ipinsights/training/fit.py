@@ -21,6 +21,7 @@ from ipinsights.data.networks import Networks
 from ipinsights.errors import UserError
 from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.machine import require_memory
+from ipinsights.model.calibration import Calibration
 from ipinsights.model.counting import Counts
 from ipinsights.model.history import History
 from ipinsights.model.model import RESERVED, Model
@@ -30,6 +31,7 @@ from ipinsights.model.vocabulary import Vocabulary, levels_for
 from ipinsights.training import placement
 from ipinsights.training.batches import Entities
 from ipinsights.training.checkpoint import Checkpoint, Checkpoints, subject_of
+from ipinsights.training.holdout import hold_out
 from ipinsights.training.progress import Ended, Ending, Listener, Plan, Quality
 from ipinsights.training.trainer import Trainer
 from ipinsights.training.validation import Validator
@@ -80,23 +82,29 @@ def fit(
     _check(train, validation)
     listener = listener or Listener()
     stopping = _Stopping(stop)
-    hp = hyperparameters.adapted(len(train))
+    hp = hyperparameters
     table = 4 * (hp.num_entity_vectors + 1) * hp.vector_dim
     require_memory(table)
     before = earlier.vocabulary if earlier else None
     family = FAMILIES[hp.ip_version]
     history = History.of(train, family)
     levels = before.levels if before else levels_for(family, history.recurring, history.distinct_addresses)
+    every = train
+    if validation is None:
+        train, history, apart = hold_out(train, history, hp.held_out_share)
+    else:
+        apart = validation
+    hp = hp.adapted(len(train))
     vocabulary = Vocabulary.build(train.address, family, networks, levels, earlier=before)
     if earlier and earlier.counted:
         history = earlier.counted.history.plus(history, family)
-    profile = Profile.of(train, vocabulary)
+    profile = Profile.of(every, vocabulary)
     entities = Entities.of(train, hp.num_entity_vectors, earlier)
     memory = placement.memory(hp, vocabulary, len(train), len(entities.met))
     require_memory(table + memory)
     place = placement.choose(device, hp, vocabulary, len(train), memory)
     threads = torch.get_num_threads()
-    unseen = 0 if validation is None else int((entities.number[validation.entity] == len(entities.met)).sum())
+    seen = entities.number[apart.entity] < len(entities.met)
     listener.training_planned(
         Plan(
             hp,
@@ -108,7 +116,8 @@ def fit(
             place.slower_because,
             memory,
             before,
-            unseen,
+            held_out=0 if validation else len(apart),
+            unseen=int((~seen).sum()),
         )
     )
     with _one_torch_thread(place.step == "native"), _memory_errors(), place.current:
@@ -138,7 +147,11 @@ def fit(
         if model is None:
             listener.uncounted()
             return learnt
-        return model.keeping(hp.history)
+        if not seen.any():
+            return model.keeping(hp.history)
+        calibration = Calibration.of(model.score, refit.counts, apart.entity[seen], apart.address[seen], hp.seed)
+        listener.calibrated(calibration)
+        return dataclasses.replace(model, calibration=calibration).keeping(hp.history)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ipinsights.hyperparameters import Hyperparameters
+from ipinsights.model.calibration import Calibration
 from ipinsights.model.profile import Profile
 from ipinsights.model.vocabulary import Vocabulary
 
@@ -31,6 +32,8 @@ class Plan:
     """Bytes that the trained parameters and the largest step need."""
     earlier: Vocabulary | None = None
     """The vocabulary of the model from which training continues."""
+    held_out: int = 0
+    """Events that are kept apart from training."""
     unseen: int = 0
     """Validation events of entities that training never saw."""
 
@@ -135,6 +138,9 @@ class Listener:
 
     def uncounted(self) -> None:
         """There was no time to write counting into the model (`model.refit`): it has what it learnt alone."""
+
+    def calibrated(self, calibration: Calibration) -> None:
+        """It is known what scores ordinary log-ins get."""
 
     def training_ended(self, ending: Ending) -> None:
         """All epochs are over, or something stopped training."""
