@@ -2,6 +2,7 @@
 
 import errno
 import os
+import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,6 +13,17 @@ class UserError(Exception):
 
 class AlgorithmError(Exception):
     """The program is wrong. The text says what it was doing; the cause is chained."""
+
+
+_SHOWN = 120
+"""Characters of a value that a message quotes."""
+
+
+def brief(value: object) -> str:
+    """A value that somebody gave, as a message quotes it: on one line, and without its middle if it is long or deep."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring, short.maxother = 4, _SHOWN, _SHOWN
+    return short.repr(value)
 
 
 def refusal(action: str, path: object, error: OSError) -> UserError:
