@@ -22,6 +22,7 @@ the paths that platforms call all the time, and Flask answers the others.
 """
 
 import logging
+import os
 import re
 import time
 import uuid
@@ -38,7 +39,7 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
 from ipinsights.data.records import Pairs
-from ipinsights.errors import UserError
+from ipinsights.errors import UserError, brief
 from ipinsights.model.scoring import Scorer
 from ipinsights.sagemaker import media
 from ipinsights.sagemaker.access import AccessLog
@@ -53,6 +54,8 @@ _FAULTS = 1000
 """Malformed rows after which the reader stops, if malformed rows reject the request."""
 _AT_ONCE, _VERBOSE_AT_ONCE = 65536, 512
 """Pairs in a batch of predictions, without and with embeddings."""
+_LONGEST_PATH = 4096
+"""Characters of a model's path."""
 _TEXT = "text/plain; charset=utf-8"
 _CUSTOM_ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
 _CUSTOM_ATTRIBUTES_IN = "HTTP_X_AMZN_SAGEMAKER_CUSTOM_ATTRIBUTES"
@@ -123,9 +126,12 @@ def _add_models(app: Flask, models: ModelStore, settings: ServerSettings) -> Non
         if not (isinstance(name, str) and isinstance(url, str) and name and url):
             raise UserError('the body must be {"model_name": "...", "url": "the folder of a model"}')
         if not name.isprintable() or name.endswith("/invoke"):
-            raise UserError(f"{name!r} cannot be the name of a model")
-        models.load(name, Path(url))
-        return shown(name, Path(url))
+            raise UserError(f"{brief(name)} cannot be the name of a model")
+        folder = Path(os.path.normpath(url))  # so that no ".." leads out of the folder of all models
+        if len(url) > _LONGEST_PATH or not folder.is_relative_to(os.path.normpath(settings.models_folder)):
+            raise UserError(f"the url must be a folder in {settings.models_folder} (IPINSIGHTS_MODELS_FOLDER)")
+        models.load(name, folder)
+        return shown(name, folder)
 
     @app.get("/models/<path:name>")
     def describe_model(name: str) -> dict[str, str]:

@@ -14,6 +14,7 @@ from ipinsights.errors import UserError
 from ipinsights.machine import usable_cores
 from ipinsights.model.scoring import UNTRAINED_MODEL
 from ipinsights.sagemaker import media
+from ipinsights.sagemaker.paths import Paths
 
 BATCH_PAYLOAD_MB = 100
 """Batch Transform's limit on MaxConcurrentTransforms x MaxPayloadInMB."""
@@ -58,6 +59,12 @@ def _one_of(*choices: str) -> Callable[[str], str]:
 
 def _flag(text: str) -> bool:
     return _one_of("true", "false")(text) == "true"
+
+
+def _folder(text: str) -> str:
+    if not text.startswith("/"):
+        raise ValueError("must be a path that begins with /")
+    return text
 
 
 def _accept(text: str) -> str:
@@ -169,11 +176,18 @@ class ServerSettings:
         _whole(1, _MOST),
         shown="4/5 of the free memory",
     )
+    models_folder: str = _declared(
+        "/opt/ml/models",
+        "IPINSIGHTS_MODELS_FOLDER",
+        "the folder in which the models of a multi-model endpoint must lie. The platform puts them into the default. "
+        "`POST /models` rejects any other path. `/` allows every folder",
+        _folder,
+    )
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "ServerSettings":
         """Read the settings; an empty variable counts as not set. Raises UserError."""
-        found: dict[str, Any] = {"workers": usable_cores()}
+        found: dict[str, Any] = {"workers": usable_cores(), "models_folder": str(Paths.from_environment().models)}
         for field, variable in declarations().items():
             text = environment.get(variable.name, "")
             if text:
