@@ -26,6 +26,11 @@ def brief(value: object) -> str:
     return short.repr(value)
 
 
+def one_line(text: str) -> str:
+    """A text without what a terminal or a log would take for the end of its line or for a command, shown as escapes."""
+    return "".join(c if c.isprintable() or c == "\t" else c.encode("unicode_escape").decode() for c in text)
+
+
 def refusal(action: str, path: object, error: OSError) -> UserError:
     """A refusal by the system, of something that the user gave: what was refused, why, and what to do.
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from werkzeug.http import parse_options_header
 
 from ipinsights.data import events
 from ipinsights.data.sources import Pipe, Source
-from ipinsights.errors import UserError, refusal, refusals
+from ipinsights.errors import UserError, brief, refusal, refusals
 from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.sagemaker.paths import Paths
 
@@ -85,6 +86,9 @@ def read(paths: Paths) -> Configuration:
     resources = _read_json(paths.resource_config) or {}
     if len(resources.get("hosts", [])) > 1:
         raise UserError("training on several hosts is not supported by this release: set the instance count to 1")
+    host = resources.get("current_host", "algo-1")
+    if not isinstance(host, str) or not re.fullmatch(r"\S+", host):  # as the metric expressions have it
+        raise UserError(f"{paths.resource_config} has current_host {brief(host)}, which cannot be the name of a host")
     channels = _channels(paths)
 
     def files(use: str) -> list[Path] | None:
@@ -101,7 +105,7 @@ def read(paths: Paths) -> Configuration:
         validation=csv("validation"),
         networks=files("networks"),
         model=paths.channel(channels["model"].name) if files("model") else None,
-        host=resources.get("current_host", "algo-1"),
+        host=host,
     )
 
 
@@ -138,7 +142,7 @@ class _Channel:
         elif content_type.lower() == "csv":
             logger.warning("Channel %r has content type 'csv', which is read as text/csv: use that name", name)
         elif content_type.lower() != "text/csv":
-            raise UserError(f"channel {name!r} has content type {content_type!r}; it must be text/csv")
+            raise UserError(f"channel {name!r} has content type {brief(content_type)}; it must be text/csv")
         return cls(name, piped)
 
 

@@ -33,6 +33,8 @@ from ipinsights.training.checkpoint import Checkpoints
 FAILURE_LIMIT = 1024
 """Characters of a failure file that the platform shows."""
 
+_LEFT_OUT = " ... "
+
 _TOOLKIT, _TOOLKIT_TARGET = "sagemaker_training", "SAGEMAKER_TRAINING_MODULE"
 
 logger = logging.getLogger("ipinsights")
@@ -279,10 +281,11 @@ def _save(
 
 def _fail(paths: Paths, message: str) -> NoReturn:
     """Write the failure file and leave with a non-zero exit code."""
-    logger.error(message)
+    message = reporting.defused(message)
+    logger.error("%s", message)
     try:
         paths.failure.parent.mkdir(parents=True, exist_ok=True)
-        paths.failure.write_text(message[:FAILURE_LIMIT], errors="backslashreplace")
+        paths.failure.write_text(_shortened(message), errors="backslashreplace")
     except OSError as error:
         logger.error("Cannot write %s: %s", paths.failure, error.strerror)  # noqa: TRY400  # one cause is enough
     toolkit_errors = sys.modules.get(f"{_TOOLKIT}.errors")
@@ -290,3 +293,9 @@ def _fail(paths: Paths, message: str) -> NoReturn:
         sys.exit(1)
     # The toolkit turns SystemExit into success, and this into exit code 1 without a traceback.
     raise toolkit_errors.ClientError(message)
+
+
+def _shortened(message: str) -> str:
+    """A message as the platform can show it: of a long one the beginning and the end, which has the advice."""
+    half = (FAILURE_LIMIT - len(_LEFT_OUT)) // 2
+    return message if len(message) <= FAILURE_LIMIT else message[:half] + _LEFT_OUT + message[-half:]

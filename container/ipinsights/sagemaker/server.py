@@ -18,7 +18,7 @@ from flask import Flask
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 
-from ipinsights.errors import UserError
+from ipinsights.errors import UserError, one_line
 from ipinsights.machine import available_memory
 from ipinsights.sagemaker.access import AccessLog
 from ipinsights.sagemaker.app import create_app
@@ -55,7 +55,7 @@ def main() -> None:
         models = _models(settings)
         _require_port(settings.port)
     except UserError as error:
-        logger.error("ClientError: %s", error)  # noqa: TRY400  # a sentence for the user, not a traceback
+        logger.error("ClientError: %s", one_line(str(error)))  # noqa: TRY400  # a sentence for the user, not a traceback
         sys.exit(1)
     _allow_files()
     gc.set_threshold(100_000)  # parsing a JSON request may create as many objects, and none of them in a cycle
