@@ -44,6 +44,8 @@ def refusal(action: str, path: object, error: OSError) -> UserError:
         advice = ". Mount it so that it can be written, or name another folder"
     elif error.errno in (errno.ENOSPC, errno.EDQUOT):
         advice = ". Free some, or use a larger volume"
+    elif error.errno == errno.EFBIG:
+        advice = ". Raise the limit on the size of a file (ulimit -f), or use a file system that takes larger ones"
     return UserError(f"cannot {action} {path}: {reason}{advice}")
 
 

@@ -68,7 +68,8 @@ class Declaration:
             low, high = self.range
             raise ValueError(f"{self.name}={text[:_SHOWN]} is out of range: it must be in [{low:g}, {high:.10g}]")
         if self.choices and value not in self.choices:
-            raise ValueError(f"{self.name}={brief(text)} is not one of {', '.join(map(str, self.choices))}")
+            quoted = brief(text) if self.type is str else text[:_SHOWN]
+            raise ValueError(f"{self.name}={quoted} is not one of {', '.join(map(str, self.choices))}")
         return self.type(value)
 
     def _number(self, text: str) -> float:

@@ -496,6 +496,44 @@ def test_what_cannot_be_read_of_the_input_is_told_with_its_path(ready: Tree) -> 
     refused(ready, f"cannot read {inner / 'b.csv'}: No such file or directory")
 
 
+@pytest.mark.parametrize("channel", ["train", "validation", "networks", "model"])
+@pytest.mark.parametrize("linked", ["file", "folder"])
+def test_a_link_out_of_a_channel_shows_nobody_what_it_leads_to(linked: str, channel: str, ready: Tree) -> None:
+    secret = ready.base.parent / "secrets" / "s.tar.gz"
+    secret.parent.mkdir()
+    secret.write_text("root:hidden:1.2.3.4\n")
+    folder = ready.channel(channel, **{"a.csv": "u,1.2.3.4\n"})
+    link = folder / "b"
+    link.symlink_to(secret if linked == "file" else secret.parent)
+    fails(ready, f"{link} leads out of channel '{channel}' by a link: copy")
+    assert "hidden" not in ready.failure.read_text()
+
+
+def test_links_within_a_channel_are_followed_and_so_is_one_to_all_of_it(ready: Tree) -> None:
+    """As Kubernetes mounts files, and as people lay their data."""
+    folder = ready.channel("train", **{"..data__b.csv": "w,1.2.3.4\n"})
+    (folder / "a.csv").rename(folder / "..data" / "a.csv")
+    (folder / "a.csv").symlink_to("..data/a.csv")
+    folder.rename(ready.base / "elsewhere")
+    folder.symlink_to(ready.base / "elsewhere")
+    job = ready.train()
+    assert job.returncode == 0, job.stdout
+    assert "Read 100 training" in job.stdout
+
+
+def test_a_limit_on_the_size_of_files_is_told(ready: Tree) -> None:
+    """Of the log here, whose file has no name."""
+    out = ready.base / "out"
+    script = f"ulimit -f 1; exec {sys.executable} -m ipinsights.sagemaker train > {out}"
+    job = subprocess.run(
+        ["bash", "-c", script], env=ready.environment({}), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert job.returncode == 1
+    expected = "ClientError: cannot write to standard output: File too large. Raise the limit on the size of a file"
+    assert ready.failure.read_text().startswith(expected)
+    assert job.stderr == ""
+
+
 @pytest.mark.parametrize(("channel", "file"), [("networks", "n.tsv"), ("model", "model.tar.gz")])
 def test_what_cannot_be_read_of_the_other_channels_is_told(channel: str, file: str, ready: Tree) -> None:
     path = ready.channel(channel, **{file: "never read"}) / file

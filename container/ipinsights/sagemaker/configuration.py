@@ -167,8 +167,20 @@ def _channels(paths: Paths) -> dict[str, _Channel]:
 
 
 def _files(paths: Paths, use: str, name: str) -> list[Path]:
-    """The files of a channel, of which there must be one."""
-    files = events.find_files(paths.channel(name))
+    """The files of a channel, of which there must be one.
+
+    The platform mounts folders, and no links that leave them. One that does was made by somebody else, and messages
+    would show to whoever reads them the rows of a file that only this job may read.
+    """
+    folder = paths.channel(name)
+    files = events.find_files(folder)
+    with refusals("look into", folder):
+        root = folder.resolve()
+        for path in [*{path.parent for path in files}, *(path for path in files if path.is_symlink())]:
+            if not path.resolve().is_relative_to(root):
+                raise UserError(
+                    f"{path} leads out of channel {name!r} by a link: copy what it leads to, or link the whole folder"
+                )
     if not files:
         raise UserError(f"channel {name!r} has no data: put {CHANNELS[use].content} in {paths.channel(name)}")
     return files

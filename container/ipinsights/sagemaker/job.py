@@ -87,6 +87,8 @@ def _verdict(error: Exception, paths: Paths) -> str:
         return f"AlgorithmError: {error}"
     if isinstance(error, MemoryError):
         return "ClientError: the machine has too little memory for this job: use a larger instance"
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        return f"ClientError: {refusal('write to', error.filename or 'standard output', error)}"  # no other has no name
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         where = f" for {error.filename}" if error.filename else ""
         return f"ClientError: there is no space left on the disk{where}: use a larger volume"
@@ -282,7 +284,10 @@ def _save(
 def _fail(paths: Paths, message: str) -> NoReturn:
     """Write the failure file and leave with a non-zero exit code."""
     message = reporting.defused(message)
-    logger.error("%s", message)
+    try:
+        logger.error("%s", message)
+    except OSError:  # it may be the log itself that cannot be written; nor could Python, which tries again as it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     try:
         paths.failure.parent.mkdir(parents=True, exist_ok=True)
         paths.failure.write_text(_shortened(message), errors="backslashreplace")
