@@ -2,15 +2,22 @@
 
 import concurrent.futures
 import json
+import re
 import shutil
 import socket
+import subprocess
+import sys
 
 import numpy as np
+import orjson
 import pytest
 import requests
+from hypothesis import given
+from hypothesis import strategies as st
 
 from benchmarks.servers import free_port
-from conftest import SMALL, Server, Traffic, Tree, to_csv
+from conftest import PEAK, SMALL, Server, Traffic, Tree, to_csv
+from ipinsights.data.addresses import IPV4
 from ipinsights.data.records import Records, parse_csv
 from ipinsights.errors import UserError
 from ipinsights.model import artifact
@@ -173,6 +180,113 @@ def test_what_no_text_can_be_is_malformed(server: Server, line: str) -> None:
     assert server.post(f'{{"instances":[{line}]}}', "application/json").status_code == 400
 
 
+@pytest.mark.parametrize("lines", [False, True])
+def test_a_whole_number_is_an_entity_of_its_digits_as_in_csv(lines: bool) -> None:
+    """However large, as a JSON library has it. What a number may also be written as, and what is none, is no name."""
+    numbers = [0, 7, -7, 123, 2**53 + 1, 2**64 - 1, -(2**63)]
+    texts = [json.dumps({"features": [number, "1.2.3.4"]}) for number in numbers]
+    wrong = ["1.0", "1e3", "true", "false", "null", str(2**64), "[]", "{}", '""']
+    texts += [f'{{"features": [{value}, "1.2.3.4"]}}' for value in wrong] + ['{"features": ["7", 16909060]}']
+    body = "\n".join(texts) if lines else f'{{"instances": [{",".join(texts)}]}}'
+    rows = media.read(media.JSON_LINES if lines else media.JSON, body.encode(), IPV4)
+    csv = media.read(media.CSV, "".join(f"{number},1.2.3.4\n" for number in numbers).encode(), IPV4)
+    assert rows.pairs.digests.tolist() == csv.pairs.digests.tolist()
+    assert sorted(rows.faults) == [*range(len(numbers), len(numbers) + len(wrong) + 1)]
+
+
+@pytest.mark.parametrize(
+    ("body", "hinted"),
+    [
+        (JSONLINES, True),
+        (JSONLINES + "\n", True),
+        (json.dumps(SHAPES[0]), True),
+        (json.dumps(SHAPES[1]) + "\n", True),
+        ('["a","1.2.3.4"]\n["b","1.2.3.4"]', True),
+        ('\n  {"features": ["a", "1.2.3.4"]},\n{"features": ["b", "1.2.3.4"]}', True),
+        ('{"instances": [{"features": ["a", "1.2.3.4"]}', False),
+        ('{"instances":\n[{"features": ["a", "1.2.3.4"]}', False),
+        ("[]", False),
+        ("7", False),
+        ("a,1.2.3.4\nb,1.2.3.4\n", False),
+    ],
+)
+def test_json_lines_of_the_wrong_type_are_told_the_right_one(body: str, hinted: bool) -> None:
+    with pytest.raises(UserError) as told:
+        media.read(media.JSON, body.encode(), IPV4)
+    assert ("Content-Type is application/jsonlines" in str(told.value)) == hinted
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2), inner, max_size=3),
+    max_leaves=30,
+)
+
+
+@given(
+    st.lists(values, max_size=9),
+    st.sampled_from([(",", ":"), (" ,\n ", " : ")]),
+    st.booleans(),
+    st.dictionaries(st.sampled_from(["a", "instances", "b"]), values, max_size=2),
+    st.integers(1, 4),
+)
+def test_a_document_in_parts_is_the_same(
+    instances: list[object], separators: tuple[str, str], ascii_: bool, others: dict[str, object], at_once: int
+) -> None:
+    text = json.dumps(instances, separators=separators, ensure_ascii=ascii_)
+    rest = "".join(f", {json.dumps(name)}: {json.dumps(value)}" for name, value in others.items())
+    body = f' {{ "instances" : {text} {rest}}}\n'.encode(errors="surrogatepass")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(media, "_SOME", re.compile(b"(?:%s,){1,%d}+" % (media._INSTANCE, at_once), re.DOTALL))
+        parts = media._parts(body)
+    if parts:
+        assert [*media._each(body, parts)] == orjson.loads(body)["instances"]
+        assert all(len(orjson.loads(b"[" + body[part] + b"]")) <= at_once for part in parts)
+    else:
+        assert not instances or "instances" in others or max(map(_depth, instances)) > 6
+
+
+def _depth(value: object) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if inner is None else 1 + max(map(_depth, inner), default=0)
+
+
+@given(
+    st.lists(st.sampled_from(['{"instances":[', '"', "\\", "[", "]", "{", "}", ",", "7", " ", ":", '"a"']), max_size=12)
+)
+def test_a_body_of_any_form_is_read_as_a_whole_would_be(tokens: list[str]) -> None:
+    body = "".join(tokens).encode()
+
+    def outcome() -> object:
+        try:
+            rows = media.read(media.JSON, body, IPV4)
+        except UserError as error:
+            return str(error)
+        return str(rows.error), len(rows)
+
+    in_parts = outcome()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(media, "_parts", lambda _: [])
+        assert outcome() == in_parts
+
+
+@pytest.mark.slow
+def test_a_large_document_with_a_malformed_instance_takes_little_memory() -> None:
+    code = f"""
+import re
+from ipinsights.sagemaker import media
+from ipinsights.data.addresses import IPV4
+usual = b'{{"data":{{"features":{{"values":["user_1","192.168.1.2"]}}}}}},'
+body = b'{{"instances":[' + usual * 300_000 + b'7]}}'
+before = {PEAK}
+rows = media.read(media.JSON, body, IPV4)
+assert len(rows) == 300_001 and list(rows.faults) == [300_000]
+print({PEAK} - before)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert int(run.stdout) < 100_000  # KB, for 17 MB of text
+
+
 def test_a_carriage_return_within_an_instance_ends_no_line(server: Server) -> None:
     body = '{"features":\r["a","1.2.3.4"]}\r\n{"features":["b",\t"1.2.3.4"], "x": "\\n"}\r\n'
     assert len(server.post(body, "application/jsonlines").json()["predictions"]) == 2
@@ -273,6 +387,22 @@ def test_a_fault_of_ours_shows_the_client_no_traceback(
     assert answer.status_code == 500
     assert answer.get_data() == b"Internal error; the log has the details under request r-1\n"
     assert "request r-1\nTraceback" in caplog.text
+
+
+def test_too_little_memory_for_a_request_is_no_fault_of_ours(
+    trained: tuple[Tree, object], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: bytes) -> None:  # as the library says it
+        raise orjson.JSONDecodeError("Not enough memory to allocate buffer for parsing", "", 0)
+
+    models = ModelStore()
+    models.load(ONLY, trained[0].model)
+    client = create_app(models, ServerSettings()).test_client()
+    monkeypatch.setattr(orjson, "loads", fail)
+    answer = client.post("/invocations", data=b"{}", content_type="application/json")
+    assert answer.status_code == 413
+    assert answer.get_data() == b"there is too little memory for this request: send fewer rows at a time\n"
+    assert "Traceback" not in caplog.text
 
 
 def test_without_a_model_serve_says_so_and_ends(tree: Tree) -> None:

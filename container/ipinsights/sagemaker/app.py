@@ -9,7 +9,7 @@
 | method / Accept / Content-Type not supported; the answer lists those that are | 405 / 406 / 415 |
 | the client stopped sending the body | 408 |
 | a model of that name is loaded already | 409 |
-| body too large | 413 |
+| body too large, or too large for the memory | 413 |
 | fault of the program; the log has the traceback | 500 |
 | /ping before the model is loaded | 503 |
 | no memory for that model | 507 |
@@ -260,6 +260,8 @@ class _Front:
                 return self._score(loan.scorer, content_type, body, writer, facts)
         except UserError as error:
             return _refusal(error, facts)
+        except MemoryError:
+            return _refusal(TooLarge("there is too little memory for this request: send fewer rows at a time"), facts)
         except Exception:
             logger.exception("A fault of the program while answering request %s", request_id)
             message = f"Internal error; the log has the details under request {request_id}"
