@@ -3,6 +3,7 @@
 import concurrent.futures
 import json
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -420,6 +421,41 @@ def test_a_port_that_is_taken_is_told_in_one_line(trained: tuple[Tree, object]) 
     (line,) = (result.stdout + result.stderr).splitlines()
     assert f"ClientError: cannot listen on port {port}: Address already in use" in line
     assert "set SAGEMAKER_BIND_TO_PORT to another port" in line
+
+
+@pytest.mark.slow
+def test_the_log_begins_with_what_is_served_and_how_to_ask(trained: tuple[Tree, object]) -> None:
+    """Once, however many workers there are."""
+    with Server(trained[0], SAGEMAKER_MODEL_SERVER_WORKERS="2") as server:
+        printed = server.printed()
+        assert printed.count(f"Serving on port {server.port} of every interface\n") == 1
+        known = f"The model in {trained[0].model} knows 100 entities and takes IPv4 addresses; its embeddings have 16"
+        assert printed.count(f"{known} dimensions. A score below 0 is suspicious\n") == 1
+        command = re.findall("Ask for a score: (curl .*)\n", printed)
+        assert len(command) == 1
+        program, url, option, header, data, body = shlex.split(command[0])
+        assert (program, option, header, data) == ("curl", "-H", "Content-Type: text/csv", "--data")
+        assert url == f"http://localhost:{server.port}/invocations"
+        assert len(server.post(body).json()["predictions"]) == 1
+        with socket.create_connection(("127.0.0.2", server.port), timeout=30):
+            pass
+
+
+@pytest.mark.slow
+def test_the_server_listens_on_the_address_that_is_set(trained: tuple[Tree, object]) -> None:
+    with Server(trained[0], IPINSIGHTS_BIND_ADDRESS="127.0.0.1") as server:
+        assert server.post(CSV).status_code == 200
+        assert f"Serving on port {server.port} of 127.0.0.1\n" in server.printed()
+        assert f"curl http://127.0.0.1:{server.port}/invocations " in server.printed()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.2", server.port), timeout=30)
+    other = trained[0].run("ipinsights.sagemaker", "serve", IPINSIGHTS_BIND_ADDRESS="203.0.113.1")
+    (line,) = (other.stdout + other.stderr).splitlines()
+    assert "cannot listen on 203.0.113.1: " in line
+    assert "Set IPINSIGHTS_BIND_ADDRESS to an address of this machine" in line
+    assert ServerSettings.from_environment({"IPINSIGHTS_BIND_ADDRESS": "::1"}).bind == "[::1]:8080"
+    with pytest.raises(UserError, match="IPINSIGHTS_BIND_ADDRESS='localhost' must be an IP address"):
+        ServerSettings.from_environment({"IPINSIGHTS_BIND_ADDRESS": "localhost"})
 
 
 def test_a_packed_model_and_one_in_a_folder_below_are_told(trained: tuple[Tree, object], tree: Tree) -> None:

@@ -13,7 +13,8 @@ _TRAIN = (
 _SERVE = (
     "Serve the model in /opt/ml/model on port 8080: GET /ping and POST /invocations. It has no options, since the "
     "platform gives none. Environment variables set it up: SAGEMAKER_BIND_TO_PORT names another port, "
-    "SAGEMAKER_BASE_DIR another folder than /opt/ml, and docs/serving.md lists the others."
+    "IPINSIGHTS_BIND_ADDRESS one address to listen on, SAGEMAKER_BASE_DIR another folder than /opt/ml, and "
+    "docs/serving.md lists the others."
 )
 
 

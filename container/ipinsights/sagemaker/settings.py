@@ -5,6 +5,7 @@ its toolkits'; those that begin with ``IPINSIGHTS_`` are ours.
 """
 
 import dataclasses
+import ipaddress
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -61,6 +62,13 @@ def _flag(text: str) -> bool:
     return _one_of("true", "false")(text) == "true"
 
 
+def _ip_address(text: str) -> str:
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise ValueError("must be an IP address") from None
+
+
 def _folder(text: str) -> str:
     if not text.startswith("/"):
         raise ValueError("must be a path that begins with /")
@@ -80,6 +88,13 @@ class ServerSettings:
     """The server's settings with their defaults."""
 
     port: int = _declared(8080, "SAGEMAKER_BIND_TO_PORT", "the port that the server listens on", _whole(1, 65535))
+    address: str = _declared(
+        "0.0.0.0",  # noqa: S104  # the platform asks from outside of the container
+        "IPINSIGHTS_BIND_ADDRESS",
+        "the address that the server listens on. The default means every IPv4 interface, which the platform needs. "
+        "`127.0.0.1`: only programs of this machine can ask",
+        _ip_address,
+    )
     workers: int = _declared(
         1,
         "SAGEMAKER_MODEL_SERVER_WORKERS",
@@ -198,6 +213,11 @@ class ServerSettings:
         settings = cls(**found)
         # Another worker would not know the models that this one has loaded.
         return dataclasses.replace(settings, workers=1) if settings.multi_model else settings
+
+    @property
+    def bind(self) -> str:
+        """Address and port, as in a URL."""
+        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
 
     @property
     def scoring_slots(self) -> int:
