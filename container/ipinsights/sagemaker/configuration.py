@@ -51,8 +51,6 @@ logger = logging.getLogger("ipinsights")
 class Configuration:
     """A training job's input, checked."""
 
-    provided: dict[str, str]
-    """The hyperparameters as they came."""
     hyperparameters: Hyperparameters
     train: Sequence[Source]
     """The files of the train channel, or its pipe."""
@@ -99,7 +97,6 @@ def read(paths: Paths) -> Configuration:
         return [Pipe(paths.pipe(channel.name))] if channel and channel.piped else files(use)
 
     return Configuration(
-        provided=provided,
         hyperparameters=Hyperparameters.parse(provided),
         train=csv("train") or _files(paths, "train", "train"),
         validation=csv("validation"),

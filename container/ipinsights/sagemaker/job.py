@@ -101,11 +101,8 @@ def _verdict(error: Exception, paths: Paths) -> str:
 def run(paths: Paths) -> None:
     """Read, train and save. Raises UserError where the input is at fault."""
     started = time.time()
-    reporting.print_line("Docker entrypoint called with argument(s): train")
     job = configuration.read(paths)
     hp = job.hyperparameters
-    logger.info("Merging with provided configuration from %s: %s", paths.hyperparameters, job.provided)
-    logger.info("Final configuration: %s", {name: str(value) for name, value in dataclasses.asdict(hp).items()})
     hp.require(validated=job.validation is not None)
     table = 4 * (hp.num_entity_vectors + 1) * hp.vector_dim
     require_memory(table)
@@ -202,6 +199,7 @@ def _train(
         # makes it 1.3 times as fast where both are ours alone, and a seventh as fast beside two busy processes.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     stopping.check()
+    logger.info("Loading torch, which can take several seconds")
     from ipinsights.training.fit import fit  # loads torch, which takes seconds and reads the setting above
 
     report = reporting.TrainingReport(job.host, hp, len(data["train"]), len(data["validation"]))

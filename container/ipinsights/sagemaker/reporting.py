@@ -196,6 +196,7 @@ class TrainingReport(Listener):
         """What the hyperparameters became, what the data and the vocabulary are, where training runs, what it takes."""
         hp, vocabulary, asked = plan.hyperparameters, plan.vocabulary, self.hyperparameters
         self.hyperparameters = hp
+        logger.info("Final configuration: %s", {name: str(value) for name, value in dataclasses.asdict(hp).items()})
         for name in ("mini_batch_size", "learning_rate"):
             value, default = getattr(hp, name), getattr(asked, name)
             if value != default:
@@ -287,7 +288,7 @@ class TrainingReport(Listener):
         self._metrics(
             self._epoch_started, ended, {"epochs": [self._epochs], "update.time": [_ms(ended - self._epoch_started)]}
         )
-        logger.info(self._host.progress(100 * number / self._epochs))
+        logger.info(self._host.progress(round(100 * number / self._epochs, 2)))
         self._seen["records"] += summary.records
         self._seen["batches"] += summary.batches
         counters = {
@@ -333,7 +334,7 @@ class TrainingReport(Listener):
         )
 
     def training_ended(self, ending: Ending) -> None:
-        """Why it ended; and the validation metrics of the saved model, unless they are the last ones printed."""
+        """Why it ended; the metrics of the saved model, unless they are the last ones printed; and what follows."""
         self._close_bar()
         self.ending = ending
         if ending.ended != "all_epochs":
@@ -355,6 +356,8 @@ class TrainingReport(Listener):
                 )
         if saved is not None and self._validation_events >= FEW_VALIDATED:
             self._doubts(saved)
+        if ending.epochs or ending.steps:
+            logger.info("Writing what was counted into the model, which can take longer than an epoch")
 
     def finished(self, saving_started: float) -> None:
         """The model is saved; ``saving_started`` is when that began, in Unix seconds."""
