@@ -124,9 +124,16 @@ class Tree:
         return folder
 
     def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        """Run a command with this tree as /opt/ml, to its end."""
+        """Run a module with this tree as /opt/ml, to its end."""
+        return self._run(["-m", *command], environment)
+
+    def run_code(self, code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """The same of a line of Python."""
+        return self._run(["-c", code], environment)
+
+    def _run(self, arguments: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", *command],
+            [sys.executable, *arguments],
             env=self.environment(environment),
             capture_output=True,
             text=True,

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,6 +13,22 @@ class UserError(Exception):
 
 class AlgorithmError(Exception):
     """The program is wrong. The text says what it was doing; the cause is chained."""
+
+
+_SHOWN = 120
+"""Characters of a value that a message quotes."""
+
+
+def brief(value: object) -> str:
+    """A value that somebody gave, as a message quotes it: on one line, and without its middle if it is long or deep."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring, short.maxother = 4, _SHOWN, _SHOWN
+    return short.repr(value)
+
+
+def one_line(text: str) -> str:
+    """A text without what a terminal or a log would take for the end of its line or for a command, shown as escapes."""
+    return "".join(c if c.isprintable() or c == "\t" else c.encode("unicode_escape").decode() for c in text)
 
 
 def refusal(action: str, path: object, error: OSError) -> UserError:
@@ -27,6 +44,8 @@ def refusal(action: str, path: object, error: OSError) -> UserError:
         advice = ". Mount it so that it can be written, or name another folder"
     elif error.errno in (errno.ENOSPC, errno.EDQUOT):
         advice = ". Free some, or use a larger volume"
+    elif error.errno == errno.EFBIG:
+        advice = ". Raise the limit on the size of a file (ulimit -f), or use a file system that takes larger ones"
     return UserError(f"cannot {action} {path}: {reason}{advice}")
 
 

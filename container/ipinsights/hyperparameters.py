@@ -14,13 +14,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ipinsights.errors import UserError
+from ipinsights.errors import UserError, brief
 
 MAX_NEGATIVES = 500
 """The most negatives a positive may have, random and shuffled together."""
 
 _UNBOUNDED = 2**31 - 1
 """The upper limit where AWS documents none."""
+
+_SHOWN = 40
+"""Characters of a number that an error quotes."""
 
 MIN_STEPS = 60
 """Optimiser steps that a training takes at least, unless somebody sets mini_batch_size."""
@@ -63,9 +66,10 @@ class Declaration:
         value = _unquote(text) if self.type is str else self._number(text)
         if self.range and not self.range[0] <= value <= self.range[1]:  # type: ignore[operator]
             low, high = self.range
-            raise ValueError(f"{self.name}={text} is out of range: it must be in [{low:g}, {high:.10g}]")
+            raise ValueError(f"{self.name}={text[:_SHOWN]} is out of range: it must be in [{low:g}, {high:.10g}]")
         if self.choices and value not in self.choices:
-            raise ValueError(f"{self.name}={text} is not one of {', '.join(map(str, self.choices))}")
+            quoted = brief(text) if self.type is str else text[:_SHOWN]
+            raise ValueError(f"{self.name}={quoted} is not one of {', '.join(map(str, self.choices))}")
         return self.type(value)
 
     def _number(self, text: str) -> float:
@@ -73,9 +77,9 @@ class Declaration:
         try:
             value = float(_unquote(text))
         except ValueError:
-            raise ValueError(f"{self.name}={text!r} is not {expected}") from None
+            raise ValueError(f"{self.name}={brief(text)} is not {expected}") from None
         if not math.isfinite(value) or (self.type is int and value != int(value)):
-            raise ValueError(f"{self.name}={text!r} is not {expected}")
+            raise ValueError(f"{self.name}={brief(text)} is not {expected}")
         return value
 
 
@@ -289,7 +293,7 @@ def _parse(values: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
     for name, text in values.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
-            faults.append(f"{name!r} is unknown" + (f"; did you mean {near[0]!r}?" if near else ""))
+            faults.append(f"{brief(name)} is unknown" + (f"; did you mean {near[0]!r}?" if near else ""))
             continue
         try:
             parsed[name] = known[name].parse(text)

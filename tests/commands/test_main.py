@@ -128,6 +128,14 @@ def test_score_stops_at_a_bad_row_and_names_it(trained: tuple[Tree, object], tmp
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize("command", ["score", "evaluate"])
+@pytest.mark.parametrize("name", [artifact.MANIFEST, artifact.TENSORS])
+def test_a_file_of_a_model_is_told_to_be_no_folder(command: str, name: str, trained: tuple[Tree, object]) -> None:
+    result = run(command, "--model", str(trained[0].model / name), "/dev/null")
+    assert result.returncode == 1
+    assert f"It is a file of a model: name its folder, {trained[0].model}\n" in result.stderr
+
+
 def test_packed_files_and_packed_input_are_scored_and_evaluated(trained: tuple[Tree, object], tmp_path: Path) -> None:
     text = "".join(f"u{i},1.2.3.{i}\n" for i in range(100))
     (tmp_path / "log.csv").write_text(text)

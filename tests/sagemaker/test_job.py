@@ -1,5 +1,6 @@
 """`train` as the platform runs it: a process on an /opt/ml tree."""
 
+import ast
 import contextlib
 import gzip
 import json
@@ -496,6 +497,44 @@ def test_what_cannot_be_read_of_the_input_is_told_with_its_path(ready: Tree) -> 
     refused(ready, f"cannot read {inner / 'b.csv'}: No such file or directory")
 
 
+@pytest.mark.parametrize("channel", ["train", "validation", "networks", "model"])
+@pytest.mark.parametrize("linked", ["file", "folder"])
+def test_a_link_out_of_a_channel_shows_nobody_what_it_leads_to(linked: str, channel: str, ready: Tree) -> None:
+    secret = ready.base.parent / "secrets" / "s.tar.gz"
+    secret.parent.mkdir()
+    secret.write_text("root:hidden:1.2.3.4\n")
+    folder = ready.channel(channel, **{"a.csv": "u,1.2.3.4\n"})
+    link = folder / "b"
+    link.symlink_to(secret if linked == "file" else secret.parent)
+    fails(ready, f"{link} leads out of channel '{channel}' by a link: copy")
+    assert "hidden" not in ready.failure.read_text()
+
+
+def test_links_within_a_channel_are_followed_and_so_is_one_to_all_of_it(ready: Tree) -> None:
+    """As Kubernetes mounts files, and as people lay their data."""
+    folder = ready.channel("train", **{"..data__b.csv": "w,1.2.3.4\n"})
+    (folder / "a.csv").rename(folder / "..data" / "a.csv")
+    (folder / "a.csv").symlink_to("..data/a.csv")
+    folder.rename(ready.base / "elsewhere")
+    folder.symlink_to(ready.base / "elsewhere")
+    job = ready.train()
+    assert job.returncode == 0, job.stdout
+    assert "Read 100 training" in job.stdout
+
+
+def test_a_limit_on_the_size_of_files_is_told(ready: Tree) -> None:
+    """Of the log here, whose file has no name."""
+    out = ready.base / "out"
+    script = f"ulimit -f 1; exec {sys.executable} -m ipinsights.sagemaker train > {out}"
+    job = subprocess.run(
+        ["bash", "-c", script], env=ready.environment({}), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert job.returncode == 1
+    expected = "ClientError: cannot write to standard output: File too large. Raise the limit on the size of a file"
+    assert ready.failure.read_text().startswith(expected)
+    assert job.stderr == ""
+
+
 @pytest.mark.parametrize(("channel", "file"), [("networks", "n.tsv"), ("model", "model.tar.gz")])
 def test_what_cannot_be_read_of_the_other_channels_is_told(channel: str, file: str, ready: Tree) -> None:
     path = ready.channel(channel, **{file: "never read"}) / file
@@ -644,6 +683,53 @@ def test_a_file_of_any_name_can_be_told_of(ready: Tree) -> None:
     folder = ready.channel("train")
     Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.csv")).write_text("u,nowhere\n")
     fails(ready, "caf\\udce9.csv, line 1")
+
+
+def test_only_the_image_says_that_its_entry_point_was_called(ready: Tree) -> None:
+    """What a person calls prints all else that the image prints."""
+    image, script = ready.train(), ready.run_code(SCRIPT.format("train"))
+    first, *others = image.stdout.splitlines()
+    assert first == "Docker entrypoint called with argument(s): train"
+
+    def shape(line: str) -> str:
+        return re.sub(r"[\d.e:/,-]+", "", line)
+
+    assert list(map(shape, script.stdout.splitlines())) == list(map(shape, others))
+
+
+def test_no_share_is_printed_with_more_digits_than_anybody_reads(ready: Tree) -> None:
+    ready.configure({**SMALL, "epochs": "3"})
+    printed = re.findall(METRIC_DEFINITIONS["train:progress"], ready.train().stdout)
+    assert printed == ["33.33", "66.67", "100.0"]
+
+
+def test_the_configuration_is_printed_once_as_it_ended_up(ready: Tree) -> None:
+    ready.configure({"num_entity_vectors": "4", "vector_dim": '"8"', "sagemaker_region": "x"})
+    job = ready.train()
+    assert job.returncode == 0
+    (configuration,) = re.findall(r"Final configuration: (.*)", job.stdout)
+    values = ast.literal_eval(configuration)
+    hp = json.loads((ready.model / "manifest.json").read_text())["hyperparameters"]
+    assert values == {name: str(value) for name, value in hp.items()}
+    assert (values["vector_dim"], values["learning_rate"]) == ("8", "0.03")
+    assert job.stdout.count("num_entity_vectors") == 1
+
+
+def test_what_takes_long_is_announced(ready: Tree) -> None:
+    job = ready.train()
+    lines = [line.partition("] ")[2] for line in job.stdout.splitlines()]
+    size = (ready.channel("train") / "a.csv").stat().st_size / 1e6
+    (read, loading, counting) = (
+        lines.index(line)
+        for line in (
+            f"Reading channel 'train': {size:,.1f} MB",
+            "Loading torch, which can take several seconds",
+            "Writing what was counted into the model, which can take longer than an epoch",
+        )
+    )
+    assert read < lines.index("Read 100 training and 0 validation events") < loading < counting
+    assert counting < lines.index(f"Saved the model to {ready.model}")
+    assert "Reading channel 'validation'" not in job.stdout
 
 
 def test_what_the_data_made_of_the_defaults_is_logged_with_its_reason(ready: Tree) -> None:

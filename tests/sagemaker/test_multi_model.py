@@ -1,6 +1,7 @@
 """A multi-model endpoint, as the platform drives it: load, list, describe, invoke, unload."""
 
 import concurrent.futures
+import os
 import shutil
 import threading
 import time
@@ -42,7 +43,8 @@ def make_model(folder: Path, score: float, entities: int = 1000) -> Path:
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     """There is no model in /opt/ml/model, and one worker whatever is asked for."""
-    with Server(Tree(tmp_path / "ml"), SAGEMAKER_MULTI_MODEL="true", SAGEMAKER_MODEL_SERVER_WORKERS="4") as server:
+    settings = {"SAGEMAKER_MULTI_MODEL": "true", "SAGEMAKER_MODEL_SERVER_WORKERS": "4", "IPINSIGHTS_MODELS_FOLDER": "/"}
+    with Server(Tree(tmp_path / "ml"), **settings) as server:
         yield server
 
 
@@ -108,6 +110,40 @@ def test_what_cannot_be_loaded_is_rejected(server: Server, tmp_path: Path) -> No
     assert requests.get(f"{server.url}/models", timeout=30).json() == {"models": []}
 
 
+def test_only_the_folder_of_all_models_is_opened(tmp_path: Path) -> None:
+    """Of whatever lies elsewhere, the answer tells nothing: not even whether it is there."""
+    inside, outside = make_model(tmp_path / "ml" / "models" / "a" / "model", 1), make_model(tmp_path / "b", 2)
+    (tmp_path / "file").write_text("")
+    root = inside.parents[1]
+    with Server(Tree(tmp_path / "ml"), SAGEMAKER_MULTI_MODEL="true") as server:
+        others = [outside, tmp_path / "file", tmp_path / "nowhere", root / ".." / ".." / "b", Path("models/a/model")]
+        answers = [load(server, "m", folder) for folder in [*others, root / ("x" * 5000)]]
+        assert {answer.status_code for answer in answers} == {400}
+        assert {answer.text for answer in answers} == {
+            f"the url must be a folder in {root} (IPINSIGHTS_MODELS_FOLDER)\n"
+        }
+        assert load(server, "m", inside / ".." / "." / "model").json() == {"modelName": "m", "modelUrl": str(inside)}
+        assert scores(server.post(CSV, path="/models/m/invoke")) == [1, 1]
+
+
+@pytest.mark.parametrize("name", [artifact.MANIFEST, artifact.TENSORS])
+def test_a_pipe_or_a_device_blocks_no_load(name: str, server: Server, tmp_path: Path) -> None:
+    pipe, device, large, good = (make_model(tmp_path / part, 1) for part in ("pipe", "device", "large", "good"))
+    for folder in (pipe, device):
+        (folder / name).unlink()
+    os.mkfifo(pipe / name)
+    (device / name).symlink_to("/dev/zero")
+    os.truncate(large / artifact.MANIFEST, 1 << 33)
+    for folder, said in ((pipe, "not a plain file"), (device, "not a plain file"), (large, "too large for a manifest")):
+        answer = load(server, folder.name, folder)
+        assert answer.status_code == 400
+        assert said in answer.text
+    assert load(server, "good", good).status_code == 200
+    (pid,) = server.workers()
+    peak = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM"))
+    assert int(peak.split()[1]) < 500_000
+
+
 def test_unloading_frees_the_memory_before_the_answer(server: Server, tmp_path: Path) -> None:
     """Of the table, which is mapped, and of what is made from it."""
     (pid,) = server.workers()
@@ -135,6 +171,7 @@ def test_beyond_the_limit_the_least_recently_used_are_evicted(tmp_path: Path) ->
     folders = {str(i): make_model(tmp_path / str(i), i, entities=4096) for i in range(6)}
     limit = 3 * 4096 * TABLE // 2**20 + 1
     settings = {"SAGEMAKER_MULTI_MODEL": "True", "IPINSIGHTS_MODELS_MEMORY_MB": str(limit)}
+    settings["IPINSIGHTS_MODELS_FOLDER"] = str(tmp_path)
     with Server(Tree(tmp_path / "ml"), **settings) as server:
         (pid,) = server.workers()
 

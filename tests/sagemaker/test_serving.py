@@ -2,15 +2,23 @@
 
 import concurrent.futures
 import json
+import re
+import shlex
 import shutil
 import socket
+import subprocess
+import sys
 
 import numpy as np
+import orjson
 import pytest
 import requests
+from hypothesis import given
+from hypothesis import strategies as st
 
 from benchmarks.servers import free_port
-from conftest import SMALL, Server, Traffic, Tree, to_csv
+from conftest import PEAK, SMALL, Server, Traffic, Tree, to_csv
+from ipinsights.data.addresses import IPV4
 from ipinsights.data.records import Records, parse_csv
 from ipinsights.errors import UserError
 from ipinsights.model import artifact
@@ -173,6 +181,113 @@ def test_what_no_text_can_be_is_malformed(server: Server, line: str) -> None:
     assert server.post(f'{{"instances":[{line}]}}', "application/json").status_code == 400
 
 
+@pytest.mark.parametrize("lines", [False, True])
+def test_a_whole_number_is_an_entity_of_its_digits_as_in_csv(lines: bool) -> None:
+    """However large, as a JSON library has it. What a number may also be written as, and what is none, is no name."""
+    numbers = [0, 7, -7, 123, 2**53 + 1, 2**64 - 1, -(2**63)]
+    texts = [json.dumps({"features": [number, "1.2.3.4"]}) for number in numbers]
+    wrong = ["1.0", "1e3", "true", "false", "null", str(2**64), "[]", "{}", '""']
+    texts += [f'{{"features": [{value}, "1.2.3.4"]}}' for value in wrong] + ['{"features": ["7", 16909060]}']
+    body = "\n".join(texts) if lines else f'{{"instances": [{",".join(texts)}]}}'
+    rows = media.read(media.JSON_LINES if lines else media.JSON, body.encode(), IPV4)
+    csv = media.read(media.CSV, "".join(f"{number},1.2.3.4\n" for number in numbers).encode(), IPV4)
+    assert rows.pairs.digests.tolist() == csv.pairs.digests.tolist()
+    assert sorted(rows.faults) == [*range(len(numbers), len(numbers) + len(wrong) + 1)]
+
+
+@pytest.mark.parametrize(
+    ("body", "hinted"),
+    [
+        (JSONLINES, True),
+        (JSONLINES + "\n", True),
+        (json.dumps(SHAPES[0]), True),
+        (json.dumps(SHAPES[1]) + "\n", True),
+        ('["a","1.2.3.4"]\n["b","1.2.3.4"]', True),
+        ('\n  {"features": ["a", "1.2.3.4"]},\n{"features": ["b", "1.2.3.4"]}', True),
+        ('{"instances": [{"features": ["a", "1.2.3.4"]}', False),
+        ('{"instances":\n[{"features": ["a", "1.2.3.4"]}', False),
+        ("[]", False),
+        ("7", False),
+        ("a,1.2.3.4\nb,1.2.3.4\n", False),
+    ],
+)
+def test_json_lines_of_the_wrong_type_are_told_the_right_one(body: str, hinted: bool) -> None:
+    with pytest.raises(UserError) as told:
+        media.read(media.JSON, body.encode(), IPV4)
+    assert ("Content-Type is application/jsonlines" in str(told.value)) == hinted
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2), inner, max_size=3),
+    max_leaves=30,
+)
+
+
+@given(
+    st.lists(values, max_size=9),
+    st.sampled_from([(",", ":"), (" ,\n ", " : ")]),
+    st.booleans(),
+    st.dictionaries(st.sampled_from(["a", "instances", "b"]), values, max_size=2),
+    st.integers(1, 4),
+)
+def test_a_document_in_parts_is_the_same(
+    instances: list[object], separators: tuple[str, str], ascii_: bool, others: dict[str, object], at_once: int
+) -> None:
+    text = json.dumps(instances, separators=separators, ensure_ascii=ascii_)
+    rest = "".join(f", {json.dumps(name)}: {json.dumps(value)}" for name, value in others.items())
+    body = f' {{ "instances" : {text} {rest}}}\n'.encode(errors="surrogatepass")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(media, "_SOME", re.compile(b"(?:%s,){1,%d}+" % (media._INSTANCE, at_once), re.DOTALL))
+        parts = media._parts(body)
+    if parts:
+        assert [*media._each(body, parts)] == orjson.loads(body)["instances"]
+        assert all(len(orjson.loads(b"[" + body[part] + b"]")) <= at_once for part in parts)
+    else:
+        assert not instances or "instances" in others or max(map(_depth, instances)) > 6
+
+
+def _depth(value: object) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
+    return 0 if inner is None else 1 + max(map(_depth, inner), default=0)
+
+
+@given(
+    st.lists(st.sampled_from(['{"instances":[', '"', "\\", "[", "]", "{", "}", ",", "7", " ", ":", '"a"']), max_size=12)
+)
+def test_a_body_of_any_form_is_read_as_a_whole_would_be(tokens: list[str]) -> None:
+    body = "".join(tokens).encode()
+
+    def outcome() -> object:
+        try:
+            rows = media.read(media.JSON, body, IPV4)
+        except UserError as error:
+            return str(error)
+        return str(rows.error), len(rows)
+
+    in_parts = outcome()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(media, "_parts", lambda _: [])
+        assert outcome() == in_parts
+
+
+@pytest.mark.slow
+def test_a_large_document_with_a_malformed_instance_takes_little_memory() -> None:
+    code = f"""
+import re
+from ipinsights.sagemaker import media
+from ipinsights.data.addresses import IPV4
+usual = b'{{"data":{{"features":{{"values":["user_1","192.168.1.2"]}}}}}},'
+body = b'{{"instances":[' + usual * 300_000 + b'7]}}'
+before = {PEAK}
+rows = media.read(media.JSON, body, IPV4)
+assert len(rows) == 300_001 and list(rows.faults) == [300_000]
+print({PEAK} - before)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert int(run.stdout) < 100_000  # KB, for 17 MB of text
+
+
 def test_a_carriage_return_within_an_instance_ends_no_line(server: Server) -> None:
     body = '{"features":\r["a","1.2.3.4"]}\r\n{"features":["b",\t"1.2.3.4"], "x": "\\n"}\r\n'
     assert len(server.post(body, "application/jsonlines").json()["predictions"]) == 2
@@ -275,6 +390,22 @@ def test_a_fault_of_ours_shows_the_client_no_traceback(
     assert "request r-1\nTraceback" in caplog.text
 
 
+def test_too_little_memory_for_a_request_is_no_fault_of_ours(
+    trained: tuple[Tree, object], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(_: bytes) -> None:  # as the library says it
+        raise orjson.JSONDecodeError("Not enough memory to allocate buffer for parsing", "", 0)
+
+    models = ModelStore()
+    models.load(ONLY, trained[0].model)
+    client = create_app(models, ServerSettings()).test_client()
+    monkeypatch.setattr(orjson, "loads", fail)
+    answer = client.post("/invocations", data=b"{}", content_type="application/json")
+    assert answer.status_code == 413
+    assert answer.get_data() == b"there is too little memory for this request: send fewer rows at a time\n"
+    assert "Traceback" not in caplog.text
+
+
 def test_without_a_model_serve_says_so_and_ends(tree: Tree) -> None:
     result = tree.run("ipinsights.sagemaker", "serve")
     assert result.returncode == 1
@@ -290,6 +421,41 @@ def test_a_port_that_is_taken_is_told_in_one_line(trained: tuple[Tree, object]) 
     (line,) = (result.stdout + result.stderr).splitlines()
     assert f"ClientError: cannot listen on port {port}: Address already in use" in line
     assert "set SAGEMAKER_BIND_TO_PORT to another port" in line
+
+
+@pytest.mark.slow
+def test_the_log_begins_with_what_is_served_and_how_to_ask(trained: tuple[Tree, object]) -> None:
+    """Once, however many workers there are."""
+    with Server(trained[0], SAGEMAKER_MODEL_SERVER_WORKERS="2") as server:
+        printed = server.printed()
+        assert printed.count(f"Serving on port {server.port} of every interface\n") == 1
+        known = f"The model in {trained[0].model} knows 100 entities and takes IPv4 addresses; its embeddings have 16"
+        assert printed.count(f"{known} dimensions. A score below 0 is suspicious\n") == 1
+        command = re.findall("Ask for a score: (curl .*)\n", printed)
+        assert len(command) == 1
+        program, url, option, header, data, body = shlex.split(command[0])
+        assert (program, option, header, data) == ("curl", "-H", "Content-Type: text/csv", "--data")
+        assert url == f"http://localhost:{server.port}/invocations"
+        assert len(server.post(body).json()["predictions"]) == 1
+        with socket.create_connection(("127.0.0.2", server.port), timeout=30):
+            pass
+
+
+@pytest.mark.slow
+def test_the_server_listens_on_the_address_that_is_set(trained: tuple[Tree, object]) -> None:
+    with Server(trained[0], IPINSIGHTS_BIND_ADDRESS="127.0.0.1") as server:
+        assert server.post(CSV).status_code == 200
+        assert f"Serving on port {server.port} of 127.0.0.1\n" in server.printed()
+        assert f"curl http://127.0.0.1:{server.port}/invocations " in server.printed()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.2", server.port), timeout=30)
+    other = trained[0].run("ipinsights.sagemaker", "serve", IPINSIGHTS_BIND_ADDRESS="203.0.113.1")
+    (line,) = (other.stdout + other.stderr).splitlines()
+    assert "cannot listen on 203.0.113.1: " in line
+    assert "Set IPINSIGHTS_BIND_ADDRESS to an address of this machine" in line
+    assert ServerSettings.from_environment({"IPINSIGHTS_BIND_ADDRESS": "::1"}).bind == "[::1]:8080"
+    with pytest.raises(UserError, match="IPINSIGHTS_BIND_ADDRESS='localhost' must be an IP address"):
+        ServerSettings.from_environment({"IPINSIGHTS_BIND_ADDRESS": "localhost"})
 
 
 def test_a_packed_model_and_one_in_a_folder_below_are_told(trained: tuple[Tree, object], tree: Tree) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from ipinsights.commands import evaluate, forget, score, simulate
 from ipinsights.commands.options import Commands
-from ipinsights.errors import UserError, refusal
+from ipinsights.errors import UserError, one_line, refusal
 from ipinsights.version import version
 
 _INTERRUPTED = 130
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None, extend: Callable[[Commands], No
         options.run(options)
         sys.stdout.flush()
     except UserError as error:
-        sys.exit(f"ipinsights: {error}")
+        sys.exit(f"ipinsights: {one_line(str(error))}")
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         sys.stderr.close()
         sys.exit(1)

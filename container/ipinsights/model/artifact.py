@@ -29,6 +29,8 @@ FORMAT_VERSION = 4
 _UNCOUNTED = 3
 """The format before `refit`: such models score as they did, and no training continues from them."""
 TENSORS, MANIFEST = "model.safetensors", "manifest.json"
+_LARGEST_MANIFEST = 16 << 20
+"""Bytes. A manifest has a few thousand."""
 ARCHIVES = (".tar.gz", ".tgz", ".tar")
 """The endings of the names that a packed model may have."""
 
@@ -191,6 +193,8 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _elsewhere(folder: Path) -> str:
     """Where the model is that was looked for in a folder, if it can be guessed, and what to do; else ""."""
+    if folder.name in (TENSORS, MANIFEST) and folder.is_file():
+        return f". It is a file of a model: name its folder, {folder.parent}"
     archives = [folder] if folder.is_file() else sorted(folder.glob("*"))
     packed = next((path for path in archives if path.name.endswith(ARCHIVES)), None)
     if packed:
@@ -202,14 +206,18 @@ def _elsewhere(folder: Path) -> str:
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text())
+        with tensors.open_file(path) as file:
+            text = file.read(_LARGEST_MANIFEST + 1)
+        if len(text) > _LARGEST_MANIFEST:
+            raise UserError(f"{path} is too large for a manifest: {_LARGEST_MANIFEST >> 20} MB are the most")
+        manifest = json.loads(text)
     except PermissionError as error:
         raise refusal("read", path, error) from error
     except OSError as error:
         raise UserError(
             f"there is no model in {folder}: {MANIFEST} cannot be read ({error.strerror}){_elsewhere(folder)}"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}") from error
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if version not in (_UNCOUNTED, FORMAT_VERSION):

@@ -122,6 +122,16 @@ class Scorer:
         """The length of an embedding."""
         return self._model.vector_dim
 
+    @property
+    def entities(self) -> int:
+        """The number of entities that training saw and that have a row of their own."""
+        return self._model.index.owned
+
+    @property
+    def untrained(self) -> bool:
+        """Whether every score is 0, because the training was stopped before it learnt anything."""
+        return self._model.untrained
+
     def score(self, records: Records) -> npt.NDArray[np.float32]:
         """The score of each pair, float32 [n]; higher is more normal.
 

@@ -5,13 +5,16 @@ The rules are those of the format's own library: the tensors with the largest it
 and they follow one another without holes or overlaps. Format: https://github.com/huggingface/safetensors#format
 """
 
+import errno
+import io
 import json
 import os
 import reprlib
+import stat
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -52,7 +55,7 @@ def read(path: Path) -> tuple[Arrays, dict[str, str]]:
 
     Raises OSError where the file cannot be read; ValueError, KeyError or TypeError where it is not such a file.
     """
-    with path.open("rb") as file:
+    with open_file(path) as file:
         length = os.fstat(file.fileno()).st_size
         start = file.read(8)
         size = struct.unpack("<Q", start)[0] if len(start) == 8 else length
@@ -79,6 +82,15 @@ def read(path: Path) -> tuple[Arrays, dict[str, str]]:
         flat: npt.NDArray[Any] = np.frombuffer(data[begin:end], dtype=_DTYPES[entry["dtype"]])
         arrays[name] = flat.reshape(entry["shape"])
     return arrays, metadata
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a plain file to read it. Anything else is an OSError: a pipe would block, and a device may have no end."""
+    file = io.BufferedReader(io.FileIO(path, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)))
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "not a plain file", str(path))
+    return file
 
 
 def publish(temporary: Path, path: Path) -> None:

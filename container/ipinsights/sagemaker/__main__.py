@@ -1,4 +1,8 @@
-"""The image's entry point, ``IMAGE train`` or ``IMAGE serve``, and the console scripts of those names."""
+"""The image's entry point, ``IMAGE train`` or ``IMAGE serve``, and the console scripts of those names.
+
+The scripts are what a person calls. They print the same lines as the image, but for the built-in's first one, which
+says that a container's entry point was called.
+"""
 
 import argparse
 from collections.abc import Sequence
@@ -13,7 +17,8 @@ _TRAIN = (
 _SERVE = (
     "Serve the model in /opt/ml/model on port 8080: GET /ping and POST /invocations. It has no options, since the "
     "platform gives none. Environment variables set it up: SAGEMAKER_BIND_TO_PORT names another port, "
-    "SAGEMAKER_BASE_DIR another folder than /opt/ml, and docs/serving.md lists the others."
+    "IPINSIGHTS_BIND_ADDRESS one address to listen on, SAGEMAKER_BASE_DIR another folder than /opt/ml, and "
+    "docs/serving.md lists the others."
 )
 
 
@@ -47,7 +52,10 @@ def main() -> None:
     roles = parser.add_subparsers(prog="docker run IMAGE", required=True, metavar="{train|serve}", dest="role")
     for role, text in ((train, _TRAIN), (serve, _SERVE)):
         roles.add_parser(role.__name__, help=text.partition(": ")[0], description=text).set_defaults(run=role)
-    parser.parse_args().run([])
+    options = parser.parse_args()
+    if options.run is train:
+        print("Docker entrypoint called with argument(s): train", flush=True)  # before anything that takes time
+    options.run([])
 
 
 if __name__ == "__main__":

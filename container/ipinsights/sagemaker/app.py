@@ -9,7 +9,7 @@
 | method / Accept / Content-Type not supported; the answer lists those that are | 405 / 406 / 415 |
 | the client stopped sending the body | 408 |
 | a model of that name is loaded already | 409 |
-| body too large | 413 |
+| body too large, or too large for the memory | 413 |
 | fault of the program; the log has the traceback | 500 |
 | /ping before the model is loaded | 503 |
 | no memory for that model | 507 |
@@ -22,6 +22,7 @@ the paths that platforms call all the time, and Flask answers the others.
 """
 
 import logging
+import os
 import re
 import time
 import uuid
@@ -38,7 +39,7 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
 from ipinsights.data.records import Pairs
-from ipinsights.errors import UserError
+from ipinsights.errors import UserError, brief
 from ipinsights.model.scoring import Scorer
 from ipinsights.sagemaker import media
 from ipinsights.sagemaker.access import AccessLog
@@ -53,6 +54,8 @@ _FAULTS = 1000
 """Malformed rows after which the reader stops, if malformed rows reject the request."""
 _AT_ONCE, _VERBOSE_AT_ONCE = 65536, 512
 """Pairs in a batch of predictions, without and with embeddings."""
+_LONGEST_PATH = 4096
+"""Characters of a model's path."""
 _TEXT = "text/plain; charset=utf-8"
 _CUSTOM_ATTRIBUTES = "X-Amzn-SageMaker-Custom-Attributes"
 _CUSTOM_ATTRIBUTES_IN = "HTTP_X_AMZN_SAGEMAKER_CUSTOM_ATTRIBUTES"
@@ -123,9 +126,12 @@ def _add_models(app: Flask, models: ModelStore, settings: ServerSettings) -> Non
         if not (isinstance(name, str) and isinstance(url, str) and name and url):
             raise UserError('the body must be {"model_name": "...", "url": "the folder of a model"}')
         if not name.isprintable() or name.endswith("/invoke"):
-            raise UserError(f"{name!r} cannot be the name of a model")
-        models.load(name, Path(url))
-        return shown(name, Path(url))
+            raise UserError(f"{brief(name)} cannot be the name of a model")
+        folder = Path(os.path.normpath(url))  # so that no ".." leads out of the folder of all models
+        if len(url) > _LONGEST_PATH or not folder.is_relative_to(os.path.normpath(settings.models_folder)):
+            raise UserError(f"the url must be a folder in {settings.models_folder} (IPINSIGHTS_MODELS_FOLDER)")
+        models.load(name, folder)
+        return shown(name, folder)
 
     @app.get("/models/<path:name>")
     def describe_model(name: str) -> dict[str, str]:
@@ -255,6 +261,8 @@ class _Front:
                 return self._score(loan.scorer, content_type, body, writer, facts)
         except UserError as error:
             return _refusal(error, facts)
+        except MemoryError:
+            return _refusal(TooLarge("there is too little memory for this request: send fewer rows at a time"), facts)
         except Exception:
             logger.exception("A fault of the program while answering request %s", request_id)
             message = f"Internal error; the log has the details under request {request_id}"

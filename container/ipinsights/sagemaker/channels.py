@@ -26,7 +26,10 @@ def read(name: str, sources: Sequence[Source], index: EntityIndex, hp: Hyperpara
     Raises UserError where it has no rows, too many malformed ones, or does not come; and what `stopping.check` raises.
     """
     tolerated = hp.malformed_rows_limit if hp.malformed_rows == "skip" else None
-    with reporting.progress_bar(size(sources), "B", f"reading {name}") as bar:
+    total = size(sources)
+    if sources:
+        logger.info("Reading channel %r%s", name, f": {total / 1e6:,.1f} MB" if total else "")
+    with reporting.progress_bar(total, "B", f"reading {name}") as bar:
         data = events.read(
             sources,
             index,

@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from werkzeug.http import parse_options_header
 
 from ipinsights.data import events
 from ipinsights.data.sources import Pipe, Source
-from ipinsights.errors import UserError, refusal, refusals
+from ipinsights.errors import UserError, brief, refusal, refusals
 from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.sagemaker.paths import Paths
 
@@ -50,8 +51,6 @@ logger = logging.getLogger("ipinsights")
 class Configuration:
     """A training job's input, checked."""
 
-    provided: dict[str, str]
-    """The hyperparameters as they came."""
     hyperparameters: Hyperparameters
     train: Sequence[Source]
     """The files of the train channel, or its pipe."""
@@ -85,6 +84,9 @@ def read(paths: Paths) -> Configuration:
     resources = _read_json(paths.resource_config) or {}
     if len(resources.get("hosts", [])) > 1:
         raise UserError("training on several hosts is not supported by this release: set the instance count to 1")
+    host = resources.get("current_host", "algo-1")
+    if not isinstance(host, str) or not re.fullmatch(r"\S+", host):  # as the metric expressions have it
+        raise UserError(f"{paths.resource_config} has current_host {brief(host)}, which cannot be the name of a host")
     channels = _channels(paths)
 
     def files(use: str) -> list[Path] | None:
@@ -95,13 +97,12 @@ def read(paths: Paths) -> Configuration:
         return [Pipe(paths.pipe(channel.name))] if channel and channel.piped else files(use)
 
     return Configuration(
-        provided=provided,
         hyperparameters=Hyperparameters.parse(provided),
         train=csv("train") or _files(paths, "train", "train"),
         validation=csv("validation"),
         networks=files("networks"),
         model=paths.channel(channels["model"].name) if files("model") else None,
-        host=resources.get("current_host", "algo-1"),
+        host=host,
     )
 
 
@@ -138,7 +139,7 @@ class _Channel:
         elif content_type.lower() == "csv":
             logger.warning("Channel %r has content type 'csv', which is read as text/csv: use that name", name)
         elif content_type.lower() != "text/csv":
-            raise UserError(f"channel {name!r} has content type {content_type!r}; it must be text/csv")
+            raise UserError(f"channel {name!r} has content type {brief(content_type)}; it must be text/csv")
         return cls(name, piped)
 
 
@@ -163,8 +164,20 @@ def _channels(paths: Paths) -> dict[str, _Channel]:
 
 
 def _files(paths: Paths, use: str, name: str) -> list[Path]:
-    """The files of a channel, of which there must be one."""
-    files = events.find_files(paths.channel(name))
+    """The files of a channel, of which there must be one.
+
+    The platform mounts folders, and no links that leave them. One that does was made by somebody else, and messages
+    would show to whoever reads them the rows of a file that only this job may read.
+    """
+    folder = paths.channel(name)
+    files = events.find_files(folder)
+    with refusals("look into", folder):
+        root = folder.resolve()
+        for path in [*{path.parent for path in files}, *(path for path in files if path.is_symlink())]:
+            if not path.resolve().is_relative_to(root):
+                raise UserError(
+                    f"{path} leads out of channel {name!r} by a link: copy what it leads to, or link the whole folder"
+                )
     if not files:
         raise UserError(f"channel {name!r} has no data: put {CHANNELS[use].content} in {paths.channel(name)}")
     return files

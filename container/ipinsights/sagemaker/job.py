@@ -33,6 +33,8 @@ from ipinsights.training.checkpoint import Checkpoints
 FAILURE_LIMIT = 1024
 """Characters of a failure file that the platform shows."""
 
+_LEFT_OUT = " ... "
+
 _TOOLKIT, _TOOLKIT_TARGET = "sagemaker_training", "SAGEMAKER_TRAINING_MODULE"
 
 logger = logging.getLogger("ipinsights")
@@ -85,6 +87,8 @@ def _verdict(error: Exception, paths: Paths) -> str:
         return f"AlgorithmError: {error}"
     if isinstance(error, MemoryError):
         return "ClientError: the machine has too little memory for this job: use a larger instance"
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        return f"ClientError: {refusal('write to', error.filename or 'standard output', error)}"  # no other has no name
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         where = f" for {error.filename}" if error.filename else ""
         return f"ClientError: there is no space left on the disk{where}: use a larger volume"
@@ -97,11 +101,8 @@ def _verdict(error: Exception, paths: Paths) -> str:
 def run(paths: Paths) -> None:
     """Read, train and save. Raises UserError where the input is at fault."""
     started = time.time()
-    reporting.print_line("Docker entrypoint called with argument(s): train")
     job = configuration.read(paths)
     hp = job.hyperparameters
-    logger.info("Merging with provided configuration from %s: %s", paths.hyperparameters, job.provided)
-    logger.info("Final configuration: %s", {name: str(value) for name, value in dataclasses.asdict(hp).items()})
     hp.require(validated=job.validation is not None)
     table = 4 * (hp.num_entity_vectors + 1) * hp.vector_dim
     require_memory(table)
@@ -198,6 +199,7 @@ def _train(
         # makes it 1.3 times as fast where both are ours alone, and a seventh as fast beside two busy processes.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     stopping.check()
+    logger.info("Loading torch, which can take several seconds")
     from ipinsights.training.fit import fit  # loads torch, which takes seconds and reads the setting above
 
     report = reporting.TrainingReport(job.host, hp, len(data["train"]), len(data["validation"]))
@@ -279,10 +281,14 @@ def _save(
 
 def _fail(paths: Paths, message: str) -> NoReturn:
     """Write the failure file and leave with a non-zero exit code."""
-    logger.error(message)
+    message = reporting.defused(message)
+    try:
+        logger.error("%s", message)
+    except OSError:  # it may be the log itself that cannot be written; nor could Python, which tries again as it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     try:
         paths.failure.parent.mkdir(parents=True, exist_ok=True)
-        paths.failure.write_text(message[:FAILURE_LIMIT], errors="backslashreplace")
+        paths.failure.write_text(_shortened(message), errors="backslashreplace")
     except OSError as error:
         logger.error("Cannot write %s: %s", paths.failure, error.strerror)  # noqa: TRY400  # one cause is enough
     toolkit_errors = sys.modules.get(f"{_TOOLKIT}.errors")
@@ -290,3 +296,9 @@ def _fail(paths: Paths, message: str) -> NoReturn:
         sys.exit(1)
     # The toolkit turns SystemExit into success, and this into exit code 1 without a traceback.
     raise toolkit_errors.ClientError(message)
+
+
+def _shortened(message: str) -> str:
+    """A message as the platform can show it: of a long one the beginning and the end, which has the advice."""
+    half = (FAILURE_LIMIT - len(_LEFT_OUT)) // 2
+    return message if len(message) <= FAILURE_LIMIT else message[:half] + _LEFT_OUT + message[-half:]

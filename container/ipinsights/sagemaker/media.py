@@ -11,6 +11,7 @@ CSV, which stays a column of numbers.
 import contextlib
 import functools
 import itertools
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias, cast
@@ -40,6 +41,20 @@ _INSTANCES_AT_ONCE = 4096
 """Instances that are parsed together."""
 _TAIL = 8
 """Characters that may follow an instance on its line."""
+
+
+def _nested(depth: int) -> bytes:
+    """An expression for an object or a list, by its brackets and strings alone."""
+    inner = rb'[^"\[\]{}]++|' + _STRING + (b"|" + _nested(depth - 1) if depth else b"")
+    return rb"[\[{](?:" + inner + rb")*+[\]}]"
+
+
+_STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+_INSTANCE = rb'(?:[^"\[\]{},]++|' + _STRING + b"|" + _nested(6) + b")++"
+_BEGIN = re.compile(rb'\s*\{\s*"instances"\s*:\s*\[')
+_ELEMENT = re.compile(_INSTANCE, re.DOTALL)
+_SOME = re.compile(b"(?:%s,){1,%d}+" % (_INSTANCE, _INSTANCES_AT_ONCE), re.DOTALL)
+"""The beginning of a document of instances, one of them, and many with the comma behind each."""
 
 
 class UnsupportedContentType(UserError):
@@ -274,14 +289,55 @@ def _read_json(body: bytes, family: Family, most: int | None) -> Rows:
     """``{"instances": [...]}``."""
     if rows := _clean_instances(body, family, lines=False):
         return rows
+    if parts := _parts(body):
+        with contextlib.suppress(orjson.JSONDecodeError):  # then it is not JSON as a whole, and told with the place
+            return _from_instances(_each(body, parts), family, most)
     try:
         document = orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise UserError(f"the body is not JSON: {error}") from error
+        if "memory" in error.msg:  # which is all that the library tells of it
+            raise MemoryError from None
+        first, _, rest = body.strip().partition(b"\n")
+        raise UserError(f"the body is not JSON: {error}{_hint(_line(first)) if rest else ''}") from error
     instances = document.get("instances") if isinstance(document, dict) else None
     if not isinstance(instances, list):
-        raise UserError('the body must be a JSON object with a list of "instances"')
+        raise UserError(f'the body must be a JSON object with a list of "instances"{_hint(document)}')
     return _from_instances(iter(instances), family, most)
+
+
+def _hint(instance: Any) -> str:
+    """What to say of a body that is, or begins with, an instance alone."""
+    pair = _features(instance)
+    lines = isinstance(pair, list) and len(pair) == 2
+    return f". For an instance a line, without such an object, the Content-Type is {JSON_LINES}" if lines else ""
+
+
+def _parts(body: bytes) -> list[slice]:
+    """Where the instances of a document lie, some thousands in each part; empty if it has an unusual form.
+
+    As Python's objects, a whole document takes fifteen times the memory that it takes as text. (orjson even crashes the
+    process if there is not enough.) The parts are found without a look at what they say.
+    """
+    if not (found := _BEGIN.match(body)):
+        return []
+    parts, place = [], found.end()
+    while found := _SOME.match(body, place):
+        parts.append(slice(place, found.end() - 1))
+        place = found.end()
+    last = _ELEMENT.match(body, place)
+    if last is None:
+        return []
+    parts.append(slice(place, last.end()))
+    try:
+        rest = orjson.loads(b'{"":[' + body[last.end() :])
+    except orjson.JSONDecodeError:
+        return []
+    return [] if "instances" in rest else parts
+
+
+def _each(body: bytes, parts: Sequence[slice]) -> Iterator[Any]:
+    for part in parts:
+        yield from orjson.loads(b"[" + body[part] + b"]")
 
 
 def _read_jsonlines(body: bytes, family: Family, most: int | None) -> Rows:
@@ -304,7 +360,7 @@ def _from_instances(instances: Iterator[Any], family: Family, most: int | None) 
     while not (ended or cut):
         some = list(itertools.islice(instances, _INSTANCES_AT_ONCE))
         found = [_features(instance) for instance in some]
-        pairs = [(f[0], f[1]) if isinstance(f, list) and len(f) == 2 else None for f in found]
+        pairs = [(_entity(f[0]), f[1]) if isinstance(f, list) and len(f) == 2 else None for f in found]
         salvaged = columns.salvage_pairs([pair or (None, None) for pair in pairs], family, first=count)
         for i, fault in salvaged.faults_by_row().items():
             faults[count + i] = fault if pairs[i] else _misshapen(count + i, some[i])
@@ -321,6 +377,11 @@ def _features(instance: Any) -> Any:
         if isinstance(instance, dict):
             instance = next((instance[key] for key in ("features", "data", "values") if key in instance), None)
     return instance
+
+
+def _entity(value: Any) -> Any:
+    """An entity as CSV has it: a whole number is its digits. Any other number has several forms, and is no name."""
+    return str(value) if type(value) is int else value  # True and False are no numbers here
 
 
 @dataclass(frozen=True)

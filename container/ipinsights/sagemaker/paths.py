@@ -50,6 +50,11 @@ class Paths:
         return self.base / "model"
 
     @property
+    def models(self) -> Path:
+        """Holds the models of a multi-model endpoint, each in a folder of its own."""
+        return self.base / "models"
+
+    @property
     def checkpoints(self) -> Path:
         """Kept in step with a bucket by the platform; there only if the job has checkpoints."""
         return self.base / "checkpoints"

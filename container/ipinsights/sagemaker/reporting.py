@@ -8,6 +8,7 @@ import dataclasses
 import io
 import json
 import logging
+import re
 import sys
 import time
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 from ipinsights.data.addresses import Family
 from ipinsights.data.networks import LABELS
+from ipinsights.errors import one_line
 from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.model.calibration import RATES, Calibration
 from ipinsights.model.history import History
@@ -49,6 +51,9 @@ METRIC_DEFINITIONS = {
 }
 """Metric name -> regular expression with the value as its group."""
 
+_MARK = re.compile(r"#(?=\w+_metric:)")
+"""What every one of these expressions begins with."""
+
 _REASONS: dict[Ended, str] = {
     "early_stopping": "validation discriminator_auc no longer rises",
     "stopped": "it was asked to stop",
@@ -70,12 +75,30 @@ def configure_logging() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file may have any name
     handler = _AboveProgressBar()
-    handler.setFormatter(
-        logging.Formatter("[%(asctime)s %(levelname)s %(thread)d] %(message)s", datefmt="%m/%d/%Y %H:%M:%S")
-    )
+    handler.setFormatter(_Formatter("[%(asctime)s %(levelname)s %(thread)d] %(message)s", datefmt="%m/%d/%Y %H:%M:%S"))
     logger.handlers[:] = [handler]
     logger.setLevel(logging.INFO)
     logger.propagate = False
+
+
+def defused(text: str) -> str:
+    """A text that no metric expression matches and that takes one line, whatever stands in the data that it quotes."""
+    return _MARK.sub(r"\\x23", one_line(text))
+
+
+class _Metric(str):
+    """A line that an expression is to match. No other log line does."""
+
+
+class _Formatter(logging.Formatter):
+    """The one place that every log line passes."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  # the library's name
+        line = super().formatMessage(record)
+        return line if isinstance(record.msg, _Metric) else defused(line)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        return "\n".join(map(defused, super().formatException(ei).splitlines()))
 
 
 class _AboveProgressBar(logging.Handler):
@@ -114,16 +137,18 @@ class _Host:
 
     name: str
 
-    def quality(self, epoch: int, metric: str, value: float, *, subset: str = "train", batch: int | None = None) -> str:
+    def quality(
+        self, epoch: int, metric: str, value: float, *, subset: str = "train", batch: int | None = None
+    ) -> _Metric:
         kind = "loss" if metric.endswith("cross_entropy") else "score"
         where = f"epoch={epoch}," if batch is None else f"epoch={epoch}, batch={batch}"
-        return f"#quality_metric: host={self.name}, {where} {subset} {metric} <{kind}>={value}"
+        return _Metric(f"#quality_metric: host={self.name}, {where} {subset} {metric} <{kind}>={value}")
 
-    def progress(self, percent: float) -> str:
-        return f"#progress_metric: host={self.name}, completed {percent} % of epochs"
+    def progress(self, percent: float) -> _Metric:
+        return _Metric(f"#progress_metric: host={self.name}, completed {percent} % of epochs")
 
-    def throughput(self, records_per_second: float) -> str:
-        return f"#throughput_metric: host={self.name}, train throughput={records_per_second} records/second"
+    def throughput(self, records_per_second: float) -> _Metric:
+        return _Metric(f"#throughput_metric: host={self.name}, train throughput={records_per_second} records/second")
 
     def metrics(self, started: float, ended: float, values: dict[str, list[float]], **dimensions: Any) -> str:
         document = {
@@ -172,6 +197,7 @@ class TrainingReport(Listener):
         """What the hyperparameters became, what the data and the vocabulary are, where training runs, what it takes."""
         hp, vocabulary, asked = plan.hyperparameters, plan.vocabulary, self.hyperparameters
         self.hyperparameters = hp
+        logger.info("Final configuration: %s", {name: str(value) for name, value in dataclasses.asdict(hp).items()})
         for name in ("mini_batch_size", "learning_rate"):
             value, default = getattr(hp, name), getattr(asked, name)
             if value != default:
@@ -269,7 +295,7 @@ class TrainingReport(Listener):
         self._metrics(
             self._epoch_started, ended, {"epochs": [self._epochs], "update.time": [_ms(ended - self._epoch_started)]}
         )
-        logger.info(self._host.progress(100 * number / self._epochs))
+        logger.info(self._host.progress(round(100 * number / self._epochs, 2)))
         self._seen["records"] += summary.records
         self._seen["batches"] += summary.batches
         counters = {
@@ -329,7 +355,7 @@ class TrainingReport(Listener):
         )
 
     def training_ended(self, ending: Ending) -> None:
-        """Why it ended; and the validation metrics of the saved model, unless they are the last ones printed."""
+        """Why it ended; the metrics of the saved model, unless they are the last ones printed; and what follows."""
         self._close_bar()
         self.ending = ending
         if ending.ended != "all_epochs":
@@ -351,6 +377,8 @@ class TrainingReport(Listener):
                 )
         if saved is not None and self._validation_events >= FEW_VALIDATED:
             self._doubts(saved)
+        if ending.epochs or ending.steps:
+            logger.info("Writing what was counted into the model, which can take longer than an epoch")
 
     def finished(self, saving_started: float) -> None:
         """The model is saved; ``saving_started`` is when that began, in Unix seconds."""

@@ -5,9 +5,12 @@ Each has more threads than may score at the same time, so that /ping does not wa
 """
 
 import contextlib
+import errno
 import gc
+import json
 import logging
 import resource
+import shlex
 import socket
 import sys
 import tempfile
@@ -18,7 +21,7 @@ from flask import Flask
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
 
-from ipinsights.errors import UserError
+from ipinsights.errors import UserError, one_line
 from ipinsights.machine import available_memory
 from ipinsights.sagemaker.access import AccessLog
 from ipinsights.sagemaker.app import create_app
@@ -43,6 +46,8 @@ little later on a busy machine."""
 _FILES = 4096
 """Open files that a worker may have."""
 
+_SAMPLE = "Ask for a score: curl %s -H 'Content-Type: text/csv' --data 'alice,192.0.2.17'"
+
 logger = logging.getLogger("ipinsights")
 
 
@@ -53,30 +58,59 @@ def main() -> None:
         settings = ServerSettings.from_environment()
         folder = _writable_folder()
         models = _models(settings)
-        _require_port(settings.port)
+        _require_port(settings)
     except UserError as error:
-        logger.error("ClientError: %s", error)  # noqa: TRY400  # a sentence for the user, not a traceback
+        logger.error("ClientError: %s", one_line(str(error)))  # noqa: TRY400  # a sentence for the user, not a traceback
         sys.exit(1)
     _allow_files()
     gc.set_threshold(100_000)  # parsing a JSON request may create as many objects, and none of them in a cycle
     gc.freeze()  # the collector skips what is loaded by now, so those pages stay shared after the fork
     logging.getLogger("gunicorn.error").addFilter(shorten_stalls)
     log = AccessLog() if settings.access_log else None
+    _introduce(models, settings)
     server = _StockServer if _must_use_stock_worker() else _Server
     server(create_app(models, settings, log), settings, folder, log).run()
 
 
-def _require_port(port: int) -> None:
-    """Raise UserError if another program listens on a port, or this one may not."""
-    with socket.socket() as probe:
+def _require_port(settings: ServerSettings) -> None:
+    """Raise UserError if another program listens where the server is to listen, or this one may not."""
+    family = socket.AF_INET6 if ":" in settings.address else socket.AF_INET
+    with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as gunicorn will
         try:
-            probe.bind(("0.0.0.0", port))  # noqa: S104  # where the server will listen
+            probe.bind((settings.address, settings.port))
         except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise UserError(
+                    f"cannot listen on {settings.address}: {error.strerror}. Set IPINSIGHTS_BIND_ADDRESS to an address "
+                    "of this machine"
+                ) from error
             raise UserError(
-                f"cannot listen on port {port}: {error.strerror}. Stop the program that does, or set "
+                f"cannot listen on port {settings.port}: {error.strerror}. Stop the program that does, or set "
                 "SAGEMAKER_BIND_TO_PORT to another port"
             ) from error
+
+
+def _introduce(models: ModelStore, settings: ServerSettings) -> None:
+    """Tell a person what is served, where, and how to ask."""
+    everywhere = settings.address == ServerSettings.address
+    logger.info("Serving on port %d of %s", settings.port, "every interface" if everywhere else settings.address)
+    url = f"http://localhost:{settings.port}" if everywhere else shlex.quote(f"http://{settings.bind}")
+    if settings.multi_model:
+        asked = json.dumps({"model_name": "NAME", "url": f"{settings.models_folder}/NAME/model"})
+        logger.info("Load a model: curl %s/models --data '%s'", url, asked)
+        logger.info(_SAMPLE, f"{url}/models/NAME/invoke")
+        return
+    with models.borrow(ONLY) as loan:
+        logger.info(
+            "The model in %s knows %s entities and takes %s addresses; its embeddings have %d dimensions. %s",
+            models.folder(ONLY),
+            f"{loan.scorer.entities:,}",
+            "IPv6 and IPv4" if loan.scorer.family.version == 6 else "IPv4",
+            loan.scorer.vector_dim,
+            "It is untrained: every score is 0" if loan.scorer.untrained else "A score below 0 is suspicious",
+        )
+    logger.info(_SAMPLE, f"{url}/invocations")
 
 
 def _must_use_stock_worker() -> bool:
@@ -125,7 +159,7 @@ class _StockServer(BaseApplication):  # type: ignore[misc]  # gunicorn is untype
         """The settings of gunicorn that differ from its defaults."""
         settings = self._settings
         found = {
-            "bind": f"0.0.0.0:{settings.port}",
+            "bind": settings.bind,
             "workers": settings.workers,
             "worker_class": "gthread",
             "worker_tmp_dir": self._folder,

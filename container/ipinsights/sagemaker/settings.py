@@ -5,6 +5,7 @@ its toolkits'; those that begin with ``IPINSIGHTS_`` are ours.
 """
 
 import dataclasses
+import ipaddress
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ from ipinsights.errors import UserError
 from ipinsights.machine import usable_cores
 from ipinsights.model.scoring import UNTRAINED_MODEL
 from ipinsights.sagemaker import media
+from ipinsights.sagemaker.paths import Paths
 
 BATCH_PAYLOAD_MB = 100
 """Batch Transform's limit on MaxConcurrentTransforms x MaxPayloadInMB."""
@@ -71,6 +73,19 @@ def _share(text: str) -> float:
     return share
 
 
+def _ip_address(text: str) -> str:
+    try:
+        return str(ipaddress.ip_address(text))
+    except ValueError:
+        raise ValueError("must be an IP address") from None
+
+
+def _folder(text: str) -> str:
+    if not text.startswith("/"):
+        raise ValueError("must be a path that begins with /")
+    return text
+
+
 def _accept(text: str) -> str:
     try:
         media.writer(text)
@@ -84,6 +99,13 @@ class ServerSettings:
     """The server's settings with their defaults."""
 
     port: int = _declared(8080, "SAGEMAKER_BIND_TO_PORT", "the port that the server listens on", _whole(1, 65535))
+    address: str = _declared(
+        "0.0.0.0",  # noqa: S104  # the platform asks from outside of the container
+        "IPINSIGHTS_BIND_ADDRESS",
+        "the address that the server listens on. The default means every IPv4 interface, which the platform needs. "
+        "`127.0.0.1`: only programs of this machine can ask",
+        _ip_address,
+    )
     workers: int = _declared(
         1,
         "SAGEMAKER_MODEL_SERVER_WORKERS",
@@ -189,11 +211,18 @@ class ServerSettings:
         _whole(1, _MOST),
         shown="4/5 of the free memory",
     )
+    models_folder: str = _declared(
+        "/opt/ml/models",
+        "IPINSIGHTS_MODELS_FOLDER",
+        "the folder in which the models of a multi-model endpoint must lie. The platform puts them into the default. "
+        "`POST /models` rejects any other path. `/` allows every folder",
+        _folder,
+    )
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "ServerSettings":
         """Read the settings; an empty variable counts as not set. Raises UserError."""
-        found: dict[str, Any] = {"workers": usable_cores()}
+        found: dict[str, Any] = {"workers": usable_cores(), "models_folder": str(Paths.from_environment().models)}
         for field, variable in declarations().items():
             text = environment.get(variable.name, "")
             if text:
@@ -204,6 +233,11 @@ class ServerSettings:
         settings = cls(**found)
         # Another worker would not know the models that this one has loaded.
         return dataclasses.replace(settings, workers=1) if settings.multi_model else settings
+
+    @property
+    def bind(self) -> str:
+        """Address and port, as in a URL."""
+        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
 
     @property
     def scoring_slots(self) -> int:
