@@ -237,8 +237,8 @@ class _Front:
             facts |= {"malformed_rows": len(rows.faults), "error": str(error)}
             if not marking:
                 return _refusal(error, facts)
-        predictions = _predict(scorer, rows.pairs, writer, self._settings.max_false_alarms)
-        text = writer.write(predictions, rows, scorer.vector_dim)
+        rate = self._settings.max_false_alarms
+        text = writer.write(_predict(scorer, rows.pairs, writer, rate), rows, scorer.vector_dim, rate is not None)
         # Batch Transform concatenates answers as they are.
         ended = self._settings.batch and writer.by_lines and text
         return _Answer(200, text + b"\n" if ended else text, writer.content_type, facts)

@@ -100,13 +100,13 @@ class Writer:
         """Whether each prediction is a line. Lines may end with a final line feed; a JSON document has none."""
         return self.content_type != JSON
 
-    def write(self, predictions: Predictions, rows: Rows, vector_dim: int) -> bytes:
+    def write(self, predictions: Predictions, rows: Rows, vector_dim: int, rated: bool = False) -> bytes:
         """Render the answer to a request: a prediction for each readable row, and a mark for each of the others.
 
         ``predictions`` has what the writer writes: `Calibrated` if it is calibrated, else scores with embeddings if it
         is verbose, else scores; no batch is empty. It may be a generator: each batch is rendered before the next one is
-        computed, so they are never all in memory as arrays. ``vector_dim`` is the length of an embedding: a mark in
-        verbose CSV has as many empty columns as a prediction.
+        computed, so they are never all in memory as arrays. ``vector_dim`` is the length of an embedding, and
+        ``rated`` whether a calibrated prediction says what is anomalous: a mark in CSV has as many columns as they.
         """
         if not rows.faults and self.calibrated:
             tables = [self._table(batch) for batch in cast("Iterable[Calibrated]", predictions)]
@@ -114,8 +114,9 @@ class Writer:
         if not rows.faults and not self.verbose:
             return self._column(predictions)
         texts, faults = self._texts(predictions), rows.faults
+        columns = 2 * vector_dim * self.verbose + (3 + rated) * self.calibrated
         return self._joined(
-            [self._mark(faults[row], vector_dim) if row in faults else next(texts) for row in range(len(rows))]
+            [self._mark(faults[row], columns) if row in faults else next(texts) for row in range(len(rows))]
         )
 
     @property
@@ -204,10 +205,10 @@ class Writer:
         found: tuple[Any, Any, Any] = labels.texts[self.content_type]
         return found
 
-    def _mark(self, fault: Fault, vector_dim: int) -> bytes:
+    def _mark(self, fault: Fault, columns: int) -> bytes:
         """What takes the place of a prediction where the row cannot be read."""
         if self.content_type == CSV:
-            return b"nan" + b"," * (2 * vector_dim * self.verbose + 3 * self.calibrated)
+            return b"nan" + b"," * columns
         return orjson.dumps({"dot_product": None, "error": fault.reason})
 
     def _joined(self, predictions: Sequence[bytes]) -> bytes:

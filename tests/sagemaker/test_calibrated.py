@@ -1,0 +1,155 @@
+"""`calibrated=True`: how unusual a score is, on the wire."""
+
+import csv
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from conftest import Server, Tree
+from ipinsights.data.addresses import IPV4
+from ipinsights.data.records import parse_csv
+from ipinsights.errors import UserError
+from ipinsights.model import artifact
+from ipinsights.model.explanation import explain
+from ipinsights.model.model import Model
+from ipinsights.model.scoring import Scorer
+from ipinsights.sagemaker import media
+from ipinsights.sagemaker.app import _predict
+from ipinsights.sagemaker.settings import ServerSettings
+
+BODY = "user_1,192.168.1.2\nuser_2,10.10.1.2\nnever_seen,10.10.1.2\nnever_seen,223.255.255.255\nuser_3,0.0.0.9"
+PAIRS = [line.split(",") for line in BODY.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def model(trained: tuple[Tree, object]) -> Model:
+    return artifact.load(trained[0].model)
+
+
+def answered(model: Model, accept: str, rate: float | None = None, body: str = BODY) -> str:
+    scorer, writer = Scorer(model), media.writer(accept)
+    rows = media.read("text/csv", body.encode(), scorer.family)
+    return writer.write(_predict(scorer, rows.pairs, writer, rate), rows, scorer.vector_dim, rate is not None).decode()
+
+
+def predictions(model: Model, rate: float | None = None) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(answered(model, "application/json;calibrated=True", rate))["predictions"]
+    return found
+
+
+def test_a_prediction_says_how_unusual_it_is_and_what_is_known(model: Model, either_way: None) -> None:
+    assert model.calibration is not None
+    plain = json.loads(answered(model, "application/json"))["predictions"]
+    for (entity, address), found, expected in zip(PAIRS, predictions(model), plain, strict=True):
+        assert list(found) == ["dot_product", "percentile", "entity_known", "network_known"]
+        assert found["dot_product"] == expected["dot_product"]
+        assert found["entity_known"] == (entity != "never_seen")
+        score = np.array([found["dot_product"]], np.float32)
+        known = np.array([found["entity_known"]])
+        assert found["percentile"] == model.calibration.percentile(score, known)[0]
+        assert 0 < found["percentile"] <= 1
+        networks = explain(model, entity, address).networks
+        assert found["network_known"] == (networks[0].network if networks else None)
+    assert {found["network_known"] is None for found in predictions(model)} == {True, False}
+
+
+def test_all_formats_say_the_same(model: Model, either_way: None) -> None:
+    expected = predictions(model, 0.1)
+    lines = answered(model, "application/jsonlines; calibrated=True", 0.1)
+    assert [json.loads(line) for line in lines.split("\n")] == expected
+    assert not lines.endswith("\n")
+    rows = list(csv.reader(answered(model, "text/csv;calibrated=true", 0.1).split("\n")))
+    texts = {None: "", True: "true", False: "false"}
+    for row, found in zip(rows, expected, strict=True):
+        assert [float(text) for text in row[:2]] == [found["dot_product"], found["percentile"]]
+        assert row[2:] == [texts[found["entity_known"]], found["network_known"] or "", texts[found["anomalous"]]]
+
+
+def test_the_kernel_and_python_write_the_same(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    accepted = [f"{name};calibrated=True" for name in media.ACCEPTED_TYPES]
+    fast = [answered(model, accept, 0.01) for accept in accepted]
+    monkeypatch.setattr(media, "join", lambda *_: None)
+    assert [answered(model, accept, 0.01) for accept in accepted] == fast
+
+
+def test_the_default_answer_stays_what_it_is(model: Model) -> None:
+    scores = Scorer(model).score(parse_csv(BODY.encode())).tolist()
+    texts = ",".join(f'{{"dot_product":{json.dumps(score)}}}' for score in scores)
+    assert answered(model, "application/json", 0.1) == f'{{"predictions":[{texts}]}}'
+
+
+def test_with_embeddings_as_well(model: Model) -> None:
+    verbose = json.loads(answered(model, "application/json;verbose=True"))["predictions"]
+    both = json.loads(answered(model, "application/json;verbose=True;calibrated=True"))["predictions"]
+    assert both == [{**found, **more} for found, more in zip(verbose, predictions(model), strict=True)]
+    rows = [line.split(",") for line in answered(model, "text/csv;calibrated=True;verbose=True").split("\n")]
+    for row, found in zip(rows, both, strict=True):
+        assert list(map(float, row[4:])) == found["ip_embedding"] + found["entity_embedding"]
+
+
+def test_anomalous_is_what_is_as_rare_as_asked_for(model: Model) -> None:
+    for found in predictions(model, 0.1):
+        assert found["anomalous"] == (found["percentile"] <= 0.1)
+    assert {found["anomalous"] for found in predictions(model, 0.1)} == {True, False}
+
+
+def test_what_too_few_log_ins_cannot_tell_is_null(model: Model) -> None:
+    assert all(found["anomalous"] is None for found in predictions(model, 0.0001))
+    assert answered(model, "text/csv;calibrated=True", 0.0001).split("\n")[0].endswith(",")
+
+
+def test_whether_an_entity_is_known_is_open_where_entities_share_rows(model: Model) -> None:
+    index = type(model.index)(model.index.num_rows, model.index.tags, sharing=3)
+    shared = Model(model.vocabulary, index, model.entity, model.encoder, model.counted, model.calibration)
+    assert all(found["entity_known"] is None for found in predictions(shared))
+    assert answered(shared, "text/csv;calibrated=True").split("\n")[0].split(",")[2] == ""
+
+
+@pytest.mark.parametrize("verbose", ["", ";verbose=True"])
+def test_a_malformed_row_keeps_its_place(model: Model, verbose: str, either_way: None) -> None:
+    body = f"user_1,1.2.3\n{BODY}\nuser_1,x"
+    rows = json.loads(answered(model, f"application/json;calibrated=True{verbose}", body=body))["predictions"]
+    assert rows[1:-1] == json.loads(answered(model, f"application/json;calibrated=True{verbose}"))["predictions"]
+    assert [row["dot_product"] for row in (rows[0], rows[-1])] == [None, None]
+    lines = answered(model, f"text/csv;calibrated=True{verbose}", body=body).split("\n")
+    assert len(lines) == len(rows)
+    assert {line.count(",") for line in lines} == {lines[1].count(",")}
+    rated = answered(model, f"text/csv;calibrated=True{verbose}", 0.1, body=body).split("\n")
+    assert {line.count(",") for line in rated} == {lines[1].count(",") + 1}
+
+
+def test_a_model_without_calibration_says_so() -> None:
+    with pytest.raises(UserError, match="not calibrated"):
+        answered(Model.blank(IPV4, 10, 8, 1), "application/json;calibrated=True")
+    assert "dot_product" in answered(Model.blank(IPV4, 10, 8, 1), "application/json")
+
+
+@pytest.mark.parametrize("text", ["0", "1", "-0.1", "nan", "x"])
+def test_a_rate_of_false_alarms_is_a_share(text: str) -> None:
+    with pytest.raises(UserError, match="IPINSIGHTS_MAX_FALSE_ALARMS.*between 0 and 1"):
+        ServerSettings.from_environment({"IPINSIGHTS_MAX_FALSE_ALARMS": text})
+
+
+def test_a_server_answers_so_by_default_if_told_to(trained: tuple[Tree, object], model: Model) -> None:
+    told = {
+        "SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT": "application/json; calibrated=True",
+        "IPINSIGHTS_MAX_FALSE_ALARMS": "0.1",
+    }
+    with Server(trained[0], **told) as server:
+        assert server.post(BODY).json()["predictions"] == predictions(model, 0.1)
+        assert server.post(BODY, accept="application/json").text == answered(model, "application/json")
+        assert server.post(BODY, accept="text/csv;calibrated=True").text == answered(
+            model, "text/csv;calibrated=True", 0.1
+        )
+
+
+def test_the_manifest_and_the_log_have_the_thresholds(trained: tuple[Tree, Any], model: Model) -> None:
+    manifest = json.loads((trained[0].model / artifact.MANIFEST).read_text())
+    assert model.calibration is not None
+    assert manifest["calibration"] == model.calibration.described
+    log = trained[1].stdout
+    known = manifest["calibration"]["known"]
+    assert f"Calibrated by {known['log_ins']:,} log-ins of known entities: 10.00% of them score below" in log
+    assert f"Calibrated by {manifest['calibration']['new']['log_ins']:,} log-ins of new entities" in log
