@@ -99,6 +99,8 @@ def tables(arrays: Arrays, described: Described) -> None:
     prefixes = len(arrays["vocabulary.prefixes"])
     rows = len(described["vocabulary"]["levels"]) + len(labels) + prefixes
     rows += sum(len(arrays[f"{kind}.values"]) for kind in labels)
+    if rows > MOST_ROWS:
+        raise ValueError(f"the vocabulary has {rows:,} rows, more than {MOST_ROWS:,}")
     why = f"'entity' has {dim} columns, and the vocabulary {rows} rows"
     tensor(arrays, "encoder.prefix", np.float32, (rows, dim), why)
     w = tensor(arrays, "encoder.w", np.float32, (None, dim, dim), why)

@@ -4,8 +4,8 @@ A file is written beside its place and then renamed, so there is the old one or 
 The rules are those of the format's own library: the tensors with the largest items come first, so that each is aligned,
 and they follow one another without holes or overlaps. Format: https://github.com/huggingface/safetensors#format
 
-The header also holds a checksum of each tensor, so that damage is noticed. It is XXH3 of 128 bits: it is as fast as the
-memory, and the chance that it overlooks a damage is 2**-128.
+The header also holds a checksum of each tensor, so that damage is noticed. It is XXH3 of 128 bits, because that is as
+fast as the memory and overlooks one damage in 2**128. It proves no origin: who can write a file can write checksums.
 """
 
 import json
