@@ -167,7 +167,7 @@ def test_other_formats_are_refused_with_those_that_can_be_read(model: Model, tmp
 
 
 def test_tensors_are_mapped_not_read(tmp_path: Path, model: Model) -> None:
-    big = Model(model.vocabulary, model.index, np.zeros((1_000_000, 16), np.float32), model.encoder)
+    big = Model(model.vocabulary, EntityIndex(999_999), np.zeros((1_000_000, 16), np.float32), model.encoder)
     artifact.save(big, tmp_path, {})
     code = (
         "import pathlib; from ipinsights.model import artifact\n"

@@ -8,6 +8,7 @@ import os
 import re
 import resource
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -27,13 +28,14 @@ from gunicorn.workers import gthread
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.servers import free_port
 from conftest import Server, Traffic, Tree, to_csv, until
 from ipinsights.data.addresses import IPV4
 from ipinsights.model import artifact
 from ipinsights.model.model import Model
 from ipinsights.sagemaker.access import AccessLog
 from ipinsights.sagemaker.settings import ServerSettings
-from ipinsights.sagemaker.worker import LOST, WRITTEN_FOR, Shared, misfit
+from ipinsights.sagemaker.worker import LOST, WRITTEN_FOR, Health, Shared, misfit
 
 pytestmark = pytest.mark.slow
 
@@ -222,15 +224,18 @@ def test_told_to_stop_with_all_the_connections_that_it_may_have(trained: tuple[T
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
-def test_with_another_gunicorn_its_own_worker_serves(trained: tuple[Tree, object], tmp_path: Path) -> None:
-    """The installed gunicorn plays another: a package of that version with the same modules."""
+def another_gunicorn(folder: Path) -> dict[str, str]:
+    """Environment variables. The installed gunicorn plays another: a package of that version with the same modules."""
     assert gunicorn.__file__
-    other = tmp_path / "gunicorn"
+    other = folder / "gunicorn"
     other.mkdir()
     text = Path(gunicorn.__file__).read_text() + f"\n__version__ = '26.2.0'\n__path__ = {gunicorn.__path__!r}\n"
     (other / "__init__.py").write_text(text)
-    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
-    with Server(trained[0], PYTHONPATH=path) as server:
+    return {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
+
+
+def test_with_another_gunicorn_its_own_worker_serves(trained: tuple[Tree, object], tmp_path: Path) -> None:
+    with Server(trained[0], **another_gunicorn(tmp_path)) as server:
         answer = server.post("user_1,1.2.3.4\nuser_2,1.2.3.4", accept="text/csv")
         assert answer.status_code == 200
         assert len(answer.text.splitlines()) == 2
@@ -533,3 +538,64 @@ def _mapped(pid: int, kind: str, folder: Path) -> int:
         elif ours and line.startswith(f"{kind}:"):
             found += int(line.split()[1]) * 1024
     return found
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["own worker", "stock worker"])
+def test_a_model_cut_short_under_the_server_makes_it_unfit(
+    own: bool, trained: tuple[Tree, object], tmp_path: Path
+) -> None:
+    tree = Tree(tmp_path / "ml")
+    shutil.copytree(trained[0].model, tree.model)
+    with Server(tree, **({} if own else another_gunicorn(tmp_path))) as server:
+        assert server.post("user_1,1.2.3.4\n").status_code == 200
+        os.truncate(tree.model / artifact.TENSORS, 0)
+        for _ in range(2):
+            assert requests.get(f"{server.url}/ping", timeout=10).status_code == 200
+            (worker,) = server.workers()
+            with pytest.raises(requests.ConnectionError):
+                server.post("user_1,1.2.3.4\n")
+            until(lambda: worker not in server.workers() and len(server.workers()) == 1)  # noqa: B023
+        until(lambda: requests.get(f"{server.url}/ping", timeout=10).status_code == 503)
+        log = server.stop()
+    assert log.count("2 workers in a row were ended by SIGBUS (a file that it has open was cut short or written") == 1
+    assert "From now on /ping answers 503, so that this server is replaced" in log
+
+
+def test_a_model_replaced_whole_is_served_as_it_was(trained: tuple[Tree, object], tmp_path: Path) -> None:
+    tree = Tree(tmp_path / "ml")
+    shutil.copytree(trained[0].model, tree.model)
+    body = "user_1,1.2.3.4\nuser_2,10.0.0.1\n"
+    with Server(tree) as server:
+        before = server.post(body).json()
+        artifact.save(Model.blank(IPV4, 10, 4, 1), tree.model, facts={})
+        assert server.post(body).json() == before
+        assert requests.get(f"{server.url}/ping", timeout=10).status_code == 200
+        assert len(server.workers()) == 1
+        assert "Worker (pid" not in server.printed()
+
+
+def test_workers_that_end_otherwise_are_no_reason_to_give_up(caplog: pytest.LogCaptureFixture) -> None:
+    health = Health()
+    for killer in (signal.SIGSEGV, 0, signal.SIGBUS, signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM, signal.SIGBUS):
+        health.worker_ended(killer)
+        assert health.good
+    assert not caplog.text
+    health.worker_ended(signal.SIGSEGV)
+    assert not health.good
+    assert "2 workers in a row were ended by SIGSEGV (native code is at fault, please report it)" in caplog.text
+    health.worker_ended(0)
+    assert not health.good
+
+
+def test_a_damaged_model_is_not_served_unless_nobody_looks(trained: tuple[Tree, object], tmp_path: Path) -> None:
+    tree = Tree(tmp_path / "ml")
+    shutil.copytree(trained[0].model, tree.model)
+    path = tree.model / artifact.TENSORS
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    result = tree.run("ipinsights.sagemaker", "serve", SAGEMAKER_BIND_TO_PORT=str(free_port()))
+    assert result.returncode == 1
+    assert f"ClientError: {path} is damaged or incomplete" in result.stdout
+    with Server(tree, IPINSIGHTS_VERIFY_MODEL="false") as server:
+        assert server.post("user_1,1.2.3.4\n").status_code == 200

@@ -28,8 +28,9 @@ def simulated(seed: int) -> tuple[Events, Events]:
     index = EntityIndex(2 * (USERS + STRANGERS))
     index.tags[:USERS] = np.arange(1, USERS + 1)
     first = (np.arange(len(entity)) % (2 * LOG_INS) < LOG_INS) & (entity < USERS)
-    entity = np.where(entity < USERS, entity, index.num_rows).astype(np.int32)
-    return Events(entity[first], address[first], index), Events(entity[~first], address[~first], index)
+    entity = np.where(entity < USERS, entity, index.num_rows)
+    learnt, later = (Events(entity[some].astype(np.int32), address[some], index) for some in (first, ~first))
+    return learnt, later
 
 
 def shares(model: Model, later: Events, rate: float) -> tuple[float, float]:

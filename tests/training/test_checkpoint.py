@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from conftest import Traffic, lose_after, to_events
 from ipinsights.data.events import Events
@@ -383,3 +385,99 @@ def test_its_model_is_known_without_the_data(train: Events, validation: Events, 
         assert found.made_with(hp)
         assert not found.made_with(dataclasses.replace(hp, vector_dim=16))
         json.dumps(found.subject)
+
+
+def nested(path: Path) -> None:
+    path.write_bytes(struct.pack("<Q", 100_000) + b"[" * 100_000)
+
+
+def number(path: Path) -> None:
+    path.write_bytes(struct.pack("<Q", 1) + b"5")
+
+
+def without_checksums(path: Path) -> None:
+    save_file({"met": np.zeros(1)}, path, {"checkpoint": json.dumps({"format_version": checkpoint.FORMAT_VERSION})})
+
+
+def nested_text(path: Path) -> None:
+    tensors.write(path, {}, {"checkpoint": "[" * 100_000})
+
+
+def folder_of_its_name(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def narrower(path: Path) -> None:
+    """All is as it was written, but what was written does not fit together."""
+    arrays, texts = tensors.read(path)
+    tensors.write(path, {**arrays, "state.entity": arrays["state.entity"][:, :, :-1]}, texts)
+
+
+def no_number(path: Path) -> None:
+    arrays, texts = tensors.read(path)
+    tensors.write(path, {**arrays, "state.b": arrays["state.b"] * np.float32("nan")}, texts)
+
+
+def of_other_rows(path: Path) -> None:
+    arrays, texts = tensors.read(path)
+    tensors.write(path, {**arrays, "met": arrays["met"] + HP.num_entity_vectors}, texts)
+
+
+def of_no_steps(path: Path) -> None:
+    arrays, texts = tensors.read(path)
+    tensors.write(path, arrays, {"checkpoint": json.dumps({**json.loads(texts["checkpoint"]), "steps": -1})})
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        nested,
+        number,
+        without_checksums,
+        nested_text,
+        folder_of_its_name,
+        narrower,
+        no_number,
+        of_other_rows,
+        of_no_steps,
+    ],
+)
+def test_whatever_a_damaged_one_is_the_one_before_is_taken(
+    damage: Callable[[Path], None], train: Events, tmp_path: Path
+) -> None:
+    hp = dataclasses.replace(HP, saved_epoch="last")
+    watcher = Watcher()
+    per_epoch = steps_per_epoch(train)
+    fit(train, hp, None, watcher, checkpoints=Checkpoints(tmp_path), stop=lambda: watcher.steps > 2 * per_epoch)
+    older, newest = sorted(tmp_path.iterdir())
+    damage(newest)
+    found, [reason] = Checkpoints(tmp_path).newest()
+    assert reason.startswith(f"{newest}: ")
+    assert found is not None
+    assert older.name == f"checkpoint-{found.steps:012d}.safetensors"
+
+
+def test_one_of_0_1_0_is_refused_not_damaged(tmp_path: Path) -> None:
+    """It had no checksums of this kind."""
+    path = tmp_path / "checkpoint-000000000001.safetensors"
+    save_file({"met": np.zeros(1)}, path, {"checkpoint": json.dumps({"format_version": 1}), "digest": "0"})
+    with pytest.raises(UserError, match="has checkpoint format 1, not 2"):
+        Checkpoints(tmp_path).newest()
+
+
+def test_any_flipped_bit_is_noticed(train: Events, tmp_path: Path) -> None:
+    watcher = Watcher()
+    hp = dataclasses.replace(HP, saved_epoch="last")
+    fit(train, hp, None, watcher, checkpoints=Checkpoints(tmp_path), stop=watcher.after(3))
+    [path] = tmp_path.iterdir()
+    data, rng = path.read_bytes(), np.random.default_rng(0)
+    (size,) = struct.unpack("<Q", data[:8])
+    for end in (8 + size, len(data)):
+        for _ in range(50):
+            flipped = bytearray(data)
+            flipped[rng.integers(end)] ^= 1 << int(rng.integers(8))
+            path.write_bytes(flipped)
+            found, damaged = Checkpoints(tmp_path).newest()
+            assert found is None
+            assert len(damaged) == 1

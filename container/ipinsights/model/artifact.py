@@ -1,23 +1,31 @@
 """A model on disk: ``model.safetensors`` (the tensors) and ``manifest.json`` (everything a person asks of a model).
 
-Tensors are mapped into memory, so loading costs no reading and processes share the pages. The manifest is written last
-and removed first: a folder that has one holds a whole model, and never two halves of two. (`update` has another way.)
+Tensors are mapped into memory, so processes share the pages. The manifest is written last and removed first: a folder
+that has one holds a whole model, and never two halves of two. (`update` has another way.)
+
+Nothing computes with a model before `checks` has found that its parts fit together. Damage is noticed, too: the header
+of the tensors has a checksum of each, and the manifest ends with one of its own text. The manifest repeats those of the
+tensors that belong to no single entity, which an update does not change: so two halves of different models are told.
+To verify checksums is to read the whole file. A caller may go without, and then still has every check of the sizes.
 """
 
 import contextlib
 import fcntl
 import json
 import os
+import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import xxhash
 
 from ipinsights.data import entities
 from ipinsights.data.addresses import FAMILIES
 from ipinsights.data.entities import EntityIndex
 from ipinsights.data.networks import LABELS, Networks
 from ipinsights.errors import UserError, refusal
-from ipinsights.model import tensors
+from ipinsights.model import checks, tensors
 from ipinsights.model.calibration import Calibration, Sketch
 from ipinsights.model.history import History
 from ipinsights.model.model import Counted, Encoder, Model
@@ -27,7 +35,8 @@ from ipinsights.version import version
 
 FORMAT_VERSION = 4
 _UNCOUNTED = 3
-"""The format before `refit`: such models score as they did, and no training continues from them."""
+"""The format before `refit`: such models score as they did, and no training continues from them. It has no checksums,
+and format 4 is damaged without them."""
 TENSORS, MANIFEST = "model.safetensors", "manifest.json"
 _LARGEST_MANIFEST = 16 << 20
 """Bytes. A manifest has a few thousand."""
@@ -39,6 +48,10 @@ _NETWORKS = ("first", "last", "labels")
 _COUNTED = ("rows", "learnt", "entities")
 _HISTORY = ("rows", "starts", "addresses", "counts")
 _CALIBRATION = ("known", "new", "fabricated")
+_OF_ALL = ("encoder.", "calibration.", "vocabulary.", "networks.", *(f"{kind}." for kind in LABELS))
+"""How the names of tensors begin that belong to no single entity."""
+_SEAL = ',\n  "checksum": "{}"\n}}\n'
+"""How a manifest ends: with the checksum of all that stands before."""
 
 
 def save(model: Model, folder: Path, facts: Mapping[str, Any]) -> None:
@@ -53,15 +66,16 @@ def save(model: Model, folder: Path, facts: Mapping[str, Any]) -> None:
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
-    tensors.write(folder / TENSORS, arrays)
-    tensors.publish(_written(folder, manifest), folder / MANIFEST)
+    checksums = tensors.write(folder / TENSORS, arrays)
+    tensors.publish(_written(folder, {**manifest, "checksums": _of_all(checksums)}), folder / MANIFEST)
 
 
 def update(folder: Path, change: Callable[[Model], Model]) -> Model:
     """Put ``change(model)`` in the place of the model in a folder, and return it. The manifest keeps its facts.
 
     The folder holds a whole model at every moment: first the tensors are replaced, then the manifest. So ``change``
-    must keep what `restore` reads in the manifest, as forgetting entities does. Updates of a folder take turns.
+    must keep what `restore` reads in the manifest, and the tensors that belong to no single entity, as forgetting
+    entities does. Updates of a folder take turns.
     Raises UserError if there is no model or the folder cannot be written, and whatever ``change`` raises.
     """
     try:
@@ -69,9 +83,10 @@ def update(folder: Path, change: Callable[[Model], Model]) -> Model:
             model, manifest = read(folder)
             model = change(model)
             arrays, described = _parts(model)
-            temporary = _written(folder, {**manifest, "format_version": FORMAT_VERSION, **described})
+            checksums = _of_all(tensors.write(folder / TENSORS, arrays))
+            facts = {**manifest, "format_version": FORMAT_VERSION, **described, "checksums": checksums}
+            temporary = _written(folder, facts)
             try:
-                tensors.write(folder / TENSORS, arrays)
                 tensors.publish(temporary, folder / MANIFEST)
             finally:
                 temporary.unlink(missing_ok=True)
@@ -80,25 +95,38 @@ def update(folder: Path, change: Callable[[Model], Model]) -> Model:
     return model
 
 
-def load(folder: str | Path) -> Model:
+def load(folder: str | Path, verify: bool = True) -> Model:
     """Open a model: its tensors are mapped into memory. Raises UserError as `read` does."""
-    return read(Path(folder))[0]
+    return read(Path(folder), verify)[0]
 
 
-def read(folder: Path) -> tuple[Model, dict[str, Any]]:
-    """Map a model and read its manifest. Raises UserError where there is none, or one this release cannot read."""
-    manifest = _read_manifest(folder)
+def read(folder: Path, verify: bool = True) -> tuple[Model, dict[str, Any]]:
+    """Map a model and read its manifest.
+
+    With ``verify`` all of the tensors are read once, for their checksums and for values that no model has. Without,
+    values of entities are taken as they are.
+    Raises UserError where there is no model, one that is damaged, or one that this release cannot read.
+    """
+    manifest = _read_manifest(folder, verify)
     path = folder / TENSORS
     try:
-        arrays, _ = tensors.read(path)
-        vocabulary, index = restore(arrays, manifest)
-        encoder = Encoder(**{name: arrays[f"encoder.{name}"] for name in _ENCODER})
-        counted, calibration = _counted(arrays, manifest), _calibration(arrays)
-        return Model(vocabulary, index, arrays["entity"], encoder, counted, calibration), manifest
+        with _damage(path), tensors.File.open(path) as file:
+            arrays = file.arrays
+            if verify and manifest["format_version"] > _UNCOUNTED:
+                if file.checksums is None:
+                    raise ValueError("it has no checksums")
+                if manifest.get("checksums") != _of_all(file.checksums):
+                    raise ValueError(f"{MANIFEST} beside it has the checksums of another model's tensors")
+            vocabulary, index = restore(arrays, manifest)
+            checks.tables(arrays, manifest)
+            if verify:
+                file.verify(finite=True)
+                checks.values(file, manifest)
     except (PermissionError, IsADirectoryError) as error:
         raise refusal("read", path, error) from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged or incomplete ({error!r}): restore it or train again") from error
+    encoder = Encoder(**{name: arrays[f"encoder.{name}"] for name in _ENCODER})
+    counted, calibration = _counted(arrays, manifest), _calibration(arrays, manifest)
+    return Model(vocabulary, index, arrays["entity"], encoder, counted, calibration), manifest
 
 
 def describe(vocabulary: Vocabulary, index: EntityIndex) -> tuple[Arrays, dict[str, Any]]:
@@ -125,9 +153,11 @@ def describe(vocabulary: Vocabulary, index: EntityIndex) -> tuple[Arrays, dict[s
 
 
 def restore(arrays: Arrays, described: Mapping[str, Any]) -> tuple[Vocabulary, EntityIndex]:
-    """What `describe` took apart. Raises KeyError or ValueError where something is missing."""
+    """What `describe` took apart. Raises ValueError where something is missing or does not fit."""
+    checks.numbers(described)
+    checks.known(arrays, described)
     shape = described["vocabulary"]
-    with_networks = "networks.first" in arrays
+    with_networks = checks.with_networks(arrays)
     vocabulary = Vocabulary(
         family=FAMILIES[shape["ip_version"]],
         levels=tuple(shape["levels"]),
@@ -160,8 +190,8 @@ def _parts(model: Model) -> tuple[Arrays, dict[str, Any]]:
     return arrays, described
 
 
-def _calibration(arrays: Arrays) -> Calibration | None:
-    if "calibration.known" not in arrays:
+def _calibration(arrays: Arrays, described: Mapping[str, Any]) -> Calibration | None:
+    if "calibration" not in described:
         return None
     return Calibration(**{name: Sketch(arrays[f"calibration.{name}"]) for name in _CALIBRATION})
 
@@ -173,11 +203,29 @@ def _counted(arrays: Arrays, described: Mapping[str, Any]) -> Counted | None:
     return Counted(**{name: arrays[f"counted.{name}"] for name in _COUNTED}, history=history)
 
 
+def _of_all(checksums: Mapping[str, str]) -> dict[str, str]:
+    """Those of tensors that belong to no single entity, in the order of their names."""
+    return {name: checksums[name] for name in sorted(checksums) if name.startswith(_OF_ALL)}
+
+
 def _written(folder: Path, manifest: Mapping[str, Any]) -> Path:
     """A file beside the manifest's place, to be published."""
+    body = json.dumps({name: value for name, value in manifest.items() if name != "checksum"}, indent=2)
+    text = body.removesuffix("\n}")
     temporary = folder / f".{MANIFEST}.tmp"
-    temporary.write_text(json.dumps(manifest, indent=2) + "\n")
+    temporary.write_text(text + _SEAL.format(xxhash.xxh3_128_hexdigest(text.encode())))
     return temporary
+
+
+@contextlib.contextmanager
+def _damage(path: Path) -> Iterator[None]:
+    """Tell the user of a file that is damaged."""
+    try:
+        yield
+    except (PermissionError, IsADirectoryError):
+        raise
+    except (OSError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged or incomplete ({error}): restore it or train again") from error
 
 
 @contextlib.contextmanager
@@ -193,8 +241,6 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _elsewhere(folder: Path) -> str:
     """Where the model is that was looked for in a folder, if it can be guessed, and what to do; else ""."""
-    if folder.name in (TENSORS, MANIFEST) and folder.is_file():
-        return f". It is a file of a model: name its folder, {folder.parent}"
     archives = [folder] if folder.is_file() else sorted(folder.glob("*"))
     packed = next((path for path in archives if path.name.endswith(ARCHIVES)), None)
     if packed:
@@ -203,29 +249,38 @@ def _elsewhere(folder: Path) -> str:
     return f". There is one in {below}: name that folder, or move its files" if below else ""
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def _read_manifest(folder: Path, verify: bool) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         with tensors.open_file(path) as file:
             text = file.read(_LARGEST_MANIFEST + 1)
-        if len(text) > _LARGEST_MANIFEST:
-            raise UserError(f"{path} is too large for a manifest: {_LARGEST_MANIFEST >> 20} MB are the most")
-        manifest = json.loads(text)
     except PermissionError as error:
         raise refusal("read", path, error) from error
     except OSError as error:
         raise UserError(
             f"there is no model in {folder}: {MANIFEST} cannot be read ({error.strerror}){_elsewhere(folder)}"
         ) from None
-    except (ValueError, RecursionError) as error:
+    if len(text) > _LARGEST_MANIFEST:
+        raise UserError(f"{path} is too large for a manifest: {_LARGEST_MANIFEST >> 20} MB are the most")
+    try:
+        manifest = json.loads(text)
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply: restore it or train again") from None
+    except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from error
     version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if version not in (_UNCOUNTED, FORMAT_VERSION):
         raise UserError(
-            f"{path} has format version {version}; this release reads versions {_UNCOUNTED} and {FORMAT_VERSION}"
+            f"{path} has format version {reprlib.repr(version)}; this release reads versions {_UNCOUNTED} and "
+            f"{FORMAT_VERSION}"
         )
-    if manifest.get("entity_hash") != {"name": entities.HASH, "seed": entities.HASH_SEED}:
-        raise UserError(
-            f"{path} hashes entities with {manifest.get('entity_hash')}, which this release does not support"
-        )
+    hashed = manifest.get("entity_hash")
+    if hashed != {"name": entities.HASH, "seed": entities.HASH_SEED}:
+        raise UserError(f"{path} hashes entities with {reprlib.repr(hashed)}, which this release does not support")
+    with _damage(path):
+        sealed, comma, rest = text.rpartition(_SEAL.partition("{}")[0].encode())
+        seal = _SEAL.format(xxhash.xxh3_128_hexdigest(sealed))
+        if verify and version > _UNCOUNTED and comma + rest != seal.encode():
+            raise ValueError("it does not end with the checksum of its text")
+        checks.numbers(manifest)
     return dict(manifest)

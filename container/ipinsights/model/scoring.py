@@ -97,12 +97,13 @@ class Scorer:
             self._native = PairScorer(index.tags, PROBES, sharing, intervals, model.entity, self._encoded)
 
     @classmethod
-    def open(cls, folder: str | Path, untrained: bool = False) -> "Scorer":
+    def open(cls, folder: str | Path, untrained: bool = False, verify: bool = True) -> "Scorer":
         """Map the model in a folder. Raises UserError if there is none, or one that this release cannot read.
 
-        It rejects an untrained model, which flags nothing, unless ``untrained`` accepts one.
+        It rejects an untrained model, which flags nothing, unless ``untrained`` accepts one. With ``verify`` it reads
+        all of the file once, to find damage.
         """
-        model = artifact.load(folder)
+        model = artifact.load(folder, verify)
         if not untrained:
             require_trained(model, folder)
         return cls(model)

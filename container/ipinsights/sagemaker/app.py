@@ -11,7 +11,7 @@
 | a model of that name is loaded already | 409 |
 | body too large, or too large for the memory | 413 |
 | fault of the program; the log has the traceback | 500 |
-| /ping before the model is loaded | 503 |
+| /ping before the model is loaded, and when workers keep being ended by the system | 503 |
 | no memory for that model | 507 |
 
 A scoring request goes straight through: the body is read, parsed into rows (`media.read`) and scored, and a
@@ -26,7 +26,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -77,8 +77,13 @@ _STATUSES: dict[type[Exception], int] = {
 """Status codes of errors that are not answered with 400."""
 
 
-def create_app(models: ModelStore, settings: ServerSettings, log: AccessLog | None = None) -> Flask:
-    """The WSGI application that scores with the models in the store."""
+def create_app(
+    models: ModelStore,
+    settings: ServerSettings,
+    log: AccessLog | None = None,
+    healthy: Callable[[], bool] = lambda: True,
+) -> Flask:
+    """The WSGI application that scores with the models in the store. /ping tells whether the server is ``healthy``."""
     app = Flask("ipinsights")
 
     @app.get("/execution-parameters")
@@ -96,7 +101,7 @@ def create_app(models: ModelStore, settings: ServerSettings, log: AccessLog | No
 
     if settings.multi_model:
         _add_models(app, models, settings)
-    app.wsgi_app = _Front(app.wsgi_app, models, settings, log)  # type: ignore[method-assign]
+    app.wsgi_app = _Front(app.wsgi_app, models, settings, log, healthy)  # type: ignore[method-assign]
     return app
 
 
@@ -160,18 +165,24 @@ class _Front:
     """Answers /ping and scoring requests, passes the others on to Flask, and logs all but good pings."""
 
     def __init__(
-        self, flask: "WSGIApplication", models: ModelStore, settings: ServerSettings, log: AccessLog | None
+        self,
+        flask: "WSGIApplication",
+        models: ModelStore,
+        settings: ServerSettings,
+        log: AccessLog | None,
+        healthy: Callable[[], bool],
     ) -> None:
         self._flask = flask
         self._models = models
         self._settings = settings
         self._log = log
+        self._healthy = healthy
         self._scoring = BoundedSemaphore(settings.scoring_slots)
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         path = environ["PATH_INFO"]
         ping = path == "/ping"
-        if ping and self._ready and environ["REQUEST_METHOD"] == "GET":
+        if ping and self._ready and self._healthy() and environ["REQUEST_METHOD"] == "GET":
             start_response("200 OK", [("Content-Type", _TEXT), ("Content-Length", "0")])
             return [b""]
         started = time.perf_counter()
@@ -222,7 +233,7 @@ class _Front:
     def _ping(self, environ: "WSGIEnvironment") -> _Answer:
         if environ["REQUEST_METHOD"] not in ("GET", "HEAD"):
             return _not_allowed(environ, "GET, HEAD", {})
-        return _Answer(200 if self._ready else 503)
+        return _Answer(200 if self._ready and self._healthy() else 503)
 
     def _score(
         self, scorer: Scorer, content_type: str, body: bytes, writer: media.Writer, facts: dict[str, object]

@@ -54,13 +54,15 @@ class Loan:
 class ModelStore:
     """Loads, lends and unloads models. What is loaded before a fork, the processes share."""
 
-    def __init__(self, limit: int | None = None, untrained: bool = False) -> None:
+    def __init__(self, limit: int | None = None, untrained: bool = False, verify: bool = True) -> None:
         """``limit`` is the number of bytes that all open models may take together.
 
-        An untrained model is rejected unless ``untrained`` accepts it.
+        An untrained model is rejected unless ``untrained`` accepts it. With ``verify`` each model is read once to find
+        damage, whenever it is opened.
         """
         self._limit = limit
         self._untrained = untrained
+        self._verify = verify
         self._taken = 0
         """Bytes of all models that are open or being opened."""
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
@@ -148,7 +150,7 @@ class ModelStore:
     def _open(self, entry: _Entry) -> Scorer:
         if entry.scorer is None:
             try:
-                model = artifact.load(entry.folder)
+                model = artifact.load(entry.folder, self._verify)
                 if not self._untrained:
                     require_trained(model, entry.folder)
                 entry.size = self._make_room(entry.folder, Scorer.memory(model))

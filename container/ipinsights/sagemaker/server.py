@@ -19,7 +19,6 @@ import gunicorn
 import pandas  # noqa: F401  # pyarrow imports it for some requests: better once, before the fork
 from flask import Flask
 from gunicorn.app.base import BaseApplication
-from gunicorn.arbiter import Arbiter
 
 from ipinsights.errors import UserError, one_line
 from ipinsights.machine import available_memory
@@ -31,9 +30,11 @@ from ipinsights.sagemaker.settings import ServerSettings
 from ipinsights.sagemaker.worker import (
     LOST,
     WRITTEN_FOR,
+    Health,
     PatientArbiter,
     PatientWorker,
     Shared,
+    WatchfulArbiter,
     misfit,
     shorten_stalls,
 )
@@ -69,7 +70,8 @@ def main() -> None:
     log = AccessLog() if settings.access_log else None
     _introduce(models, settings)
     server = _StockServer if _must_use_stock_worker() else _Server
-    server(create_app(models, settings, log), settings, folder, log).run()
+    health = Health()
+    server(create_app(models, settings, log, lambda: health.good), settings, folder, log, health).run()
 
 
 def _require_port(settings: ServerSettings) -> None:
@@ -129,19 +131,22 @@ def _models(settings: ServerSettings) -> ModelStore:
     """The store: with the one model loaded, or, for a multi-model endpoint, empty. Raises UserError."""
     untrained = settings.untrained_model == "accept"
     if not settings.multi_model:
-        models = ModelStore(untrained=untrained)
+        models = ModelStore(untrained=untrained, verify=settings.verify_model)
         models.load(ONLY, Paths.from_environment().model)
         return models
     free = available_memory()
     limit = settings.models_memory_mb * 2**20 if settings.models_memory_mb else free and free * 4 // 5
     logger.info("Models are loaded by POST /models; together they may take %s bytes", f"{limit:,}" if limit else "all")
-    return ModelStore(limit, untrained)
+    return ModelStore(limit, untrained, settings.verify_model)
 
 
 class _StockServer(BaseApplication):  # type: ignore[misc]  # gunicorn is untyped
     """The application under gunicorn's own thread worker, of any release since 23."""
 
-    def __init__(self, app: Flask, settings: ServerSettings, folder: str, log: AccessLog | None) -> None:
+    def __init__(
+        self, app: Flask, settings: ServerSettings, folder: str, log: AccessLog | None, health: Health
+    ) -> None:
+        self.health = health
         self._app = app
         self._settings = settings
         self._folder = folder
@@ -149,7 +154,7 @@ class _StockServer(BaseApplication):  # type: ignore[misc]  # gunicorn is untype
         super().__init__()
 
     def run(self) -> None:
-        Arbiter(self).run()
+        WatchfulArbiter(self).run()
 
     def load_config(self) -> None:
         for name, value in self.options().items():
@@ -185,10 +190,12 @@ class _StockServer(BaseApplication):  # type: ignore[misc]  # gunicorn is untype
 class _Server(_StockServer):
     """The application under the worker of this package."""
 
-    def __init__(self, app: Flask, settings: ServerSettings, folder: str, log: AccessLog | None) -> None:
+    def __init__(
+        self, app: Flask, settings: ServerSettings, folder: str, log: AccessLog | None, health: Health
+    ) -> None:
         self.shared = Shared(settings.workers)
         self.client_timeout = settings.timeout
-        super().__init__(app, settings, folder, log)
+        super().__init__(app, settings, folder, log, health)
 
     def run(self) -> None:
         PatientArbiter(self).run()

@@ -166,6 +166,14 @@ class ServerSettings:
         "server does not start. `accept`: they use it",
         _one_of("reject", "accept"),
     )
+    verify_model: bool = _declared(
+        True,
+        "IPINSIGHTS_VERIFY_MODEL",
+        "whether the server reads all of a model when it loads it, to compare it with its checksums. `false`: it "
+        "starts at once however large the model is, and does not notice [damage](#damaged-models)",
+        _flag,
+        shown="true",
+    )
     access_log: bool = _declared(
         True,
         "IPINSIGHTS_ACCESS_LOG",

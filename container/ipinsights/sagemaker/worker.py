@@ -19,8 +19,10 @@ import inspect
 import logging
 import mmap
 import operator
+import os
 import select
 import selectors
+import signal
 import socket
 import threading
 import time
@@ -62,6 +64,8 @@ _CLOSING = 32
 """Connections that may wait at the same time, for up to 2 s, until their clients close them."""
 _MORE_WORKERS = 16
 """Slots for workers beyond twice the number configured: on a signal, gunicorn starts more workers, or all anew."""
+_DEATHS = 2
+"""Workers that the system ends in a row, after which the server counts as broken."""
 _COURTESY = 0.0002
 """Seconds for which a worker leaves a connection to a worker that has fewer."""
 _SCARCITY = 0.05
@@ -70,6 +74,8 @@ _MOMENT = 5
 """Milliseconds for which a thread waits for the next request on its connection."""
 _LINGER = 2
 """Seconds for which a worker that stops waits for requests on the connections that it has."""
+
+logger = logging.getLogger("ipinsights")
 
 
 def misfit() -> str | None:
@@ -111,11 +117,59 @@ class Shared:
         self.connections[place] = -1
 
 
-class PatientArbiter(arbiter.Arbiter):  # type: ignore[misc]  # gunicorn is untyped
+class Health:
+    """Whether the server is fit to go on, in memory that the arbiter and its workers share.
+
+    A worker that touches memory which is not there is ended by the system, and nobody answers its requests. If that
+    happens to two in a row, it will happen again: a file was cut short under the server, say, or a library is at fault.
+    """
+
+    def __init__(self) -> None:
+        self._deaths = memoryview(mmap.mmap(-1, 8)).cast("q")
+
+    @property
+    def good(self) -> bool:
+        """Whether it is; once it is not, it never is again."""
+        return self._deaths[0] < _DEATHS
+
+    def worker_ended(self, killer: int) -> None:
+        """Take note that a worker has ended, by which signal; 0 for none. Only the arbiter calls this."""
+        if not self.good:
+            return
+        self._deaths[0] = self._deaths[0] + 1 if killer in (signal.SIGBUS, signal.SIGSEGV) else 0
+        if not self.good:
+            reason = (
+                "a file that it has open was cut short or written over; replace a model by renaming the new one"
+                if killer == signal.SIGBUS
+                else "native code is at fault, please report it"
+            )
+            logger.error(
+                "%s workers in a row were ended by %s (%s). From now on /ping answers 503, so that this server is "
+                "replaced",
+                *(_DEATHS, signal.Signals(killer).name, reason),
+            )
+
+
+class WatchfulArbiter(arbiter.Arbiter):  # type: ignore[misc]  # gunicorn is untyped
+    """Takes note of how its workers end. The application that it runs has an attribute more: ``health``, a `Health`."""
+
+    def reap_workers(self) -> None:
+        """Look at the workers that have ended before they are reaped, which is when the system forgets how they did."""
+        if hasattr(os, "waitid"):  # not everywhere but on Linux
+            for pid in list(self.WORKERS):
+                with contextlib.suppress(ChildProcessError):
+                    ended = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+                    if ended:
+                        killed = ended.si_code in (os.CLD_KILLED, os.CLD_DUMPED)
+                        self.app.health.worker_ended(ended.si_status if killed else 0)
+        super().reap_workers()
+
+
+class PatientArbiter(WatchfulArbiter):
     """Tells its workers when all of them are to stop.
 
-    The application that it runs has two attributes more: ``shared``, a `Shared`, and ``client_timeout``, the seconds
-    for which a client may take nothing of an answer.
+    The application that it runs has also ``shared``, a `Shared`, and ``client_timeout``, the seconds for which a client
+    may take nothing of an answer.
     """
 
     def stop(self, graceful: bool = True) -> None:

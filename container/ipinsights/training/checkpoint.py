@@ -1,6 +1,6 @@
 """Checkpoints: the state of a training between two steps. From it, training resumes as if nothing had interrupted it.
 
-Each is one file with a checksum. It holds everything that later steps depend on. A file is written whole or not at all.
+Each is one file with checksums. It holds everything that later steps depend on. A file is written whole or not at all.
 A file damaged later (only half copied back from a store, for example) is skipped for the one before it. The last two
 are kept.
 """
@@ -21,7 +21,7 @@ import xxhash
 from ipinsights.data.entities import EntityIndex
 from ipinsights.errors import UserError, refusal
 from ipinsights.hyperparameters import Hyperparameters
-from ipinsights.model import artifact, tensors
+from ipinsights.model import artifact, checks, tensors
 from ipinsights.model.model import Encoder, Model
 from ipinsights.model.vocabulary import Vocabulary
 from ipinsights.training.progress import EpochSummary, Position
@@ -152,7 +152,7 @@ class Checkpoints:
         for path in sorted(self.folder.glob(_PATTERN), reverse=True):
             try:
                 found = _read(path)
-            except (ValueError, KeyError, TypeError) as error:
+            except (IsADirectoryError, RecursionError, ValueError, KeyError, TypeError) as error:
                 damaged.append(f"{path}: {error}")
             except OSError as error:
                 raise refusal("read the checkpoint", path, error) from error
@@ -227,22 +227,28 @@ def _write(checkpoint: Checkpoint, path: Path, source: str) -> None:
         "last": checkpoint.last and dataclasses.asdict(checkpoint.last),
         "best": checkpoint.best and dataclasses.asdict(checkpoint.best),
     }
-    written = json.dumps(text)
-    tensors.write(path, arrays, {"checkpoint": written, "digest": _digest({**arrays, "text": written})})
+    tensors.write(path, arrays, {"checkpoint": json.dumps(text)})
 
 
 def _read(path: Path) -> Checkpoint:
-    """Raises ValueError, KeyError or TypeError if it is damaged, and UserError if it has another format version."""
-    arrays, texts = tensors.read(path)
-    if _digest({**arrays, "text": texts["checkpoint"]}) != texts["digest"]:
-        raise ValueError("its checksum is wrong")
-    text = json.loads(texts["checkpoint"])
+    """Raises UserError if it has another format version.
+
+    Raises ValueError, KeyError, TypeError or RecursionError if it is damaged.
+    """
+    with tensors.File.open(path) as file:
+        file.verify(finite=True)
+        if "checkpoint" not in file.texts:
+            raise ValueError("it holds no checkpoint")
+        arrays, text = file.arrays, json.loads(file.texts["checkpoint"])
     if text["format_version"] != FORMAT_VERSION:
         raise UserError(
             f"{path} has checkpoint format {text['format_version']}, not {FORMAT_VERSION}: resume with the release "
             "that wrote it, or use an empty checkpoint folder"
         )
+    if file.checksums is None:
+        raise ValueError("it has no checksums")
     vocabulary, index = artifact.restore(arrays, text)
+    _require_fit(arrays, text, vocabulary, index)
 
     def group(name: str) -> dict[str, npt.NDArray[Any]]:
         return {key.removeprefix(name): array for key, array in arrays.items() if key.startswith(name)}
@@ -265,13 +271,39 @@ def _read(path: Path) -> Checkpoint:
     )
 
 
+def _require_fit(arrays: tensors.Arrays, text: Mapping[str, Any], vocabulary: Vocabulary, index: EntityIndex) -> None:
+    """Raise ValueError or TypeError unless the parts of a checkpoint fit together."""
+    for name in ("epoch", "steps", "all_steps", "subject.number_of_events"):
+        checks.whole(text, name, 0)
+    if not isinstance(text["subject"].get("hyperparameters"), dict):
+        raise TypeError("'subject.hyperparameters' is not an object")
+    met = checks.tensor(arrays, "met", np.int64, (None,))
+    if len(met) and not (met[0] >= 0 and met[-1] < index.num_rows and (met[1:] > met[:-1]).all()):
+        raise ValueError(f"tensor 'met' has rows that do not ascend from 0 to {index.num_rows}")
+    typical = checks.tensor(arrays, "state.typical", np.float32, (3, None))
+    blocks = checks.tensor(arrays, "state.b", np.float32, (3, None, typical.shape[1])).shape[1]
+    rows, prefixes, dim = len(met) + 1, vocabulary.num_rows, typical.shape[1]
+    why = f"{len(met)} in 'met', {prefixes} rows of the vocabulary, {dim} columns of 'state.typical', {blocks} blocks"
+    checks.tensor(arrays, "state.entity", np.float32, (rows, 3, dim), why)
+    checks.tensor(arrays, "state.prefix", np.float32, (prefixes, 3, dim), why)
+    checks.tensor(arrays, "state.w", np.float32, (3, blocks, dim, dim), why)
+    if any(name.startswith("best.") for name in arrays):
+        checks.tensor(arrays, "best.entity", np.float32, (rows, dim), why)
+        checks.tensor(arrays, "best.prefix", np.float32, (prefixes, dim), why)
+        checks.tensor(arrays, "best.w", np.float32, (blocks, dim, dim), why)
+        checks.tensor(arrays, "best.b", np.float32, (blocks, dim), why)
+    checks.tensor(arrays, "totals", np.float64, (3,))
+    for name in ("epoch_began", "drew"):
+        checks.tensor(arrays, name, np.uint8, (None,))
+
+
 def _digest(parts: Mapping[str, Any]) -> str:
-    """A digest of named arrays and texts in any order. It ignores those that are None."""
+    """A digest of named arrays in any order. It ignores those that are None."""
     digest = xxhash.xxh3_128()
     for name, part in sorted(parts.items()):
         if part is None:
             continue
-        array = np.frombuffer(part.encode(), np.uint8) if isinstance(part, str) else np.ascontiguousarray(part)
+        array = np.ascontiguousarray(part)
         digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
         digest.update(array.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
