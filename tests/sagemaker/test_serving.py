@@ -4,6 +4,9 @@ import concurrent.futures
 import json
 import shutil
 import socket
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -137,7 +140,24 @@ def test_verbose_answers_carry_the_embeddings_whose_inner_product_is_the_score(
         ('{"instances": [{"features": ["a", 7]}]}', "application/json", None, 400, ["instance 0", "strings"]),
         ('{"instances": [{"data": 1}]}', "application/json", None, 400, ["instance 0"]),
         ('{"features": ["a", "1.2.3.4"]}\n{x', "application/jsonlines", None, 400, ["instance 1: not JSON"]),
-        ('{"features": ["a", "::1"]}', "application/jsonlines", None, 400, ["instance 0", "IPv6"]),
+        ('{"features": ["a", "::1"]}', "application/jsonlines", None, 400, ["instance 0", "IPv6", "ip_version=6"]),
+        (
+            "a,-\na,x.amazonaws.com\na,-",
+            "text/csv",
+            None,
+            400,
+            ["(2 with a placeholder for an address, 1 with the name"],
+        ),
+        ("a;1.2.3.4", "text/csv", None, 400, ["provided: the body looks like text separated by semicolons. Write"]),
+        ("a,1.2.3.4", "application/jsonlines", None, 400, ["looks like CSV. Declare the content type text/csv. (inst"]),
+        ('{"features": ["a", "1.2.3.4"]}', "text/csv", None, 400, ["Declare the content type application/jsonlines."]),
+        (
+            '{"instances": [["a", "1.2.3.4"]]}',
+            "text/csv",
+            None,
+            400,
+            ["Write one instance a line and declare the conte"],
+        ),
         ('{"instances": [' + "[" * 900 + "]" * 900 + "]}", "application/json", None, 400, ["instance 0", "expected"]),
         ('{"features": ["a", ' + "[" * 900 + "]" * 900 + "]}", "application/jsonlines", None, 400, ["instance 0"]),
     ],
@@ -171,6 +191,36 @@ def test_what_no_text_can_be_is_malformed(server: Server, line: str) -> None:
     for tail in ("", ",", "]}"):
         assert server.post(line + tail, "application/jsonlines").status_code == 400
     assert server.post(f'{{"instances":[{line}]}}', "application/json").status_code == 400
+
+
+def test_a_long_line_holds_no_worker(server: Server) -> None:
+    for kind in ("text/csv", "application/jsonlines"):
+        started = time.monotonic()
+        answer = server.post("x" * (50 << 20), kind)
+        assert answer.status_code == 400
+        assert "longer than 1 MB (1,048,576 bytes)" in answer.text
+        assert len(answer.text) < 1000
+        assert time.monotonic() - started < 10  # it was 25 seconds
+
+
+def test_a_body_that_takes_too_much_memory_is_not_taken_for_one_that_is_not_json() -> None:
+    code = """
+import resource
+from ipinsights.data.addresses import IPV4
+from ipinsights.sagemaker import media
+body = b'{"instances": [' + b'["u", "1.2.3.4"], ' * 1_000_000 + b'["u", "x"]]}'
+pages = int(open("/proc/self/statm").read().split()[0])
+for more in (40, 80, 160, 320):
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (more << 20), resource.RLIM_INFINITY))
+    try:
+        media.read("application/json", body, IPV4)
+    except media.NoMemory as error:
+        print(error)
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    said = "there is no memory to read the body of 18,000,027 bytes: send fewer rows in a request"
+    assert done.stdout.splitlines()[:3] == [said] * 3, done.stderr
 
 
 def test_a_carriage_return_within_an_instance_ends_no_line(server: Server) -> None:

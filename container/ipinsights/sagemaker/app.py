@@ -9,7 +9,7 @@
 | method / Accept / Content-Type not supported; the answer lists those that are | 405 / 406 / 415 |
 | the client stopped sending the body | 408 |
 | a model of that name is loaded already | 409 |
-| body too large | 413 |
+| body too large, or no memory to read it | 413 |
 | fault of the program; the log has the traceback | 500 |
 | /ping before the model is loaded | 503 |
 | no memory for that model | 507 |
@@ -37,6 +37,7 @@ import orjson
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
+from ipinsights.data.malformed import count
 from ipinsights.data.records import Pairs
 from ipinsights.errors import UserError
 from ipinsights.model.scoring import Scorer
@@ -68,6 +69,7 @@ _STATUSES: dict[type[Exception], int] = {
     Stalled: 408,
     AlreadyLoaded: 409,
     TooLarge: 413,
+    media.NoMemory: 413,
     media.UnsupportedContentType: 415,
     OutOfMemory: 507,
 }
@@ -228,7 +230,8 @@ class _Front:
         facts["rows"] = len(rows)
         if rows.faults:
             error = rows.error
-            facts |= {"malformed_rows": len(rows.faults), "error": str(error)}
+            kinds = {kind.name.lower(): number for kind, number in count(rows.faults.values()).items()}
+            facts |= {"malformed_rows": len(rows.faults), "malformed_kinds": kinds, "error": str(error)}
             if not marking:
                 return _refusal(error, facts)
         text = writer.write(_predict(scorer, rows.pairs, writer.verbose), rows, scorer.vector_dim)
