@@ -174,14 +174,17 @@ class Hyperparameters:
     )
     malformed_rows: str = _declare(
         None,
-        "What the job does with malformed rows. fail: it fails, and reports the first ones and their number. skip: it "
-        "skips them, counts them, and reports the first ones in the log.",
+        "What the job does with malformed rows. fail: it fails, and reports their number by kind and the first of each "
+        "kind. skip: it skips them, and reports the same in the log. skip_placeholders: as skip, but rows that have "
+        "no address on purpose (an empty field, a placeholder such as - or NULL, the name of an AWS service) do not "
+        "count towards malformed_rows_limit.",
         default="fail",
-        choices=("fail", "skip"),
+        choices=("fail", "skip", "skip_placeholders"),
     )
     malformed_rows_limit: float = _declare(
         (0.0, 1.0),
-        "With malformed_rows=skip, the job still fails if more than this share of a channel's rows is malformed.",
+        "With malformed_rows=skip or skip_placeholders, the job still fails if more than this share of a channel's "
+        "rows is malformed.",
         default=0.1,
     )
     saved_epoch: str = _declare(

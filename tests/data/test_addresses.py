@@ -162,13 +162,12 @@ def test_what_is_no_address_is_explained_and_what_is_one_is_not(batch: list[str]
                 assert addresses.explain(text, family)
 
 
-def test_ipv6_where_only_ipv4_is_read_is_told_of_the_hyperparameter() -> None:
+def test_ipv6_where_only_ipv4_is_read_is_named() -> None:
     values, valid = read("2001:db8::1", "::ffff:1.2.3.4", "1.2.3.4", family=IPV4)
     assert values.dtype == np.uint32
     assert valid.tolist() == [False, False, True]
     for text in ("2001:db8::1", "::ffff:1.2.3.4"):
-        assert "is an IPv6 address; only IPv4 is supported" in addresses.explain(text)
-        assert "ip_version=6" in addresses.explain(text)
+        assert addresses.explain(text) == f"not an IPv4 address: {text!r} is an IPv6 address"
 
 
 def test_random_addresses_are_of_their_family() -> None:

@@ -3,6 +3,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,8 @@ from conftest import PEAK
 from ipinsights.data import events
 from ipinsights.data.addresses import IPV4, IPV6
 from ipinsights.data.entities import EntityIndex
-from ipinsights.data.events import Malformed
-from ipinsights.data.records import Fault, parse_csv
+from ipinsights.data.malformed import ABSENT, Fault, Kind, Malformed
+from ipinsights.data.records import parse_csv
 from ipinsights.data.sources import Pipe
 from ipinsights.errors import UserError
 
@@ -123,7 +124,10 @@ def test_ipv6_is_read_into_twelve_bytes_an_event(tmp_path: Path) -> None:
 
 def test_ipv6_that_was_not_asked_for_is_named_with_what_to_ask_for(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("u,1.2.3.4\nu,2001:db8::1\n")
-    with pytest.raises(UserError, match=r"a\.csv, line 2: .*ip_version=6, in 'u,2001:db8::1'"):
+    said = (
+        r"a\.csv, line 2: not an IPv4 address: an IPv6 address, in 'u,2001:db8::1'\. .*hyperparameter ip_version=6\. "
+    )
+    with pytest.raises(UserError, match=said):
         events.read(events.find_files(tmp_path), EntityIndex(10))
 
 
@@ -172,8 +176,10 @@ def test_good_rows_are_kept_in_order_and_faulty_ones_counted_and_claim_nothing(
     assert read.entity.tolist() == rows.tolist()
     assert read.malformed.count == len(where) + 1 > len(BAD)
     assert [text.partition(": ")[0] for text in read.malformed.examples] == [
-        f"a.csv, line {line}" for line in where[:3]
+        f"a.csv, line {line}" for line in where[: len(BAD)]
     ]
+    assert max(read.malformed.kinds.values()) - min(read.malformed.kinds.values()) <= 2
+    assert len(read.malformed.kinds) == len(BAD)
 
 
 def test_what_too_many_malformed_rows_come_to_is_told_with_their_number(
@@ -187,13 +193,14 @@ def test_what_too_many_malformed_rows_come_to_is_told_with_their_number(
     text = "expected 2 columns (entity, IPv4 address), found 3, in 'u,1.2.3.4,5'"
     listed = "; ".join(f"a.csv, line {line}: {text}" for line in (8, 9, 10))
     assert str(caught.value) == (
-        f"5 of 1,000 rows of channel 'train' are malformed: {listed}; and 2 more. Each line must be an entity and an "
-        "IPv4 address. Correct them, or set malformed_rows=skip to skip them."
+        f"5 of 1,000 rows of channel 'train' are malformed (all with too many columns): {listed}; and 2 more. "
+        "Each line must be an entity and an IPv4 address. Correct them, or set malformed_rows=skip to skip them."
     )
     with pytest.raises(UserError) as caught:
         events.read(events.find_files(Path()), EntityIndex(10), channel="validation", tolerated=0.004)
     assert str(caught.value) == (
-        "5 of 1,000 rows of channel 'validation' are malformed, more than malformed_rows_limit=0.004 allows: "
+        "5 of 1,000 rows of channel 'validation' are malformed (all with too many columns), more than "
+        "malformed_rows_limit=0.004 allows: "
         f"{listed}; and 2 more. Each line must be an entity and an IPv4 address. Correct them."
     )
     assert len(events.read(events.find_files(Path()), EntityIndex(10), tolerated=0.005)) == 995
@@ -210,7 +217,8 @@ def test_one_malformed_row_is_told_of_in_the_singular(tmp_path: Path) -> None:
 def test_all_are_counted_however_many(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(f"1.2.3.4,{'u' * 300}\n" * 30_000)
     with pytest.raises(
-        UserError, match=r"^30,000 of 30,000 rows of channel 'train' are malformed: .*; and 29,997 more"
+        UserError,
+        match=r"^30,000 of 30,000 rows of channel 'train' are malformed \(all with .*\): .*; and 29,997 more",
     ):
         events.read([tmp_path / "a.csv"], EntityIndex(10))
 
@@ -219,7 +227,7 @@ def test_whatever_the_rows_hold_the_message_fits_where_a_thousand_characters_are
     folder = tmp_path / ("d" * 200)
     folder.mkdir()
     for row in ("\0" * 500, "\U000e0001," * 400, "u," + "\U000e0001" * 500, "u," + "9" * 500, "u," + ":" * 300):
-        (folder / "a.csv").write_text(f"{row}\n" * 20_000)
+        (folder / "a.csv").write_text(f"{row}\n" * 20_000 + "u,1.2.3.4\n")
         for family in (IPV4, IPV6):
             with pytest.raises(UserError) as caught:
                 events.read([folder / "a.csv"], EntityIndex(10), family)
@@ -227,6 +235,77 @@ def test_whatever_the_rows_hold_the_message_fits_where_a_thousand_characters_are
             assert len(text) <= 1000
             assert text.endswith("set malformed_rows=skip to skip them.")
             assert "d/a.csv, line 1: " in text
+
+
+def test_skipping_is_no_advice_where_no_row_can_be_read(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("u,www.example.com\n" * 3)
+    with pytest.raises(UserError, match=r"Each line must be an entity and an IPv4 address\. Correct them\.$"):
+        events.read([tmp_path / "a.csv"], EntityIndex(10))
+
+
+def test_the_remedy_is_told_whole_and_once_behind_any_number_of_kinds(tmp_path: Path) -> None:
+    """Where a platform shows 1,024 characters of the failure, of which "ClientError: " are some."""
+    folder = tmp_path / ("d" * 200)
+    folder.mkdir()
+    text = ["-", "", "a.example.com", "s3.amazonaws.com", "::1", "fe80::1%eth0", "1.2.3.4:x", "1.2.3.0/24", "ip", "x"]
+    text += ['"1.2.3.4, 5.6.7.8"', "1.2.3.4,x", '"x', "\x00" * 300, "9" * (1 << 21)]
+    rows = "".join(f"u,{address}\n" for address in text) + ",1.2.3.4\nu\n"
+    (folder / "a.csv").write_bytes((rows + "u,1.2.3.4\n").encode() + b"Zo\xeb,1.2.3.4\n")
+    with pytest.raises(UserError) as caught:
+        events.read([folder / "a.csv"], EntityIndex(10))
+    told = str(caught.value)
+    assert len(told) <= 1000
+    assert told.startswith("18 of 19 rows of channel 'train' are malformed (2 with other text for an address, 1 with ")
+    for kind in set(Kind) - {Kind.NOT_JSON, Kind.SHAPE}:
+        assert told.count(kind.rows) == 1, kind
+    assert told.count("d/a.csv, line 1: not an IPv4 address: a placeholder, in 'u,-'") == 1
+    for remedy in (
+        "To read IPv6 addresses, train with the hyperparameter ip_version=6. Remove header lines. Or correct them, or ",
+        "set malformed_rows=skip to skip them. malformed_rows=skip_placeholders skips rows without an address, ",
+    ):
+        assert told.count(remedy) == 1
+
+
+def test_rows_without_an_address_can_be_apart_from_damage(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("u,1.2.3.4\n" * 60 + "u,ec2.amazonaws.com\nu,AWS Internal\nu,\n" * 20 + "u\n" * 3)
+    path = tmp_path / "a.csv"
+    with pytest.raises(UserError) as caught:
+        events.read([path], EntityIndex(10), tolerated=0.1)
+    assert str(caught.value).startswith(
+        "63 of 123 rows of channel 'train' are malformed (20 with the name of an AWS service, 20 with a placeholder "
+        "for an address, 20 with an empty address, 3 with too few columns), more than malformed_rows_limit=0.1 allows: "
+    )
+    assert "malformed_rows=skip_placeholders skips rows without" in str(caught.value)
+    found = events.read([path], EntityIndex(10), tolerated=0.05, spared=ABSENT)
+    assert (len(found), found.malformed.count) == (60, 63)
+    with pytest.raises(UserError) as caught:
+        events.read([path], EntityIndex(10), tolerated=0.04, spared=ABSENT)
+    assert str(caught.value).startswith(
+        "3 of 63 rows of channel 'train' are malformed (all with too few columns), more than malformed_rows_limit=0.04 "
+        f"allows, besides 60 rows without an address: {path}, line 121: expected 2 columns "
+    )
+    assert "skip" not in str(caught.value)
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r", b""], ids=["feed", "return", "none"])
+def test_a_line_without_an_end_takes_time_in_proportion_and_little_memory(tmp_path: Path, end: bytes) -> None:
+    path = tmp_path / "a.csv"
+    with path.open("wb") as file:
+        file.write(b"u,1.2.3.4\n")
+        for _ in range(64):
+            file.write(b"x" * (1 << 20))
+        file.write(end + b"u,1.2.3.4\n" if end else b"")
+    started = time.process_time()
+    with pytest.raises(
+        UserError, match=r"1 of \d rows .*a\.csv, line 2: the line is longer than 1 MB \(1,048,576 bytes"
+    ):
+        events.read([path], EntityIndex(10))
+    assert time.process_time() - started < 5  # it was more than a minute
+
+
+def test_a_file_whose_lines_end_in_returns_alone_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("u,1.2.3.4\r" * 2_000_000)
+    assert len(events.read([tmp_path / "a.csv"], EntityIndex(10))) == 2_000_000
 
 
 def test_malformed_rows_add_up() -> None:

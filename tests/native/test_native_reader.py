@@ -14,10 +14,19 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ipinsights import native
-from ipinsights.data import records
+from ipinsights.data import instances, records
 from ipinsights.data.addresses import IPV4, Addresses
 from ipinsights.data.entities import FORGOTTEN, PROBES, EntityIndex, hash_names
-from ipinsights.data.records import Block, Fault, hash_stream, line_blocks, parse_csv, parse_stream, record_lines
+from ipinsights.data.malformed import LONGEST_LINE, Fault, Kind
+from ipinsights.data.records import (
+    Block,
+    Removed,
+    hash_stream,
+    line_blocks,
+    parse_csv,
+    parse_stream,
+    record_lines,
+)
 from ipinsights.errors import UserError
 from ipinsights.model.vocabulary import Vocabulary
 from ipinsights.native import reader, scoring
@@ -80,6 +89,13 @@ dirty = st.one_of(
             b"\xe2\x80,1.2.3.4\n",
             b"a,::1\n",
             b"a,::ffff:1.2.3.4\n",
+            b"a,1.2.3.4:443\n",
+            b"a,1.2.3.4:65536\n",
+            b"a,[2001:db8::1]:443\n",
+            b"a,[::ffff:1.2.3.4]:443\n",
+            b"a,1.2.3.4, 5.6.7.8\n",
+            b"a,ec2.amazonaws.com\n",
+            b"a,NULL\n",
             b"a,1.2.3.256\n",
             b"a,256.2.3.4\n",
             b"a,999.2.3.4\n",
@@ -113,13 +129,13 @@ def almost_clean(draw: st.DrawFn) -> bytes:
     return bytes(text)
 
 
-Outcome = tuple[list[int], list[int], dict[int, Fault], int]
+Outcome = tuple[list[int], list[int], dict[int, Fault], Removed]
 
 
 def outcome(block: Block) -> Outcome:
-    (digests, addresses), faults, marks = block.salvage(IPV4)
+    (digests, addresses), faults, removed = block.salvage(IPV4)
     assert (digests.dtype, addresses.dtype) == (np.dtype(np.uint64), np.dtype(np.uint32))
-    return digests.tolist(), addresses.tolist(), faults, marks
+    return digests.tolist(), addresses.tolist(), faults, removed
 
 
 def without_kernel(block: Block) -> Outcome:
@@ -143,6 +159,52 @@ def test_clean_lines_are_read_natively(text: bytes, last_line_ends: bool) -> Non
 def test_any_bytes_are_read_as_the_exact_reader_reads_them(text: bytes) -> None:
     block = Block("x.csv", 1, text)
     assert outcome(block) == without_kernel(block)
+
+
+LONG = [f"{'n' * (LONGEST_LINE + more - len(',1.2.3.4'))},1.2.3.4".encode() for more in (-1, 0, 1, 5)]
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(
+        st.sampled_from([*LONG, b" " * 2 * LONGEST_LINE, b"\xef\xbb\xbf" + LONG[1], b"a,1.2.3.4", b"x"]), max_size=4
+    ),
+    st.sampled_from([b"\n", b"\r\n", b"\r"]),
+    st.sampled_from([1 << 14, 1 << 20, 1 << 22]),
+)
+def test_lines_about_the_longest_are_read_alike_whatever_the_block_size(
+    lines: list[bytes], end: bytes, size: int
+) -> None:
+    """A line may have 1 MB: those that have are read, and others are malformed, by each reader."""
+    text = b"".join(line + end for line in lines)
+    expected = [
+        len(line.removeprefix(b"\xef\xbb\xbf")) <= LONGEST_LINE and line != b"x" for line in lines if line.strip()
+    ]
+    for read in (outcome, without_kernel):
+        found = [read(block) for block in line_blocks(io.BytesIO(text), "x.csv", size)]
+        rows = [len(digests) + len(faults) for digests, _, faults, _ in found]
+        readable = [i not in faults for (_, _, faults, _), n in zip(found, rows, strict=True) for i in range(n)]
+        assert readable == expected
+        kinds = {fault.kind for _, _, faults, _ in found for fault in faults.values()}
+        assert kinds <= {Kind.TOO_LONG, Kind.TOO_FEW}
+
+
+@given(st.lists(st.sampled_from([-2, -1, 0, 1, 2]), min_size=1, max_size=3), st.text(" \t\r", max_size=3))
+@settings(max_examples=30)
+def test_lines_of_json_about_the_longest_are_read_alike(lengths: list[int], blanks: str) -> None:
+    bare = len('["","1.2.3.4"]')
+    lines = [f'{blanks}["{"n" * (LONGEST_LINE + more - bare - len(blanks))}","1.2.3.4"]' for more in lengths]
+    text = "\n".join(lines).encode()
+    clean = reader.read_instances(text, lines=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "library", lambda: None)
+        exact = instances.salvage_lines(text, IPV4)
+    assert {i: fault.kind for i, fault in exact.faults.items()} == {
+        i: Kind.TOO_LONG for i, more in enumerate(lengths) if more > 0
+    }
+    assert (clean is None) == bool(exact.faults)
+    if clean:
+        assert clean[0].tolist() == exact.pairs.digests.tolist()
 
 
 @settings(max_examples=1000)

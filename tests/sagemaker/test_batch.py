@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from conftest import Server, Traffic, Tree, to_csv, until
 from ipinsights.data.addresses import IPV4, IPV6, Family
-from ipinsights.data.records import MalformedRecords, parse_csv
+from ipinsights.data.malformed import MalformedRecords
+from ipinsights.data.records import parse_csv
 from ipinsights.model.scoring import Scorer
 from ipinsights.sagemaker import media
 
@@ -112,6 +113,19 @@ def test_a_malformed_row_fails_the_request_unless_marks_are_asked_for(batch: Ser
     counted = [entry for entry in marking.entries() if "malformed_rows" in entry]
     assert [(entry["rows"], entry["malformed_rows"]) for entry in counted] == [(4, 2)]
     assert "line 2: " in counted[0]["error"]
+    assert counted[0]["malformed_kinds"] == {"no_address": 1, "too_few": 1}
+
+
+def test_marks_name_the_kind_and_the_remedy(marking: Server) -> None:
+    answer = marking.post("u,-\nu,::1\nu,s3.amazonaws.com\nu,1.2.3.4:443\n" + "x" * (1 << 21))
+    placeholder, ipv6, service, port, long = answer.json()["predictions"]
+    assert placeholder["error"] == "not an IPv4 address: a placeholder"
+    assert ipv6["error"] == (
+        "not an IPv4 address: an IPv6 address. To read IPv6 addresses, train with the hyperparameter ip_version=6"
+    )
+    assert service["error"] == "not an IPv4 address: the name of an AWS service"
+    assert isinstance(port["dot_product"], float)
+    assert long["error"] == "the line is longer than 1 MB (1,048,576 bytes)"
 
 
 BAD = {

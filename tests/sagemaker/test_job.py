@@ -15,6 +15,7 @@ import termios
 import threading
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from benchmarks.servers import time_limit
@@ -151,7 +152,11 @@ def test_malformed_rows_are_left_out_where_that_is_asked_for(ready: Tree) -> Non
     plain = (ready.model / "model.safetensors").read_bytes()
     ready.channel("train", **{"a.csv": "u,1.2.3.4\nv,5.6.7.8\n-,NULL\n" * 2 + "u,1.2.3.4\nv,5.6.7.8\n" * 48})
     ready.model.joinpath("manifest.json").unlink()
-    fails(ready, "2 of 102 rows of channel 'train' are malformed: ", "/train/a.csv, line 3: not an IPv4 address: ")
+    fails(
+        ready,
+        "2 of 102 rows of channel 'train' are malformed (all with a placeholder for an address): ",
+        "/train/a.csv, line 3: not an IPv4 address: ",
+    )
     ready.configure({**SMALL, "malformed_rows": "skip"})
     job = ready.train()
     assert job.returncode == 0, job.stdout
@@ -181,10 +186,61 @@ def test_a_name_that_another_program_quoted_otherwise_stops_the_job(ready: Tree)
 def test_of_malformed_rows_no_more_are_left_out_than_the_limit_allows(ready: Tree) -> None:
     ready.channel("validation", **{"v.csv": "u,1.2.3.4\n" * 7 + "x\n" * 3})
     ready.configure({**SMALL, "malformed_rows": "skip", "malformed_rows_limit": "0.2"})
-    fails(ready, "3 of 10 rows of channel 'validation' are malformed, more than malformed_rows_limit=0.2 allows: ")
+    fails(
+        ready,
+        "3 of 10 rows of channel 'validation' are malformed (all with too few columns), more than "
+        "malformed_rows_limit=0.2 allows: ",
+    )
     ready.channel("validation", **{"v.csv": "x\n" * 10})
     ready.configure({**SMALL, "malformed_rows": "skip", "malformed_rows_limit": "1"})
     fails(ready, "channel 'validation' has no rows except malformed ones")
+
+
+def test_rows_without_an_address_are_left_out_apart_from_the_limit_on_damage(ready: Tree) -> None:
+    """The model is that of the other rows; and ports are dropped, as the log says."""
+    assert ready.train().returncode == 0
+    plain = (ready.model / "model.safetensors").read_bytes()
+    absent = "u,ec2.amazonaws.com\nu,AWS Internal\nu,-\nu,\n" * 30
+    rows = ("u,1.2.3.4:443\nv,::ffff:5.6.7.8\n" + "u,1.2.3.4\nv,5.6.7.8\n") * 25
+    ready.channel("train", **{"a.csv": absent + rows + "x\n"})
+    ready.model.joinpath("manifest.json").unlink()
+    ready.configure({**SMALL, "malformed_rows": "skip"})
+    fails(
+        ready, "121 of 221 rows", "more than malformed_rows_limit=0.1 allows", "malformed_rows=skip_placeholders skips"
+    )
+    ready.configure({**SMALL, "malformed_rows": "skip_placeholders", "malformed_rows_limit": "0.01"})
+    job = ready.train()
+    assert job.returncode == 0, job.stdout
+    assert (
+        "Channel 'train': skipped 121 malformed rows of 221 (55%): 60 with a placeholder for an address, 30 with the "
+        "name of an AWS service, 30 with an empty address, 1 with too few columns: "
+    ) in job.stdout
+    assert (
+        "Channel 'train': read 25 addresses without the port behind them, and 25 IPv4 addresses written ::ffff:a.b.c.d"
+    ) in job.stdout
+    assert (ready.model / "model.safetensors").read_bytes() == plain
+    ready.configure({**SMALL, "malformed_rows": "skip_placeholders", "malformed_rows_limit": "0"})
+    ready.model.joinpath("manifest.json").unlink()
+    fails(ready, "1 of 101 rows of channel 'train' is malformed, more than malformed_rows_limit=0 allows, besides 120 ")
+
+
+@pytest.mark.parametrize("content_type", ["application/jsonlines", "Application/X-Parquet"])
+def test_log_ins_are_read_in_the_content_type_that_is_declared(ready: Tree, content_type: str) -> None:
+    assert ready.train().returncode == 0
+    plain = (ready.model / "model.safetensors").read_bytes()
+    rows = [("u", "1.2.3.4"), ("v", "5.6.7.8")] * 50
+    data = ready.channel("train", **{"a.csv": ""}) / "a.csv"
+    if "json" in content_type:
+        data.write_text("".join(json.dumps({"features": row}) + "\n" for row in rows))
+    else:
+        parquet = pytest.importorskip("pyarrow.parquet")
+        names, texts = map(list, zip(*rows, strict=True))
+        parquet.write_table(pa.table({"user": names, "ip": texts}), data)
+    ready.model.joinpath("manifest.json").unlink()
+    fails(ready, "train/a.csv of channel 'train' looks like ", f"Declare the content type {content_type.lower()}")
+    ready.configure(SMALL, inputdataconfig={"train": {"ContentType": content_type}})
+    assert ready.train().returncode == 0
+    assert (ready.model / "model.safetensors").read_bytes() == plain
 
 
 def test_files_may_be_gzip_whatever_their_names(ready: Tree) -> None:
@@ -341,7 +397,14 @@ def test_a_model_channel_that_was_promised_is_not_done_without(ready: Tree) -> N
 @pytest.mark.parametrize(
     ("others", "complaint"),
     [
-        ({"inputdataconfig": {"train": {"ContentType": "application/x-recordio"}}}, "it must be text/csv"),
+        (
+            {"inputdataconfig": {"train": {"ContentType": "application/x-parquet", "TrainingInputMode": "Pipe"}}},
+            "channel 'train' has Parquet, which cannot be read in Pipe mode: use File or FastFile mode",
+        ),
+        (
+            {"inputdataconfig": {"train": {"ContentType": "application/x-recordio"}}},
+            "it must be one of text/csv, application/jsonlines, application/x-parquet",
+        ),
         (
             {"inputdataconfig": {"train": {"RecordWrapperType": "RecordIO"}}},
             "channel 'train' has RecordWrapperType RecordIO",

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 
 import numpy as np
 import orjson
@@ -18,7 +19,10 @@ from hypothesis import strategies as st
 
 from benchmarks.servers import free_port
 from conftest import PEAK, SMALL, Server, Traffic, Tree, to_csv
+from ipinsights.data import instances
 from ipinsights.data.addresses import IPV4
+from ipinsights.data.formats import CSV as CSV_TYPE
+from ipinsights.data.formats import JSON_LINES
 from ipinsights.data.records import Records, parse_csv
 from ipinsights.errors import UserError
 from ipinsights.model import artifact
@@ -145,7 +149,24 @@ def test_verbose_answers_carry_the_embeddings_whose_inner_product_is_the_score(
         ('{"instances": [{"features": ["a", 7]}]}', "application/json", None, 400, ["instance 0", "strings"]),
         ('{"instances": [{"data": 1}]}', "application/json", None, 400, ["instance 0"]),
         ('{"features": ["a", "1.2.3.4"]}\n{x', "application/jsonlines", None, 400, ["instance 1: not JSON"]),
-        ('{"features": ["a", "::1"]}', "application/jsonlines", None, 400, ["instance 0", "IPv6"]),
+        ('{"features": ["a", "::1"]}', "application/jsonlines", None, 400, ["instance 0", "IPv6", "ip_version=6"]),
+        (
+            "a,-\na,x.amazonaws.com\na,-",
+            "text/csv",
+            None,
+            400,
+            ["(2 with a placeholder for an address, 1 with the name"],
+        ),
+        ("a;1.2.3.4", "text/csv", None, 400, ["provided: the body looks like text separated by semicolons. Write"]),
+        ("a,1.2.3.4", "application/jsonlines", None, 400, ["looks like CSV. Declare the content type text/csv. (inst"]),
+        ('{"features": ["a", "1.2.3.4"]}', "text/csv", None, 400, ["Declare the content type application/jsonlines."]),
+        (
+            '{"instances": [["a", "1.2.3.4"]]}',
+            "text/csv",
+            None,
+            400,
+            ["Write one instance a line and declare the conte"],
+        ),
         ('{"instances": [' + "[" * 900 + "]" * 900 + "]}", "application/json", None, 400, ["instance 0", "expected"]),
         ('{"features": ["a", ' + "[" * 900 + "]" * 900 + "]}", "application/jsonlines", None, 400, ["instance 0"]),
     ],
@@ -189,8 +210,8 @@ def test_a_whole_number_is_an_entity_of_its_digits_as_in_csv(lines: bool) -> Non
     wrong = ["1.0", "1e3", "true", "false", "null", str(2**64), "[]", "{}", '""']
     texts += [f'{{"features": [{value}, "1.2.3.4"]}}' for value in wrong] + ['{"features": ["7", 16909060]}']
     body = "\n".join(texts) if lines else f'{{"instances": [{",".join(texts)}]}}'
-    rows = media.read(media.JSON_LINES if lines else media.JSON, body.encode(), IPV4)
-    csv = media.read(media.CSV, "".join(f"{number},1.2.3.4\n" for number in numbers).encode(), IPV4)
+    rows = media.read(JSON_LINES if lines else media.JSON, body.encode(), IPV4)
+    csv = media.read(CSV_TYPE, "".join(f"{number},1.2.3.4\n" for number in numbers).encode(), IPV4)
     assert rows.pairs.digests.tolist() == csv.pairs.digests.tolist()
     assert sorted(rows.faults) == [*range(len(numbers), len(numbers) + len(wrong) + 1)]
 
@@ -232,19 +253,19 @@ values = st.recursive(
     st.integers(1, 4),
 )
 def test_a_document_in_parts_is_the_same(
-    instances: list[object], separators: tuple[str, str], ascii_: bool, others: dict[str, object], at_once: int
+    every: list[object], separators: tuple[str, str], ascii_: bool, others: dict[str, object], at_once: int
 ) -> None:
-    text = json.dumps(instances, separators=separators, ensure_ascii=ascii_)
+    text = json.dumps(every, separators=separators, ensure_ascii=ascii_)
     rest = "".join(f", {json.dumps(name)}: {json.dumps(value)}" for name, value in others.items())
     body = f' {{ "instances" : {text} {rest}}}\n'.encode(errors="surrogatepass")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(media, "_SOME", re.compile(b"(?:%s,){1,%d}+" % (media._INSTANCE, at_once), re.DOTALL))
-        parts = media._parts(body)
+        patch.setattr(instances, "_SOME", re.compile(b"(?:%s,){1,%d}+" % (instances._INSTANCE, at_once), re.DOTALL))
+        parts = instances._parts(body)
     if parts:
-        assert [*media._each(body, parts)] == orjson.loads(body)["instances"]
+        assert [*instances._each(body, parts)] == orjson.loads(body)["instances"]
         assert all(len(orjson.loads(b"[" + body[part] + b"]")) <= at_once for part in parts)
     else:
-        assert not instances or "instances" in others or max(map(_depth, instances)) > 6
+        assert not every or "instances" in others or max(map(_depth, every)) > 6
 
 
 def _depth(value: object) -> int:
@@ -267,7 +288,7 @@ def test_a_body_of_any_form_is_read_as_a_whole_would_be(tokens: list[str]) -> No
 
     in_parts = outcome()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(media, "_parts", lambda _: [])
+        patch.setattr(instances, "_parts", lambda _: [])
         assert outcome() == in_parts
 
 
@@ -286,6 +307,36 @@ print({PEAK} - before)
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert int(run.stdout) < 100_000  # KB, for 17 MB of text
+
+
+def test_a_long_line_holds_no_worker(server: Server) -> None:
+    for kind in ("text/csv", "application/jsonlines"):
+        started = time.monotonic()
+        answer = server.post("x" * (50 << 20), kind)
+        assert answer.status_code == 400
+        assert "longer than 1 MB (1,048,576 bytes)" in answer.text
+        assert len(answer.text) < 1000
+        assert time.monotonic() - started < 10  # it was 25 seconds
+
+
+def test_a_body_that_takes_too_much_memory_is_not_taken_for_one_that_is_not_json() -> None:
+    code = """
+import resource
+from ipinsights.data.addresses import IPV4
+from ipinsights.sagemaker import media
+body = b'{"instances": [' + b'["u", "1.2.3.4"], ' * 1_000_000 + b'["u", "x"]]}'
+pages = int(open("/proc/self/statm").read().split()[0])
+for more in (40, 80, 160, 320):
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (more << 20), resource.RLIM_INFINITY))
+    try:
+        media.read("application/json", body, IPV4)
+    except media.NoMemory as error:
+        print(error)
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    said = "there is no memory to read the body of 18,000,027 bytes: send fewer rows in a request"
+    assert done.stdout.splitlines()[:3] == [said] * 3, done.stderr
 
 
 def test_a_carriage_return_within_an_instance_ends_no_line(server: Server) -> None:

@@ -8,16 +8,21 @@ IPv6 is read in the form of RFC 4291, also strictly: no zone id, no prefix lengt
 kept. Accounts use both versions, so the IPv6 family reads IPv4 too: a.b.c.d, also written ::ffff:a.b.c.d (RFC 4291,
 2.5.5.2), stands for its 6to4 network 2002:AABB:CCDD::/48 (RFC 3056). Each distinct text is read once, in about 0.7
 microseconds.
+
+Two forms leave nothing to guess, so `read` accepts them besides: an address with a port, ``a.b.c.d:443`` or
+``[2001:db8::1]:443``, of which the port is dropped, and ``::ffff:a.b.c.d`` where IPv4 is asked for.
 """
 
 import ipaddress
+import re
 import socket
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ipinsights.native import reader
 
@@ -63,6 +68,68 @@ Addresses = npt.NDArray[np.unsignedinteger]
 """uint32 for IPv4, uint64 for IPv6."""
 
 _DOT, _ZERO = ord("."), ord("0")
+_PORT = re.compile(r"(?:([0-9.]+)|\[([0-9A-Fa-f:.]+)\]):([0-9]{1,5})")
+_LAST_PORT = 65535
+_MAPPED = bytes(10) + b"\xff\xff"
+"""The first bytes of ::ffff:a.b.c.d."""
+
+
+class Parsed(NamedTuple):
+    """n texts, read as addresses of a family."""
+
+    values: Addresses
+    """[n]. A text that is no address becomes 0."""
+    valid: npt.NDArray[np.bool_]
+    """[n]"""
+    ports: int = 0
+    """Addresses that had a port, which was dropped."""
+    mapped: int = 0
+    """IPv4 addresses that were written ::ffff:a.b.c.d where IPv4 is asked for."""
+
+
+def read(texts: pa.StringArray, family: Family = IPV4) -> Parsed:
+    """Read a column of n addresses, which may have ports, and may be written ::ffff:a.b.c.d."""
+    values, valid = parse(texts, family)
+    if valid.all():
+        return Parsed(values, valid)
+    colon = pc.match_substring(texts, ":").to_numpy(zero_copy_only=False)  # both forms have one
+    rest = np.flatnonzero(~valid & colon)
+    if not len(rest):
+        return Parsed(values, valid)
+    encoded = texts.take(pa.array(rest)).dictionary_encode()
+    forms = [_plain(text, family) for text in encoded.dictionary.to_pylist()]
+    indices = encoded.indices.to_numpy()
+    found, readable = parse(pa.array([text for text, _, _ in forms], pa.string()), family)
+    values[rest], valid[rest] = found[indices], readable[indices]
+    ports, mapped = (int((readable & np.array(is_))[indices].sum()) for is_ in list(zip(*forms, strict=True))[1:])
+    return Parsed(values, valid, ports, mapped)
+
+
+def without_port(text: str) -> str | None:
+    """The text of the address before a port; None if there is no port from 0 to 65535 in one of the two forms."""
+    found = _PORT.fullmatch(text)
+    if not found or int(found[3]) > _LAST_PORT or (found[2] and ":" not in found[2]):
+        return None
+    return found[1] or found[2]
+
+
+def is_address(text: str) -> bool:
+    """Whether a text is an IPv4 or IPv6 address, without anything around it."""
+    try:
+        return ipaddress.ip_address(text).version == 4 or "%" not in text
+    except ValueError:
+        return False
+
+
+def _plain(text: str, family: Family) -> tuple[str, bool, bool]:
+    """An address as `parse` reads it, if it is one; and whether a port was dropped, and whether it was mapped."""
+    bare = without_port(text)
+    address = text if bare is None else bare
+    packed = _packed(address) if family.version == 4 and ":" in address else b""
+    mapped = packed.startswith(_MAPPED)
+    if mapped:
+        address = ".".join(map(str, packed[len(_MAPPED) :]))
+    return address, bare is not None, mapped
 
 
 def parse(texts: pa.StringArray, family: Family = IPV4) -> tuple[Addresses, npt.NDArray[np.bool_]]:
@@ -161,7 +228,7 @@ def explain(text: str, family: Family = IPV4) -> str:
             return f"not an IPv4 address: {error}"
         raise
     if address.version == 6:
-        return f"{text!r} is an IPv6 address; only IPv4 is supported without the hyperparameter ip_version=6"
+        return f"not an IPv4 address: {text!r} is an IPv6 address"
     raise ValueError(f"{text!r} is an IPv4 address")
 
 

@@ -13,26 +13,28 @@ import pyarrow.compute as pc
 
 from ipinsights.data import addresses
 from ipinsights.data.addresses import IPV4, Family
-from ipinsights.data.records import Fault, Records, Salvaged, explain, shown, single_chunk
+from ipinsights.data.malformed import Fault, Kind, of_address, shown
+from ipinsights.data.records import Records, Removed, Salvaged, single_chunk
 
 Column: TypeAlias = Any
 """Strings: a pandas Series, an Arrow array or a list. None and NaN mean missing."""
 
 
-def salvage_pairs(pairs: Sequence[tuple[object, object]], family: Family = IPV4, first: int = 0) -> Salvaged:
-    """The readable ones of n (entity, address) pairs, which should be strings. ``first`` numbers the first pair."""
+def salvage_pairs(pairs: Sequence[tuple[object, object]], family: Family = IPV4) -> Salvaged:
+    """The readable ones of n (entity, address) pairs, which should be strings. Faults have the index of their pair."""
     strings = np.array([isinstance(e, str) and isinstance(a, str) and e != "" for e, a in pairs], dtype=np.bool_)
     texts = pa.array([a if ok else "" for (_, a), ok in zip(pairs, strings, strict=True)], pa.string())
-    values, valid = addresses.parse(pc.utf8_trim(texts, " \t"), family)
+    values, valid, ports, mapped = addresses.read(pc.utf8_trim(texts, " \t"), family)
     faults = []
     for before, i in enumerate(np.flatnonzero(~valid).tolist()):
         if strings[i]:
-            reason = explain(texts[i].as_py().strip(" \t"), family, before)
+            kind, reason = of_address(texts[i].as_py().strip(" \t"), family, before)
         else:
+            kind = _absence(*pairs[i])
             reason = "the entity and the address must be two non-empty strings"
-        faults.append(Fault(first + i, shown(list(pairs[i])), reason))
+        faults.append(Fault(i, shown(list(pairs[i])), reason, kind))
     entities = pa.array([e for (e, _), ok in zip(pairs, valid, strict=True) if ok], pa.string())
-    return Salvaged(Records(entities, values[valid]), valid, faults)
+    return Salvaged(Records(entities, values[valid]), valid, faults, Removed(ports=ports, mapped=mapped))
 
 
 def salvage_columns(entities: Column, texts: Column, family: Family = IPV4) -> tuple[Records, npt.NDArray[np.bool_]]:
@@ -44,9 +46,33 @@ def salvage_columns(entities: Column, texts: Column, family: Family = IPV4) -> t
     names, texts = _strings(entities), _strings(texts)
     if len(names) != len(texts):
         raise ValueError(f"there are {len(names):,} entities and {len(texts):,} addresses: each row must have both")
-    values, valid = addresses.parse(pc.utf8_trim(texts, " \t"), family)
+    records, readable, _ = _readable(names, texts, family)
+    return records, readable
+
+
+def salvage_table(entities: pa.Array, texts: pa.Array, family: Family = IPV4) -> Salvaged:
+    """The readable rows of two columns of strings of one length, and the faults, which have the index of their row."""
+    names, texts = (_strings(column.cast(pa.string())) for column in (entities, texts))
+    records, readable, removed = _readable(names, texts, family)
+    at = np.flatnonzero(~readable)
+    pairs = list(zip(*(column.take(pa.array(at)).to_pylist() for column in (names, texts)), strict=True))
+    faults = [fault.at(row) for fault, row in zip(salvage_pairs(pairs, family).faults, at.tolist(), strict=True)]
+    return Salvaged(records, readable, faults, removed)
+
+
+def _readable(
+    names: pa.StringArray, texts: pa.StringArray, family: Family
+) -> tuple[Records, npt.NDArray[np.bool_], Removed]:
+    values, valid, ports, mapped = addresses.read(pc.utf8_trim(texts, " \t"), family)
     readable = valid & pc.not_equal(names, "").to_numpy(zero_copy_only=False)
-    return Records(names.filter(pa.array(readable)), values[readable]), readable
+    return Records(names.filter(pa.array(readable)), values[readable]), readable, Removed(ports=ports, mapped=mapped)
+
+
+def _absence(entity: object, address: object) -> Kind:
+    """The kind of a row of which one value is no string, or the entity is empty."""
+    if entity in (None, ""):
+        return Kind.NO_ENTITY
+    return Kind.EMPTY if address is None and isinstance(entity, str) else Kind.SHAPE
 
 
 def _strings(column: Column) -> pa.StringArray:

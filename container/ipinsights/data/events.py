@@ -1,15 +1,14 @@
 """Reads the files of a channel into compact arrays: 8 bytes an event (12 with IPv6), whatever the files' size.
 
-Files are read block by block, so the whole text is never in memory. The arrays grow in place. Threads parse blocks of
-one or several files in parallel. Entities claim their rows in the order of the files, so the result does not depend on
-the threads. It does not depend on the source either: plain, compressed, or a pipe.
+Files of CSV, JSON Lines or Parquet are read block by block, so the whole text is never in memory. The arrays grow in
+place. Threads parse blocks of one or several files in parallel. Entities claim their rows in the order of the files, so
+the result does not depend on the threads. It does not depend on the source either: plain, compressed, or a pipe.
 """
 
 import os
-import reprlib
 import stat
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,42 +19,19 @@ import numpy.typing as npt
 
 from ipinsights.data.addresses import IPV4, Addresses, Family
 from ipinsights.data.entities import EntityIndex
-from ipinsights.data.records import Block, Fault, Hashed, demand, line_blocks
-from ipinsights.data.sources import Source, stream
+from ipinsights.data.formats import CSV, JSON_LINES, PARQUET, Look, is_tar, recognise
+from ipinsights.data.instances import salvage_lines
+from ipinsights.data.malformed import ABSENT, Kind, Malformed, brief_path, remedies, shown
+from ipinsights.data.records import Block, Hashed, Removed, demand, line_blocks
+from ipinsights.data.sources import Pipe, Source, stream
+from ipinsights.data.tables import Batch, batches
 from ipinsights.errors import UserError, refusals
 from ipinsights.machine import usable_cores
 
 Scalar = TypeVar("Scalar", bound=np.integer[Any])
 
-_LISTED = 3
-_brief = reprlib.Repr()
-_brief.maxstring = 60
-_REASON = 100
-_PATH = 80
-"""Malformed rows that are described, and the limits in characters for a row, for the fault in it and for its file's
-path. So the message of a failed job fits into the 1,000 characters that many platforms show."""
-
-
-@dataclass
-class Malformed:
-    """The malformed rows of a channel."""
-
-    count: int = 0
-    examples: list[str] = field(default_factory=list)
-    """File, line, fault and content of the first ones."""
-
-    def add(self, file: str, faults: Sequence[Fault]) -> None:
-        """Add the faults of one more file or block."""
-        self.count += len(faults)
-        for fault in faults[: _LISTED - len(self.examples)]:
-            path = file if len(file) <= _PATH else f"...{file[3 - _PATH :]}"
-            reason = fault.reason if len(fault.reason) <= _REASON else f"{fault.reason[: _REASON - 3]}..."
-            self.examples.append(f"{path}, line {fault.position}: {reason}, in {_brief.repr(fault.content)}")
-
-    def __str__(self) -> str:
-        """The first ones, and the number of others."""
-        more = self.count - len(self.examples)
-        return "; ".join(self.examples) + (f"; and {more:,} more" if more else "")
+_ROOM = 1000
+"""The most characters of an error about malformed rows: many platforms show no more of the message of a failed job."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +46,8 @@ class Events:
     """The owner of each row."""
     malformed: Malformed = field(default_factory=Malformed)
     """The rows that were skipped."""
-    marks: int = 0
-    """Byte order marks that were removed from the starts of lines."""
+    removed: Removed = field(default_factory=Removed)
+    """What was removed from rows to read them."""
 
     def __len__(self) -> int:
         return len(self.entity)
@@ -116,61 +92,114 @@ def read(
     claim: bool = True,
     *,
     channel: str = "train",
+    content_type: str = CSV,
     tolerated: float | None = None,
+    spared: Collection[Kind] = (),
     progress: Callable[[int], object] = lambda _: None,
 ) -> Events:
-    """Read a channel's CSV with addresses of a family.
+    """Read a channel's log-ins with addresses of a family, from CSV, JSON Lines or Parquet.
 
     With ``claim`` an entity new to the ``index`` gets a row there; without, it has the row of the unknown. Malformed
     rows are skipped and claim nothing. Raises UserError that reports them if there are any and ``tolerated`` is None,
-    or if their share is above ``tolerated``. Raises UserError if a source cannot be read.
+    or if their share is above ``tolerated``; those of a ``spared`` kind are then no rows. Raises UserError if a source
+    cannot be read, or has another format.
 
     ``progress`` is called in the calling thread with the size of each block on disk, in bytes, and with 0 about once a
     second while a pipe has no data. An exception from it ends the reading.
     """
     entity, address, malformed = _Growing(np.dtype(np.int32)), _Growing(family.dtype), Malformed()
-    marks = 0
-    for name, ((digests, addresses), faults, removed) in _parse(sources, family, progress):
-        entity.extend((index.claim_hashed if claim else index.find_hashed)(digests))
-        address.extend(addresses)
-        malformed.add(name, [*faults.values()])
-        marks += removed
-    events = Events(entity.array(), address.array(), index, malformed, marks)
-    rows = len(events) + malformed.count
-    if malformed.count > rows * (tolerated or 0.0):
-        allowed = "" if tolerated is None else f", more than malformed_rows_limit={tolerated:g} allows"
-        advice = "Correct them" + (", or set malformed_rows=skip to skip them." if tolerated is None else ".")
-        raise UserError(
-            f"{malformed.count:,} of {rows:,} rows of channel {channel!r} "
-            f"{'is' if malformed.count == 1 else 'are'} malformed{allowed}: {malformed}. {demand(family)} {advice}"
-        )
+    unit, removed = "row" if content_type == PARQUET else "line", Removed()
+    for name, (pairs, faults, removed_here), look in _parse(sources, family, content_type, progress):
+        if look and (look.binary or tolerated is None):
+            begins = "" if look.binary else f" It begins with {shown(faults[0].content)}."
+            raise UserError(f"{brief_path(name)} of channel {channel!r} {look}{begins}")
+        entity.extend((index.claim_hashed if claim else index.find_hashed)(pairs.digests))
+        address.extend(pairs.addresses)
+        malformed.add(name, [*faults.values()], unit)
+        removed += removed_here
+    events = Events(entity.array(), address.array(), index, malformed, removed)
+    counted = malformed.without(spared)
+    if counted.count > (len(events) + counted.count) * (tolerated or 0.0):
+        raise _refusal(counted, len(events), family, channel, tolerated, malformed)
     return events
 
 
+def _refusal(
+    counted: Malformed, readable: int, family: Family, channel: str, tolerated: float | None, malformed: Malformed
+) -> UserError:
+    """The error that says how many rows of which kinds are malformed, what the first ones are, and what to do."""
+    kinds = f" ({counted.told})" if counted.count > 1 else ""
+    allowed = "" if tolerated is None else f", more than malformed_rows_limit={tolerated:g} allows"
+    others = f", besides {malformed.count - counted.count:,} rows without an address" * (
+        malformed.count > counted.count
+    )
+    head = (
+        f"{counted.count:,} of {readable + counted.count:,} rows of channel {channel!r} "
+        f"{'is' if counted.count == 1 else 'are'} malformed{kinds}{allowed}{others}: "
+    )
+    special = remedies(counted.kinds)
+    # Where no row can be read, skipping them cannot help.
+    skip = ", or set malformed_rows=skip to skip them" * (tolerated is None and readable > 0)
+    advice = [demand(family), *special, f"{'Or correct' if special else 'Correct'} them{skip}."]
+    if readable and ABSENT & counted.kinds.keys():
+        advice.append("malformed_rows=skip_placeholders skips rows without an address, whatever their share.")
+    tail = f". {' '.join(advice)}"
+    return UserError(head + counted.described(_ROOM - len(head) - len(tail)) + tail)
+
+
 def _parse(
-    sources: Sequence[Source], family: Family, progress: Callable[[int], object]
-) -> Iterator[tuple[str, Hashed]]:
-    """The source and the content of each block, in order; a few blocks are parsed at a time."""
+    sources: Sequence[Source], family: Family, content_type: str, progress: Callable[[int], object]
+) -> Iterator[tuple[str, Hashed, Look | None]]:
+    """The source and the content of each block, in order, and what it looks like if that is another format.
+
+    A few blocks are parsed at a time.
+    """
     threads = usable_cores()
-    parsing: deque[tuple[str, Future[Hashed]]] = deque()
+    parsing: deque[tuple[str, Future[tuple[Hashed, Look | None]]]] = deque()
     pool = ThreadPoolExecutor(threads)
     try:
-        for block in _blocks(sources, progress):
-            parsing.append((block.name, pool.submit(block.salvage, family)))
+        for block in _blocks(sources, content_type, progress):
+            parsing.append((block.name, pool.submit(_salvage, block, family, content_type)))
             if len(parsing) > threads:
                 name, parsed = parsing.popleft()
-                yield name, parsed.result()
+                yield name, *parsed.result()
         for name, parsed in parsing:
-            yield name, parsed.result()
+            yield name, *parsed.result()
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _blocks(sources: Sequence[Source], progress: Callable[[int], object]) -> Iterator[Block]:
+def _salvage(block: Block | Batch, family: Family, content_type: str) -> tuple[Hashed, Look | None]:
+    """The content of a block. If it is the first of a source and begins with a malformed row, also what it looks like.
+
+    Text that has readable rows looks like what it was declared as.
+    """
+    if isinstance(block, Batch):
+        return block.salvage(family), None
+    if content_type == JSON_LINES:
+        found = salvage_lines(block.text, family, first_line=block.first_line)
+    else:
+        found = block.salvage(family)
+    begins_wrong = block.first_line == 1 and (0 in found.faults or is_tar(block.text))
+    look = recognise(block.text, content_type) if begins_wrong else None
+    return found, look if look and (look.binary or not len(found.pairs.digests)) else None
+
+
+def _blocks(sources: Sequence[Source], content_type: str, progress: Callable[[int], object]) -> Iterator[Block | Batch]:
     for source in sources:
+        told = 0
+        if content_type == PARQUET:
+            if isinstance(source, Pipe):
+                raise UserError(f"{source} is a pipe, through which Parquet cannot be read: use a file")
+            size = source.stat().st_size
+            for batch in batches(source):
+                progress(int(batch.read * size) - told)
+                told = int(batch.read * size)
+                yield batch
+            progress(size - told)
+            continue
         with stream(source, idle=lambda: progress(0)) as text:
-            told = 0
-            for block in line_blocks(text, text.name):
+            for block in line_blocks(text, text.name, returns=content_type == CSV):
                 progress(text.taken - told)
                 told = text.taken
                 yield block

@@ -4,7 +4,8 @@ RFC 4180 quotes are accepted. One record is one line, so a quoted field cannot h
 errors are correct, and a large file can be cut at any line end.) Text behind a closing quote is malformed: what was
 meant cannot be known, for example if backslashes escape quotes. CRLF, blank lines and blanks around the address are
 accepted, and so is a byte order mark at the start of any line, where joined files have it. An entity is used unchanged:
-``NA`` and ``00123`` are names.
+``NA`` and ``00123`` are names. A line of more than LONGEST_LINE bytes is malformed, so that a file without line ends
+takes time in proportion to its size, and little memory.
 
 Arrow reads the text. If only the hash of an entity is needed, as in training, the native kernel reads blocks of plain
 lines instead, and Arrow reads all other blocks.
@@ -13,7 +14,6 @@ lines instead, and Arrow reads all other blocks.
 import csv
 import io
 import re
-import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -27,6 +27,7 @@ from pyarrow import csv as arrow_csv
 from ipinsights.data import addresses
 from ipinsights.data.addresses import IPV4, Addresses, Family
 from ipinsights.data.entities import hash_names
+from ipinsights.data.malformed import LONGEST_LINE, SHOWN, Fault, Kind, MalformedRecords, of_address
 from ipinsights.errors import UserError
 from ipinsights.native import reader, scoring
 from ipinsights.native.reader import Digests
@@ -36,8 +37,6 @@ BLOCK_SIZE = 1 << 22
 
 _PIECE = 1 << 16
 """Bytes of text around a faulty row that the slow, exact reader reads."""
-_EXPLAINED = 20
-"""Faulty addresses of a piece that are explained, which is slow: more than are ever listed."""
 _LONGEST_FIELD = (1 << 31) - 1
 _BOM = b"\xef\xbb\xbf"
 _MARKS = re.compile(rb"(?<![^\r\n])(?:\xef\xbb\xbf)+")
@@ -47,13 +46,6 @@ _MAY_OPEN = np.isin(np.arange(256), list(b",\r\n"))
 """The bytes behind which a quote opens a field."""
 _MAY_FOLLOW = np.isin(np.arange(256), list(b',"\r\n'))
 """The bytes that may stand behind a quote that ends a field or is the first of two."""
-_SHOWN = 120
-"""Characters of a faulty line that an error quotes."""
-_LISTED = 3
-"""Faulty lines that an error lists."""
-
-_brief = reprlib.Repr()
-_brief.maxlevel, _brief.maxstring, _brief.maxother = 4, _SHOWN, _SHOWN
 
 
 class Pairs(NamedTuple):
@@ -90,25 +82,18 @@ class Records:
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
-    """One malformed row."""
+class Removed:
+    """How much was removed from rows to read them."""
 
-    position: int
-    """Its line in the text, counted from 1, or its index in a request, counted from 0."""
-    content: str
-    reason: str
+    marks: int = 0
+    """Byte order marks at the starts of lines."""
+    ports: int = 0
+    """Ports behind addresses."""
+    mapped: int = 0
+    """``::ffff:`` before addresses where IPv4 is asked for."""
 
-
-class MalformedRecords(UserError):
-    """Some rows are malformed; ``faults`` has each, in order."""
-
-    def __init__(self, faults: list[Fault], unit: str, cut: bool = False) -> None:
-        """``cut`` means that reading stopped early, so there may be more faults."""
-        self.faults = faults
-        self.unit = unit
-        shown = [f"{unit} {f.position}: {f.reason}, in {f.content!r}" for f in faults[:_LISTED]]
-        more = f"; and {'at least ' * cut}{len(faults) - _LISTED:,} more" if len(faults) > _LISTED else ""
-        super().__init__("; ".join(shown) + more)
+    def __add__(self, other: "Removed") -> "Removed":
+        return Removed(self.marks + other.marks, self.ports + other.ports, self.mapped + other.mapped)
 
 
 class Salvaged(NamedTuple):
@@ -120,13 +105,12 @@ class Salvaged(NamedTuple):
     """Which rows are readable: bool [n]."""
     faults: list[Fault]
     """The faults of the other rows, in order."""
-    marks: int = 0
-    """Byte order marks that were removed from the starts of lines."""
+    removed: Removed = Removed()
 
     @classmethod
-    def whole(cls, records: Records) -> "Salvaged":
+    def whole(cls, records: Records, removed: Removed = Removed()) -> "Salvaged":
         """For rows that are all readable."""
-        return cls(records, np.ones(len(records), dtype=np.bool_), [])
+        return cls(records, np.ones(len(records), dtype=np.bool_), [], removed)
 
     @classmethod
     def concat(cls, parts: Sequence["Salvaged"]) -> "Salvaged":
@@ -135,7 +119,7 @@ class Salvaged(NamedTuple):
             Records.concat([part.records for part in parts]),
             np.concatenate([part.readable for part in parts]),
             [fault for part in parts for fault in part.faults],
-            sum(part.marks for part in parts),
+            sum((part.removed for part in parts), Removed()),
         )
 
     def faults_by_row(self) -> dict[int, Fault]:
@@ -150,8 +134,7 @@ class Hashed(NamedTuple):
     """Of the readable rows, in order."""
     faults: dict[int, Fault]
     """The faults of the other rows, by their index among all rows, in order."""
-    marks: int
-    """Byte order marks that were removed from the starts of lines."""
+    removed: Removed
 
 
 class Text(Protocol):
@@ -175,21 +158,18 @@ def salvage_csv(data: bytes, family: Family = IPV4, first_line: int = 1, most: i
     Reading stops some time after more than ``most`` faults, because each takes time and memory.
     """
     data, marks = _without_marks(data)
-    records = _parse_faultless(data, family)
-    if records is not None:
-        return Salvaged.whole(records)._replace(marks=marks)
-    parts: list[Salvaged] = []
-    found = 0
-    for piece in line_blocks(io.BytesIO(data), "", _PIECE, first_line):  # a faulty row slows down only its piece
-        records = _parse_faultless(piece.text, family)
-        if records is None:
-            parts.append(_parse_lines(piece.text, family, piece.first_line))
-        else:
-            parts.append(Salvaged.whole(records))
-        found += len(parts[-1].faults)
-        if most is not None and found > most:
-            break
-    return Salvaged.concat(parts)._replace(marks=marks)
+    whole = _parse_faultless(data, family)
+    if whole is None:
+        parts: list[Salvaged] = []
+        found = 0
+        for piece in line_blocks(io.BytesIO(data), "", _PIECE, first_line):  # a faulty row slows down only its piece
+            faultless = _parse_faultless(piece.text, family)
+            parts.append(faultless or _parse_lines(piece.text, family, piece.first_line))
+            found += len(parts[-1].faults)
+            if most is not None and found > most:
+                break
+        whole = Salvaged.concat(parts)
+    return whole._replace(removed=whole.removed + Removed(marks=marks))
 
 
 def salvage_hashed(data: bytes, family: Family = IPV4, first_line: int = 1, most: int | None = None) -> Hashed:
@@ -199,9 +179,9 @@ def salvage_hashed(data: bytes, family: Family = IPV4, first_line: int = 1, most
     """
     pairs = reader.read_lines(data) if family is IPV4 else None
     if pairs is not None:
-        return Hashed(Pairs(*pairs), {}, 0)
+        return Hashed(Pairs(*pairs), {}, Removed())
     salvaged = salvage_csv(data, family, first_line, most)
-    return Hashed(salvaged.records.hashed(), salvaged.faults_by_row(), salvaged.marks)
+    return Hashed(salvaged.records.hashed(), salvaged.faults_by_row(), salvaged.removed)
 
 
 def parse_stream(
@@ -257,13 +237,22 @@ class Block:
         return UserError(f"{self.name}, {MalformedRecords(faults, unit='line')}. {demand(family)}")
 
 
-def line_blocks(stream: Text, name: str, size: int = BLOCK_SIZE, first_line: int = 1) -> Iterator[Block]:
-    """Cut a stream into blocks of complete lines, about ``size`` bytes each."""
+def line_blocks(
+    stream: Text, name: str, size: int = BLOCK_SIZE, first_line: int = 1, returns: bool = True
+) -> Iterator[Block]:
+    """Cut a stream into blocks of complete lines, about ``size`` bytes each.
+
+    What is left of a line that is too long is still too long. ``returns``: whether a carriage return ends a line, too.
+    """
     number, rest = first_line, b""
     while chunk := stream.read(size):
         end = chunk.rfind(b"\n") + 1
-        if not end:  # no line end: a very long line continues
+        if not end and returns:
+            end = chunk.rfind(b"\r") + 1
+        if not end:  # a very long line continues
             rest += chunk
+            if len(rest) > LONGEST_LINE:
+                rest = _cut(rest)
             continue
         block = Block(name, number, b"".join((rest, memoryview(chunk)[:end])))
         rest = chunk[end:]
@@ -293,24 +282,32 @@ def append_scores(data: bytes, scores: npt.NDArray[np.float32]) -> bytes | memor
     return b"".join(b"%s,%.9g\n" % pair for pair in zip(lines, scores.tolist(), strict=True))
 
 
-def explain(text: str, family: Family, before: int) -> str:
-    """What is wrong with an address; in general terms if enough were explained ``before``."""
-    if before >= _EXPLAINED:
-        return f"not an {family.noun}"
-    return addresses.explain(text[:_SHOWN], family)  # still longer than any address
-
-
-def shown(value: object) -> str:
-    """A value as an error quotes it: short, however long or deeply nested it is."""
-    return _brief.repr(value)[:_SHOWN]
-
-
 def _without_marks(data: bytes) -> tuple[bytes, int]:
     """Lines without the byte order marks at their starts, and the number of these."""
     if _BOM not in data:
         return data, 0
     without = _MARKS.sub(b"", data)
     return without, (len(data) - len(without)) // len(_BOM)
+
+
+def _cut(line: bytes) -> bytes:
+    """The beginning of a line that is too long, and bytes that keep it so; a blank one stays blank."""
+    return line[: 4 * SHOWN] + b"." * LONGEST_LINE if line.strip() else line[: LONGEST_LINE + 1]
+
+
+def _has_long_line(data: bytes) -> bool:
+    """Whether a line has more than LONGEST_LINE bytes; a carriage return ends a line, too.
+
+    From the start of a line, the search goes to the last line end that is near enough, so it sees few bytes.
+    """
+    start = 0
+    while len(data) - start > LONGEST_LINE:
+        end = start + LONGEST_LINE + 1
+        at = data.rfind(b"\n", start, end)
+        start = (at if at >= 0 else data.rfind(b"\r", start, end)) + 1
+        if not start:
+            return True
+    return False
 
 
 def _is_well_quoted(text: npt.NDArray[np.uint8]) -> bool:
@@ -338,10 +335,12 @@ def _count_lines(text: npt.NDArray[np.uint8]) -> int:
     return int(np.count_nonzero(ends[1:] & ~ends[:-1])) + int(not ends[-1])
 
 
-def _parse_faultless(data: bytes, family: Family) -> Records | None:
+def _parse_faultless(data: bytes, family: Family) -> Salvaged | None:
     """Read all lines at once; None if one may be malformed."""
     if not data.strip():
-        return Records(pa.array([], pa.string()), np.zeros(0, dtype=family.dtype))
+        return Salvaged.whole(Records(pa.array([], pa.string()), np.zeros(0, dtype=family.dtype)))
+    if _has_long_line(data):
+        return None
     try:
         table = arrow_csv.read_csv(
             pa.BufferReader(data),
@@ -360,11 +359,11 @@ def _parse_faultless(data: bytes, family: Family) -> Records | None:
     entities, texts = (single_chunk(table.column(name)) for name in ("entity", "ip"))
     if b" " in data or b"\t" in data:
         texts = pc.utf8_trim(texts, " \t")
-    values, valid = addresses.parse(texts, family)
+    values, valid, ports, mapped = addresses.read(texts, family)
     line_break_inside_quotes = quoted and len(entities) != _count_lines(characters)
     if line_break_inside_quotes or not valid.all() or pc.any(pc.equal(entities, "")).as_py():
         return None
-    return Records(entities, values)
+    return Salvaged.whole(Records(entities, values), Removed(ports=ports, mapped=mapped))
 
 
 def _parse_lines(data: bytes, family: Family, first_line: int) -> Salvaged:
@@ -372,45 +371,61 @@ def _parse_lines(data: bytes, family: Family, first_line: int) -> Salvaged:
     csv.field_size_limit(_LONGEST_FIELD)
     entities: list[str] = []
     texts: list[str] = []
-    reasons: dict[int, str] = {}
+    wrong: dict[int, tuple[Kind, str]] = {}
     lines = list(record_lines(data, first_line))
     for i, (_, line) in enumerate(lines):
         entity, text = "", ""
         try:
             entity, text = _split_line(line, family)
-        except ValueError as error:
-            reasons[i] = str(error)
+        except _Wrong as error:
+            wrong[i] = error.kind, str(error)
         entities.append(entity)
         texts.append(text)
-    values, valid = addresses.parse(pa.array(texts, pa.string()), family)
+    values, valid, ports, mapped = addresses.read(pa.array(texts, pa.string()), family)
     faults = []
     explained = 0
     for i in np.flatnonzero(~valid).tolist():
         number, line = lines[i]
-        if i not in reasons:
-            reasons[i] = explain(texts[i], family, explained)
+        if i not in wrong:
+            wrong[i] = of_address(texts[i], family, explained)
             explained += 1
-        faults.append(Fault(number, line.decode(errors="replace")[:_SHOWN], reasons[i]))
+        kind, reason = wrong[i]
+        faults.append(Fault(number, line[: 4 * SHOWN].decode(errors="replace")[:SHOWN], reason, kind))
     names = pa.array([entity for entity, ok in zip(entities, valid, strict=True) if ok], pa.string())
-    return Salvaged(Records(names, values[valid]), valid, faults)
+    return Salvaged(Records(names, values[valid]), valid, faults, Removed(ports=ports, mapped=mapped))
+
+
+class _Wrong(ValueError):
+    """A line has no two fields. The text is the reason."""
+
+    def __init__(self, kind: Kind, reason: str) -> None:
+        super().__init__(reason)
+        self.kind = kind
 
 
 def _split_line(line: bytes, family: Family) -> tuple[str, str]:
-    """The entity and the text of the address. Raises ValueError with the reason."""
+    """The entity and the text of the address. Raises _Wrong."""
+    if len(line) > LONGEST_LINE:
+        raise _Wrong(Kind.TOO_LONG, f"the line is longer than 1 MB ({LONGEST_LINE:,} bytes)")
     try:
         decoded = line.decode()
     except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 text (byte {error.start + 1})") from None
+        raise _Wrong(Kind.ENCODING, f"not UTF-8 text (byte {error.start + 1})") from None
     try:
         (fields,) = csv.reader([decoded.rstrip(" \t")], strict=True)
     except csv.Error:
+        reason = "text behind a closing quote: a quote within a quoted field must be written twice"
         if decoded.count('"') % 2:
-            raise ValueError("a quote is not closed on its line") from None
-        raise ValueError("text behind a closing quote: a quote within a quoted field must be written twice") from None
+            reason = "a quote is not closed on its line"
+        raise _Wrong(Kind.QUOTES, reason) from None
     if len(fields) != 2:
-        raise ValueError(f"expected 2 columns (entity, {family.noun}), found {len(fields)}")
+        reason = f"expected 2 columns (entity, {family.noun}), found {len(fields)}"
+        kind = Kind.TOO_FEW if len(fields) < 2 else Kind.TOO_MANY
+        if kind is Kind.TOO_MANY and all(addresses.is_address(text.strip(" \t")) for text in fields[1:]):
+            kind, reason = Kind.SEVERAL, f"{reason}: several addresses"
+        raise _Wrong(kind, reason)
     if not fields[0]:
-        raise ValueError("the entity is empty")
+        raise _Wrong(Kind.NO_ENTITY, "the entity is empty")
     return fields[0], fields[1].strip(" \t")
 
 

@@ -7,10 +7,11 @@
 //     entity "," blank* octet "." octet "." octet "." octet blank* (LF | CRLF | end of text)
 //
 // where the entity is one byte or more of valid UTF-8 without comma, quote, CR or LF, and without a byte order mark at
-// its start; blanks are spaces and tabs; and an octet is 0 to 255 without a leading zero. Such lines, and empty ones, are
-// read in one pass. Whatever else occurs makes it give up: a quoted field, a byte order mark, a lone CR, a third column,
-// IPv6, a fault. The caller then has its exact reader, which knows all of these and words every error, read the text in
-// place of this one. So this decides nothing: it is right if it is right on clean lines and sees that others are not.
+// its start; blanks are spaces and tabs; an octet is 0 to 255 without a leading zero; and the line, without its end, has
+// LONGEST_LINE bytes at most. Such lines, and empty ones, are read in one pass. Whatever else occurs makes it give up: a
+// quoted field, a byte order mark, a lone CR, a third column, a port, IPv6, a fault. The caller then has its exact
+// reader, which knows all of these and words every error, read the text in place of this one. So this decides nothing:
+// it is right if it is right on clean lines and sees that others are not.
 //
 // Instances of a request, in JSON or JSON Lines, are read likewise: those that are clean, in any of the shapes
 //
@@ -53,6 +54,7 @@ constexpr int64_t LONGEST_QUAD = 15;
 constexpr int64_t SIDE_BY_SIDE = 16;
 constexpr int64_t LONGEST_NUMBER = 15;
 constexpr int DEEPEST = 8;
+constexpr int64_t LONGEST_LINE = 1 << 20;  // as in ipinsights/data/malformed.py
 
 template <typename Word>
 Word load(const uint8_t* p) {
@@ -409,6 +411,7 @@ int64_t ipinsights_read_lines(const char* text, int64_t size, uint64_t* digests,
             digests[n] = xxh64(entity, comma - entity);
             addresses[n++] = address;
             while (p < end && (*p == ' ' || *p == '\t')) ++p;
+            if (p - entity > LONGEST_LINE) return NOT_CLEAN;
             if (p == end) break;
         }
         if (*p == '\r' && ++p == end) return NOT_CLEAN;
@@ -422,14 +425,16 @@ int64_t ipinsights_read_instances(const char* text, int64_t size, bool lines, ui
     Json json{p, p + size, lines};
     int64_t n = 0;
     if (lines) {
+        const uint8_t* begin = p;
         for (json.blanks(); json.p < json.end; json.blanks()) {
             if (*json.p != '\n') {
                 if (!json.instance(digests[n], addresses[n])) return NOT_CLEAN;
                 ++n;
                 json.blanks();
                 if (json.p < json.end && *json.p != '\n') return NOT_CLEAN;
+                if (json.p - begin > LONGEST_LINE) return NOT_CLEAN;
             } else {
-                ++json.p;
+                begin = ++json.p;
             }
         }
         return n;

@@ -38,6 +38,7 @@ import orjson
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
+from ipinsights.data.malformed import count
 from ipinsights.data.records import Pairs
 from ipinsights.errors import UserError, brief
 from ipinsights.model.scoring import Scorer
@@ -71,6 +72,7 @@ _STATUSES: dict[type[Exception], int] = {
     Stalled: 408,
     AlreadyLoaded: 409,
     TooLarge: 413,
+    media.NoMemory: 413,
     media.UnsupportedContentType: 415,
     OutOfMemory: 507,
 }
@@ -245,7 +247,8 @@ class _Front:
         facts["rows"] = len(rows)
         if rows.faults:
             error = rows.error
-            facts |= {"malformed_rows": len(rows.faults), "error": str(error)}
+            kinds = {kind.name.lower(): number for kind, number in count(rows.faults.values()).items()}
+            facts |= {"malformed_rows": len(rows.faults), "malformed_kinds": kinds, "error": str(error)}
             if not marking:
                 return _refusal(error, facts)
         rate = self._settings.max_false_alarms

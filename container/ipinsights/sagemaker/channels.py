@@ -9,6 +9,8 @@ from ipinsights.data import events
 from ipinsights.data.addresses import FAMILIES
 from ipinsights.data.entities import EntityIndex
 from ipinsights.data.events import Events
+from ipinsights.data.formats import CSV
+from ipinsights.data.malformed import ABSENT
 from ipinsights.data.sources import Source, size
 from ipinsights.errors import UserError
 from ipinsights.hyperparameters import Hyperparameters
@@ -20,12 +22,13 @@ _REMINDER, _PATIENCE = 60, 15 * 60
 logger = logging.getLogger("ipinsights")
 
 
-def read(name: str, sources: Sequence[Source], index: EntityIndex, hp: Hyperparameters) -> Events:
+def read(
+    name: str, sources: Sequence[Source], index: EntityIndex, hp: Hyperparameters, content_type: str = CSV
+) -> Events:
     """Read a channel; that of training gives new entities a row in the ``index``. No sources hold no events.
 
     Raises UserError where it has no rows, too many malformed ones, or does not come; and what `stopping.check` raises.
     """
-    tolerated = hp.malformed_rows_limit if hp.malformed_rows == "skip" else None
     total = size(sources)
     if sources:
         logger.info("Reading channel %r%s", name, f": {total / 1e6:,.1f} MB" if total else "")
@@ -36,18 +39,28 @@ def read(name: str, sources: Sequence[Source], index: EntityIndex, hp: Hyperpara
             FAMILIES[hp.ip_version],
             claim=name == "train",
             channel=name,
-            tolerated=tolerated,
+            content_type=content_type,
+            tolerated=None if hp.malformed_rows == "fail" else hp.malformed_rows_limit,
+            spared=ABSENT if hp.malformed_rows == "skip_placeholders" else (),
             progress=_Reception(name, bar),
         )
     skipped, rows = data.malformed.count, data.malformed.count + len(data)
     if skipped:
         logger.warning(
-            "Channel %r: skipped %s malformed rows of %s (%.2g%%): %s",
+            "Channel %r: skipped %s malformed rows of %s (%.2g%%): %s: %s",
             name,
             f"{skipped:,}",
             f"{rows:,}",
             100 * skipped / rows,
+            data.malformed.told,
             data.malformed,
+        )
+    if data.removed.ports or data.removed.mapped:
+        logger.info(
+            "Channel %r: read %s addresses without the port behind them, and %s IPv4 addresses written ::ffff:a.b.c.d",
+            name,
+            f"{data.removed.ports:,}",
+            f"{data.removed.mapped:,}",
         )
     if sources and not len(data):
         raise UserError(f"channel {name!r} has no rows" + (" except malformed ones" if skipped else ""))

@@ -6,14 +6,15 @@ import json
 import logging
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from werkzeug.http import parse_options_header
 
 from ipinsights.data import events
+from ipinsights.data.formats import CSV, JSON_LINES, PARQUET
 from ipinsights.data.sources import Pipe, Source
 from ipinsights.errors import UserError, brief, refusal, refusals
 from ipinsights.hyperparameters import Hyperparameters
@@ -27,13 +28,16 @@ class Channel:
     content: str
     """What it holds."""
     required: bool = False
-    content_types: tuple[str, ...] = ("text/csv",)
+    content_types: tuple[str, ...] = (CSV,)
+    """Those that it may be declared as; the first is the one of a channel without a declaration."""
     input_modes: tuple[str, ...] = ("File", "FastFile", "Pipe")
 
 
+_LOG_INS = (CSV, JSON_LINES, PARQUET)
+
 CHANNELS = {
-    "train": Channel("CSV files (entity,IP address)", required=True),
-    "validation": Channel("CSV files (entity,IP address)"),
+    "train": Channel("CSV files (entity,IP address)", required=True, content_types=_LOG_INS),
+    "validation": Channel("CSV files (entity,IP address)", content_types=_LOG_INS),
     "networks": Channel("tables of networks in iptoasn's format", input_modes=("File", "FastFile")),
     "model": Channel(
         "an earlier model.tar.gz", content_types=("application/x-sagemaker-model",), input_modes=("File",)
@@ -62,6 +66,8 @@ class Configuration:
     """The folder of the model channel, an earlier artifact; None where the job has none."""
     host: str
     """This host's name, as log lines carry it."""
+    content_types: Mapping[str, str] = field(default_factory=dict)
+    """The content types of the channels that the job has, by name."""
 
     @property
     def source(self) -> str:
@@ -103,6 +109,7 @@ def read(paths: Paths) -> Configuration:
         networks=files("networks"),
         model=paths.channel(channels["model"].name) if files("model") else None,
         host=host,
+        content_types={use: channel.content_type for use, channel in channels.items()},
     )
 
 
@@ -120,6 +127,7 @@ class _Channel:
     name: str
     """What the job calls it."""
     piped: bool
+    content_type: str
 
     @classmethod
     def check(cls, use: str, name: str, declared: dict[str, Any]) -> "_Channel":
@@ -133,14 +141,22 @@ class _Channel:
             modes = " or ".join(CHANNELS[use].input_modes)
             raise UserError(f"channel {name!r} does not support Pipe mode: use {modes} mode")
         # Parameters, such as the label_size=0 that generic CSV channels carry, change nothing.
-        content_type, _ = parse_options_header(declared.get("ContentType") or "text/csv")
+        content_type, _ = parse_options_header(declared.get("ContentType") or CSV)
+        content_type, supported = content_type.lower(), CHANNELS[use].content_types
         if use not in ("train", "validation"):
-            pass  # the others are read under any type
-        elif content_type.lower() == "csv":
+            return cls(name, piped, supported[0])  # the others are read under any type
+        if content_type == "csv":
             logger.warning("Channel %r has content type 'csv', which is read as text/csv: use that name", name)
-        elif content_type.lower() != "text/csv":
-            raise UserError(f"channel {name!r} has content type {brief(content_type)}; it must be text/csv")
-        return cls(name, piped)
+            content_type = CSV
+        elif content_type not in supported:
+            raise UserError(
+                f"channel {name!r} has content type {brief(content_type)}; it must be one of {', '.join(supported)}"
+            )
+        if piped and content_type == PARQUET:
+            raise UserError(
+                f"channel {name!r} has Parquet, which cannot be read in Pipe mode: use File or FastFile mode"
+            )
+        return cls(name, piped, content_type)
 
 
 def _channels(paths: Paths) -> dict[str, _Channel]:

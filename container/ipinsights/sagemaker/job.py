@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 from ipinsights import native
 from ipinsights.data.addresses import FAMILIES
 from ipinsights.data.entities import EntityIndex
+from ipinsights.data.formats import CSV
 from ipinsights.data.networks import Networks
 from ipinsights.errors import AlgorithmError, UserError, refusal, refusals
 from ipinsights.hyperparameters import Hyperparameters
@@ -159,12 +160,12 @@ def _train(
     else:
         index = EntityIndex(hp.num_entity_vectors)
     data = {
-        name: channels.read(name, sources, index, hp)
+        name: channels.read(name, sources, index, hp, job.content_types.get(name, CSV))
         for name, sources in (("train", job.train), ("validation", job.validation or []))
     }
     networks = Networks.read(job.networks, family) if job.networks else None
     read = time.time()
-    marks = sum(part.marks for part in data.values())
+    marks = sum(part.removed.marks for part in data.values())
     logger.info(
         "Read %s training and %s validation events%s",
         *(f"{len(part):,}" for part in data.values()),

@@ -1,17 +1,14 @@
 """The wire formats: one table of the content types that a request may have, and one for answers.
 
 A reader parses a body into pairs, in the arrays that the scorer takes. A writer renders predictions as bytes. Neither
-creates an object per row, except for rows that the native kernel leaves to the exact readers (`records`).
+creates an object per row, except for rows that the native kernel leaves to the exact readers (`records`, `instances`).
 ``verbose=True`` on an accepted type adds both embeddings to every prediction, ``calibrated=True`` how unusual it is.
 
 A row that cannot be read may keep its place in the answer: as ``{"dot_product":null,"error":"..."}``, or as ``nan`` in
 CSV, which stays a column of numbers.
 """
 
-import contextlib
 import functools
-import itertools
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias, cast
@@ -21,44 +18,28 @@ import numpy.typing as npt
 import orjson
 from werkzeug.http import parse_options_header
 
-from ipinsights.data import columns, records
-from ipinsights.data.addresses import IPV4, Family
-from ipinsights.data.records import Fault, MalformedRecords, Pairs
+from ipinsights.data.addresses import Family
+from ipinsights.data.formats import CSV, JSON_LINES, recognise
+from ipinsights.data.instances import salvage_document, salvage_lines
+from ipinsights.data.malformed import Fault, MalformedRecords
+from ipinsights.data.records import Hashed, Pairs, salvage_hashed
 from ipinsights.errors import UserError
 from ipinsights.model.scoring import Calibrated, Embedded, Labels
-from ipinsights.native import reader
 from ipinsights.native.scoring import join
 
 JSON = "application/json"
 """The type of an answer unless the request asks for another."""
-JSON_LINES = "application/jsonlines"
-CSV = "text/csv"
 
 Predictions: TypeAlias = Iterable[Any] | Iterable[Embedded] | Iterable[Calibrated]
 """The predictions of a request in batches of consecutive rows: scores (float32 [n]), or scores with more."""
 
-_INSTANCES_AT_ONCE = 4096
-"""Instances that are parsed together."""
-_TAIL = 8
-"""Characters that may follow an instance on its line."""
-
-
-def _nested(depth: int) -> bytes:
-    """An expression for an object or a list, by its brackets and strings alone."""
-    inner = rb'[^"\[\]{}]++|' + _STRING + (b"|" + _nested(depth - 1) if depth else b"")
-    return rb"[\[{](?:" + inner + rb")*+[\]}]"
-
-
-_STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
-_INSTANCE = rb'(?:[^"\[\]{},]++|' + _STRING + b"|" + _nested(6) + b")++"
-_BEGIN = re.compile(rb'\s*\{\s*"instances"\s*:\s*\[')
-_ELEMENT = re.compile(_INSTANCE, re.DOTALL)
-_SOME = re.compile(b"(?:%s,){1,%d}+" % (_INSTANCE, _INSTANCES_AT_ONCE), re.DOTALL)
-"""The beginning of a document of instances, one of them, and many with the comma behind each."""
-
 
 class UnsupportedContentType(UserError):
     """No reader for the request's Content-Type."""
+
+
+class NoMemory(UserError):
+    """There is no memory to read the body."""
 
 
 class NotAcceptable(UserError):
@@ -73,18 +54,21 @@ class Rows:
     """The pairs of the readable rows, in order."""
     faults: dict[int, Fault]
     """The faults of the other rows, by row index."""
-    unit: Literal["line", "instance"]
+    unit: "_Unit"
     """What the position of a fault counts."""
     cut: bool = False
     """Whether the reader stopped before the end of the body because it had found too many faults."""
+    look: str = ""
+    """Which other format the body looks like, and what to do, if no row can be read and one is recognised."""
 
     def __len__(self) -> int:
         return len(self.pairs.digests) + len(self.faults)
 
     @property
-    def error(self) -> MalformedRecords:
+    def error(self) -> UserError:
         """All faults as one error."""
-        return MalformedRecords(list(self.faults.values()), self.unit, self.cut)
+        error = MalformedRecords(list(self.faults.values()), self.unit, self.cut)
+        return UserError(f"the body {self.look} ({error})") if self.look else error
 
 
 @dataclass(frozen=True)
@@ -209,7 +193,7 @@ class Writer:
         """What takes the place of a prediction where the row cannot be read."""
         if self.content_type == CSV:
             return b"nan" + b"," * columns
-        return orjson.dumps({"dot_product": None, "error": fault.reason})
+        return orjson.dumps({"dot_product": None, "error": fault.advice})
 
     def _joined(self, predictions: Sequence[bytes]) -> bytes:
         return self._form.begin + self._form.separator.join(predictions) + self._form.end
@@ -219,23 +203,36 @@ def read(content_type: str, body: bytes, family: Family, most: int | None = None
     """Parse a request's body into rows whose addresses are of one family.
 
     Stops early once there are more than ``most`` faults; without ``most`` it reads all rows. Raises
-    UnsupportedContentType, or UserError if the body as a whole cannot be parsed.
+    UnsupportedContentType, NoMemory, or UserError if the body as a whole cannot be parsed.
     """
-    return _reader(content_type)(body, family, most)
+    name = _known(content_type)
+    reader, unit = _READERS[name]
+    try:
+        pairs, faults, _ = reader(body, family, most)
+    except MemoryError as error:
+        raise NoMemory(
+            f"there is no memory to read the body of {len(body):,} bytes: send fewer rows in a request"
+        ) from error
+    look = recognise(body, name) if faults and not len(pairs.digests) and name != JSON else None
+    # What a server cannot read under any declaration is not recognised for it.
+    return Rows(
+        pairs, faults, unit, most is not None and len(faults) > most, "" if not look or look.binary else str(look)
+    )
 
 
-_Reader: TypeAlias = Callable[[bytes, Family, int | None], Rows]
+_Unit: TypeAlias = Literal["line", "instance"]
+_Reader: TypeAlias = tuple[Callable[[bytes, Family, int | None], Hashed], _Unit]
 
 
 @functools.lru_cache(1024)
-def _reader(content_type: str) -> _Reader:
-    name, _ = parse_options_header(content_type)
-    found = _READERS.get(name.lower())
-    if found is None:
+def _known(content_type: str) -> str:
+    """The name in a Content-Type header. Raises UnsupportedContentType if it has no reader."""
+    name = parse_options_header(content_type)[0].lower()
+    if name not in _READERS:
         raise UnsupportedContentType(
             f"Content-Type {content_type!r} is not supported; use one of: {', '.join(_READERS)}"
         )
-    return found
+    return name
 
 
 @functools.lru_cache(1024)
@@ -281,145 +278,14 @@ def _numbers(values: Any) -> bytes:
     return orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
 
 
-def _read_csv(body: bytes, family: Family, most: int | None) -> Rows:
-    pairs, faults, _ = records.salvage_hashed(body, family, most=most)
-    return Rows(pairs, faults, "line", cut=most is not None and len(faults) > most)
-
-
-def _read_json(body: bytes, family: Family, most: int | None) -> Rows:
-    """``{"instances": [...]}``."""
-    if rows := _clean_instances(body, family, lines=False):
-        return rows
-    if parts := _parts(body):
-        with contextlib.suppress(orjson.JSONDecodeError):  # then it is not JSON as a whole, and told with the place
-            return _from_instances(_each(body, parts), family, most)
-    try:
-        document = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        if "memory" in error.msg:  # which is all that the library tells of it
-            raise MemoryError from None
-        first, _, rest = body.strip().partition(b"\n")
-        raise UserError(f"the body is not JSON: {error}{_hint(_line(first)) if rest else ''}") from error
-    instances = document.get("instances") if isinstance(document, dict) else None
-    if not isinstance(instances, list):
-        raise UserError(f'the body must be a JSON object with a list of "instances"{_hint(document)}')
-    return _from_instances(iter(instances), family, most)
-
-
-def _hint(instance: Any) -> str:
-    """What to say of a body that is, or begins with, an instance alone."""
-    pair = _features(instance)
-    lines = isinstance(pair, list) and len(pair) == 2
-    return f". For an instance a line, without such an object, the Content-Type is {JSON_LINES}" if lines else ""
-
-
-def _parts(body: bytes) -> list[slice]:
-    """Where the instances of a document lie, some thousands in each part; empty if it has an unusual form.
-
-    As Python's objects, a whole document takes fifteen times the memory that it takes as text. (orjson even crashes the
-    process if there is not enough.) The parts are found without a look at what they say.
-    """
-    if not (found := _BEGIN.match(body)):
-        return []
-    parts, place = [], found.end()
-    while found := _SOME.match(body, place):
-        parts.append(slice(place, found.end() - 1))
-        place = found.end()
-    last = _ELEMENT.match(body, place)
-    if last is None:
-        return []
-    parts.append(slice(place, last.end()))
-    try:
-        rest = orjson.loads(b'{"":[' + body[last.end() :])
-    except orjson.JSONDecodeError:
-        return []
-    return [] if "instances" in rest else parts
-
-
-def _each(body: bytes, parts: Sequence[slice]) -> Iterator[Any]:
-    for part in parts:
-        yield from orjson.loads(b"[" + body[part] + b"]")
-
-
-def _read_jsonlines(body: bytes, family: Family, most: int | None) -> Rows:
-    """One instance a line."""
-    if rows := _clean_instances(body, family, lines=True):
-        return rows
-    return _from_instances((_line(line) for line in body.split(b"\n") if line.strip()), family, most)
-
-
-def _clean_instances(body: bytes, family: Family, lines: bool) -> Rows | None:
-    """The rows as the native kernel reads them; None if it leaves the body to the exact readers or there are none."""
-    pairs = reader.read_instances(body, lines) if family is IPV4 else None
-    return Rows(Pairs(*pairs), {}, "instance") if pairs else None
-
-
-def _from_instances(instances: Iterator[Any], family: Family, most: int | None) -> Rows:
-    parts: list[records.Records] = []
-    faults: dict[int, Fault] = {}
-    count, ended, cut = 0, False, False
-    while not (ended or cut):
-        some = list(itertools.islice(instances, _INSTANCES_AT_ONCE))
-        found = [_features(instance) for instance in some]
-        pairs = [(_entity(f[0]), f[1]) if isinstance(f, list) and len(f) == 2 else None for f in found]
-        salvaged = columns.salvage_pairs([pair or (None, None) for pair in pairs], family, first=count)
-        for i, fault in salvaged.faults_by_row().items():
-            faults[count + i] = fault if pairs[i] else _misshapen(count + i, some[i])
-        parts.append(salvaged.records)
-        count += len(some)
-        ended = len(some) < _INSTANCES_AT_ONCE
-        cut = most is not None and len(faults) > most
-    return Rows(records.Records.concat(parts).hashed(), faults, "instance", cut and not ended)
-
-
-def _features(instance: Any) -> Any:
-    """The value under an instance's keys, which should be a list of two. Other keys are ignored."""
-    for _ in range(3):
-        if isinstance(instance, dict):
-            instance = next((instance[key] for key in ("features", "data", "values") if key in instance), None)
-    return instance
-
-
-def _entity(value: Any) -> Any:
-    """An entity as CSV has it: a whole number is its digits. Any other number has several forms, and is no name."""
-    return str(value) if type(value) is int else value  # True and False are no numbers here
-
-
-@dataclass(frozen=True)
-class _NotJson:
-    """Takes the place of an instance whose line is not JSON."""
-
-    line: str
-    reason: str
-
-
-def _misshapen(position: int, instance: Any) -> Fault:
-    """The fault of an instance that does not have two features."""
-    if isinstance(instance, _NotJson):
-        return Fault(position, records.shown(instance.line), f"not JSON: {instance.reason}")
-    shapes = '{"features": [entity, address]} or {"data": {"features": {"values": [entity, address]}}}'
-    return Fault(position, records.shown(instance), f"expected {shapes}")
-
-
-def _line(text: bytes) -> Any:
-    """The instance on a line. A comma or closing brackets may follow it, as in the sample in AWS's documentation."""
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        shorter = text.strip()
-        for _ in range(_TAIL):
-            if not shorter.endswith((b",", b"]", b"}")):
-                break
-            shorter = shorter[:-1].rstrip()
-            with contextlib.suppress(orjson.JSONDecodeError):
-                return orjson.loads(shorter)
-        return _NotJson(text.decode(errors="replace"), str(error))
+def _read_csv(body: bytes, family: Family, most: int | None) -> Hashed:
+    return salvage_hashed(body, family, most=most)
 
 
 _READERS: dict[str, _Reader] = {
-    CSV: _read_csv,
-    JSON: _read_json,
-    JSON_LINES: _read_jsonlines,
+    CSV: (_read_csv, "line"),
+    JSON: (salvage_document, "instance"),
+    JSON_LINES: (salvage_lines, "instance"),
 }
 
 
