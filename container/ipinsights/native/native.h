@@ -138,8 +138,10 @@ struct Update {
     Rate table;
     Rate typical;
     Rate block;
-    float mean_share;  // 1 - beta1 and 1 - beta2: how much of each comes from this step. Not the betas, whose
-    float square_share;  // difference from 1 would be off by 1e-5 of itself
+    // 1 - beta1 and 1 - beta2, the shares of both moments that come from this step. A difference of the float beta2 from
+    // 1 would be off by 1e-5 of itself.
+    float mean_share;
+    float square_share;
     float deviation;
     float epsilon;
 };
