@@ -30,6 +30,7 @@ def test_documented_defaults() -> None:
         "saved_epoch": "last",
         "early_stopping_patience": 0,
         "history": 128,
+        "held_out_share": 0.02,
         "checkpoint_interval_minutes": 10.0,
     }
 
