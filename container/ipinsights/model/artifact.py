@@ -241,6 +241,8 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def _elsewhere(folder: Path) -> str:
     """Where the model is that was looked for in a folder, if it can be guessed, and what to do; else ""."""
+    if folder.name in (TENSORS, MANIFEST) and folder.is_file():
+        return f". It is a file of a model: name its folder, {folder.parent}"
     archives = [folder] if folder.is_file() else sorted(folder.glob("*"))
     packed = next((path for path in archives if path.name.endswith(ARCHIVES)), None)
     if packed:
