@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conftest import PEAK, Traffic, Tree, bound, to_csv
+from conftest import PEAK, Traffic, Tree, bound, to_csv, to_events
 from ipinsights.commands import main
 from ipinsights.data import addresses
 from ipinsights.data.records import parse_csv
+from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.model import artifact
 from ipinsights.model.scoring import Scorer
+from ipinsights.training.fit import fit
 
 pytestmark = pytest.mark.slow
 
@@ -179,11 +181,39 @@ def test_evaluate_prints_both_comparisons(
 ) -> None:
     (tmp_path / "normal.csv").write_text(to_csv(traffic.normal))
     main.main(["evaluate", "--model", str(trained[0].model), str(tmp_path)])
-    head, _, random, others = capsys.readouterr().out.splitlines()
+    head, _, random, others, *promises = capsys.readouterr().out.splitlines()
     assert "2,000 log-ins" in head
     assert random.startswith("random addresses")
     assert others.startswith("other entities' addresses")
     assert 0.8 < float(random.split()[2]) <= 1
+    # The model was calibrated by these very log-ins, each of which counts itself among those that score no higher.
+    assert len(promises) == 2
+    for line, rate in zip(promises, (10, 1), strict=True):
+        assert line.endswith(f": {rate:.2f}% were promised")
+        assert 0.8 * rate < float(line.split("%")[0]) <= rate
+
+
+def test_evaluate_warns_of_log_ins_that_are_not_as_they_were(
+    trained: tuple[Tree, object], traffic: Traffic, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As when a third of them are attacks."""
+    (tmp_path / "log.csv").write_text(to_csv(traffic.normal) + to_csv(traffic.attacks))
+    main.main(["evaluate", "--model", str(trained[0].model), str(tmp_path / "log.csv")])
+    printed = capsys.readouterr().out
+    assert "log-ins of known entities score below" in printed
+    assert printed.splitlines()[-1].startswith("Warning: more than twice or less than half as many log-ins as promised")
+
+
+def test_evaluate_of_a_model_without_calibration_promises_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pairs = "".join(f"user_{n % 20},{n % 5 + 1}.2.{n % 7}.{n}\n" for n in range(100))
+    (tmp_path / "log.csv").write_text(pairs)
+    log_ins = parse_csv(pairs.encode())
+    events = to_events(log_ins, 50)
+    artifact.save(fit(events, Hyperparameters(num_entity_vectors=50, vector_dim=8, epochs=1)), tmp_path / "model", {})
+    main.main(["evaluate", "--model", str(tmp_path / "model"), str(tmp_path / "log.csv")])
+    assert "promised" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from ipinsights.data.addresses import IPV4
 from ipinsights.data.records import parse_csv
 from ipinsights.errors import UserError
 from ipinsights.model import artifact
+from ipinsights.model.calibration import RATES
 from ipinsights.model.explanation import explain
 from ipinsights.model.model import Model
 from ipinsights.model.scoring import Scorer
@@ -139,6 +140,9 @@ def test_a_server_answers_so_by_default_if_told_to(trained: tuple[Tree, object],
     }
     with Server(trained[0], **told) as server:
         assert server.post(BODY).json()["predictions"] == predictions(model, 0.1)
+        below = {rate: sum(p["percentile"] <= rate for p in predictions(model)) for rate in RATES}
+        entry = next(entry for entry in server.entries() if entry["path"] == "/invocations")
+        assert entry["below"] == {str(rate): number for rate, number in below.items()}
         assert server.post(BODY, accept="application/json").text == answered(model, "application/json")
         assert server.post(BODY, accept="text/csv;calibrated=True").text == answered(
             model, "text/csv;calibrated=True", 0.1

@@ -17,7 +17,7 @@ def add(commands: Commands) -> None:
         "evaluate",
         help="measure how well a model tells real log-ins from fabricated ones",
         description="Compare real log-ins with as many fabricated ones. The command prints the ROC AUC and what a "
-        f"threshold catches. {CSV}",
+        f"threshold catches, and whether as few log-ins score low as the model's calibration promised. {CSV}",
     )
     command.add_argument("--model", type=Path, required=True, help="the folder of a model")
     command.add_argument(
@@ -49,3 +49,14 @@ def run(options: argparse.Namespace) -> None:
         several = len(log_ins.entities.unique()) > 1
         reason = "each entity uses every address" if several else "they are of one entity"
         print(f"{comparison.OTHERS}: not compared, since there are none in these log-ins: {reason}")
+    promises = comparison.promises(scorer, log_ins)
+    for p in promises:
+        print(
+            f"{p.below:.3%} of {p.log_ins:,} log-ins of {p.entities} entities score below {p.score:.2f}: "
+            f"{p.rate:.2%} were promised"
+        )
+    if any(p.broken for p in promises):
+        print(
+            "Warning: more than twice or less than half as many log-ins as promised are below a threshold. Log-ins "
+            "have changed since the model was trained, or these are of another kind: train anew"
+        )

@@ -168,9 +168,9 @@ class Scorer:
         return Embedded(scores, self._model.entity[rows], encoded[leaves])
 
     @property
-    def calibrated(self) -> bool:
-        """Whether `calibrate_hashed` can tell how unusual a score is."""
-        return self._model.calibration is not None
+    def calibration(self) -> Calibration | None:
+        """What scores ordinary log-ins got, by which `calibrate_hashed` tells how unusual a score is."""
+        return self._model.calibration
 
     def calibrate_hashed(
         self, digests: Digests, addresses: Addresses, rate: float | None = None, embedded: bool = False

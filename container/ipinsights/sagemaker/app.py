@@ -34,6 +34,7 @@ from pathlib import Path
 from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import orjson
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
@@ -41,7 +42,8 @@ from werkzeug.exceptions import HTTPException
 from ipinsights.data.malformed import count
 from ipinsights.data.records import Pairs
 from ipinsights.errors import UserError, brief
-from ipinsights.model.scoring import Scorer
+from ipinsights.model.calibration import RATES
+from ipinsights.model.scoring import Calibrated, Scorer
 from ipinsights.sagemaker import media
 from ipinsights.sagemaker.access import AccessLog
 from ipinsights.sagemaker.models import ONLY, AlreadyLoaded, ModelStore, NotLoaded, OutOfMemory
@@ -252,7 +254,11 @@ class _Front:
             if not marking:
                 return _refusal(error, facts)
         rate = self._settings.max_false_alarms
-        text = writer.write(_predict(scorer, rows.pairs, writer, rate), rows, scorer.vector_dim, rate is not None)
+        predictions = _predict(scorer, rows.pairs, writer, rate)
+        if writer.calibrated:
+            facts["below"] = below = dict.fromkeys(map(str, RATES), 0)
+            predictions = _counted(predictions, below)
+        text = writer.write(predictions, rows, scorer.vector_dim, rate is not None)
         # Batch Transform concatenates answers as they are.
         ended = self._settings.batch and writer.by_lines and text
         return _Answer(200, text + b"\n" if ended else text, writer.content_type, facts)
@@ -296,6 +302,15 @@ def _predict(scorer: Scorer, pairs: Pairs, writer: media.Writer, rate: float | N
             yield scorer.calibrate_hashed(*batch, rate, writer.verbose)
         else:
             yield (scorer.embed_hashed if writer.verbose else scorer.score_hashed)(*batch)
+
+
+def _counted(predictions: Iterator[Calibrated], below: dict[str, int]) -> Iterator[Calibrated]:
+    """Count how many predictions have no more than each rate as their percentile."""
+    for batch in predictions:
+        percentile = np.array(batch.labels.values["percentile"])[batch.codes[:, 0]]
+        for rate in below:
+            below[rate] += int((percentile <= float(rate)).sum())
+        yield batch
 
 
 def _not_allowed(environ: "WSGIEnvironment", methods: str, facts: Mapping[str, object]) -> _Answer:
