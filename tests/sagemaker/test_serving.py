@@ -331,14 +331,13 @@ for more in (40, 80, 160, 320):
     try:
         rows = media.read("application/json", body, IPV4)
         print(len(rows), list(rows.faults))
-    except media.NoMemory as error:
-        print(error)
+    except MemoryError:
+        print("too little memory")
 """
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    said = "there is no memory to read the body of 18,000,027 bytes: send fewer rows in a request"
     told = done.stdout.splitlines()
-    assert (told[0], told[-1], len(told)) == (said, "1000001 [1000000]", 4), done.stderr
+    assert (told[0], told[-1], len(told)) == ("too little memory", "1000001 [1000000]", 4), done.stderr
     assert set(told) == {told[0], told[-1]}
 
 

@@ -74,7 +74,6 @@ _STATUSES: dict[type[Exception], int] = {
     Stalled: 408,
     AlreadyLoaded: 409,
     TooLarge: 413,
-    media.NoMemory: 413,
     media.UnsupportedContentType: 415,
     OutOfMemory: 507,
 }

@@ -38,10 +38,6 @@ class UnsupportedContentType(UserError):
     """No reader for the request's Content-Type."""
 
 
-class NoMemory(UserError):
-    """There is no memory to read the body."""
-
-
 class NotAcceptable(UserError):
     """No writer for any type of the request's Accept header."""
 
@@ -203,16 +199,11 @@ def read(content_type: str, body: bytes, family: Family, most: int | None = None
     """Parse a request's body into rows whose addresses are of one family.
 
     Stops early once there are more than ``most`` faults; without ``most`` it reads all rows. Raises
-    UnsupportedContentType, NoMemory, or UserError if the body as a whole cannot be parsed.
+    UnsupportedContentType, UserError if the body as a whole cannot be parsed, and MemoryError if that takes too much.
     """
     name = _known(content_type)
     reader, unit = _READERS[name]
-    try:
-        pairs, faults, _ = reader(body, family, most)
-    except MemoryError as error:
-        raise NoMemory(
-            f"there is no memory to read the body of {len(body):,} bytes: send fewer rows in a request"
-        ) from error
+    pairs, faults, _ = reader(body, family, most)
     look = recognise(body, name) if faults and not len(pairs.digests) and name != JSON else None
     # What a server cannot read under any declaration is not recognised for it.
     return Rows(
