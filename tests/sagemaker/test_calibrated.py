@@ -11,7 +11,7 @@ from conftest import Server, Tree
 from ipinsights.data.addresses import IPV4
 from ipinsights.data.records import parse_csv
 from ipinsights.errors import UserError
-from ipinsights.model import artifact
+from ipinsights.model import artifact, scoring
 from ipinsights.model.calibration import RATES
 from ipinsights.model.explanation import explain
 from ipinsights.model.model import Model
@@ -71,7 +71,7 @@ def test_all_formats_say_the_same(model: Model, either_way: None) -> None:
 def test_the_kernel_and_python_write_the_same(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     accepted = [f"{name};calibrated=True" for name in media.ACCEPTED_TYPES]
     fast = [answered(model, accept, 0.01) for accept in accepted]
-    monkeypatch.setattr(media, "join", lambda *_: None)
+    monkeypatch.setattr(scoring, "join", lambda *_: None)
     assert [answered(model, accept, 0.01) for accept in accepted] == fast
 
 

@@ -6,9 +6,10 @@ product of two rows. If that table would be too large, or take too long to compu
 """
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,7 @@ from ipinsights.model import artifact
 from ipinsights.model.calibration import BINS, Calibration, bins
 from ipinsights.model.model import Model
 from ipinsights.native.reader import Digests
-from ipinsights.native.scoring import PairScorer, score_pairs
+from ipinsights.native.scoring import PairScorer, join, score_pairs
 
 _CHUNK = 4096
 """Leaves encoded, or pairs scored without the kernel, at a time: their data stays in the processor's cache."""
@@ -52,8 +53,27 @@ class Labels:
     """The distinct values that predictions can have besides their scores, by name of the column."""
 
     values: dict[str, list[Any]]
-    texts: dict[str, Any] = field(default_factory=dict)
-    """What a writer made of them: they are rendered once."""
+    _texts: dict[str, "_Texts"] = field(default_factory=dict)
+
+    def texts(self, form: str, render: Callable[[str, list[Any]], list[bytes]]) -> "_Texts":
+        """What ``render`` makes of each column's name and values. It is asked once for each ``form``."""
+        if form not in self._texts:
+            columns = [render(name, values) for name, values in self.values.items()]
+            every = [text for column in columns for text in column]
+            starts = np.cumsum([0, *map(len, every)], dtype=np.int64)
+            first = np.cumsum([0, *map(len, columns)], dtype=np.int32)[:-1]
+            self._texts[form] = _Texts(np.frombuffer(b"".join(every), dtype=np.uint8), starts, first)
+        return self._texts[form]
+
+
+class _Texts(NamedTuple):
+    """The texts of all labels."""
+
+    behind_one_another: npt.NDArray[np.uint8]
+    starts: npt.NDArray[np.int64]
+    """Where each text starts; at the end the number of bytes."""
+    first: npt.NDArray[np.int32]
+    """The number of each column's first text, [m]."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +94,26 @@ class Calibrated:
     """Which of the labels each pair has, [n, m]."""
     embedded: Embedded | None
     """The scores with their embeddings, if asked for."""
+
+    def write(self, form: str, numbers: bytes, render: Callable[[str, list[Any]], list[bytes]]) -> bytes:
+        """All pairs behind one another: of each a number, of n with commas between them, then its labels' texts.
+
+        ``render`` makes texts of a column's name and values. They are kept for whoever asks for the same ``form``.
+        """
+        texts, starts, first = self.labels.texts(form, render)
+        codes = self.codes + first
+        joined = join(numbers, codes, texts, starts)
+        if joined is not None:
+            return joined.tobytes()
+        every = texts.tobytes()
+        return b"".join(
+            b"".join([number, *(every[starts[code] : starts[code + 1]] for code in row)])
+            for number, row in zip(numbers.split(b","), codes.tolist(), strict=True)
+        )
+
+    def below(self, rate: float) -> int:
+        """How many pairs have no more than a rate as their percentile."""
+        return int((np.array(self.labels.values["percentile"])[self.codes[:, 0]] <= rate).sum())
 
     def column(self, name: str) -> list[Any]:
         """The values of a column, [n]."""

@@ -34,7 +34,6 @@ from pathlib import Path
 from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import orjson
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
@@ -306,9 +305,8 @@ def _predict(scorer: Scorer, pairs: Pairs, writer: media.Writer, rate: float | N
 def _counted(predictions: Iterator[Calibrated], below: dict[str, int]) -> Iterator[Calibrated]:
     """Count how many predictions have no more than each rate as their percentile."""
     for batch in predictions:
-        percentile = np.array(batch.labels.values["percentile"])[batch.codes[:, 0]]
         for rate in below:
-            below[rate] += int((percentile <= float(rate)).sum())
+            below[rate] += batch.below(float(rate))
         yield batch
 
 

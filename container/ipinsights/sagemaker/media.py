@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
-import numpy as np
-import numpy.typing as npt
 import orjson
 from werkzeug.http import parse_options_header
 
@@ -24,8 +22,7 @@ from ipinsights.data.instances import salvage_document, salvage_lines
 from ipinsights.data.malformed import Fault, MalformedRecords
 from ipinsights.data.records import Hashed, Pairs, salvage_hashed
 from ipinsights.errors import UserError
-from ipinsights.model.scoring import Calibrated, Embedded, Labels
-from ipinsights.native.scoring import join
+from ipinsights.model.scoring import Calibrated, Embedded
 
 JSON = "application/json"
 """The type of an answer unless the request asks for another."""
@@ -135,17 +132,18 @@ class Writer:
     def _table(self, batch: Calibrated) -> bytes:
         """Calibrated predictions, each a line. Many have the same labels, so each label is rendered once."""
         _, prefix, suffix, _, _ = self._form
-        texts, starts, first = self._rendered(batch.labels)
-        codes, scores = batch.codes + first, _numbers(batch.scores.astype("f8"))
-        joined = join(scores, codes, texts, starts)
-        if joined is None:
-            blob = texts.tobytes()
-            rows = (
-                b"".join([score, *(blob[starts[code] : starts[code + 1]] for code in row)])
-                for score, row in zip(scores.split(b","), codes.tolist(), strict=True)
-            )
-            joined = memoryview(b"".join(rows))
-        lines = prefix + bytes(joined[: len(joined) - len(b"\n" + prefix)])
+        end = suffix + b"\n" + prefix  # of a line, and the beginning of the next
+
+        def render(name: str, values: list[Any]) -> list[bytes]:
+            texts = map(orjson.dumps, values)
+            if self.content_type == CSV:  # without quotes, and null is empty
+                found = [b"," + (b"" if text == b"null" else text.strip(b'"')) for text in texts]
+            else:
+                found = [b',"%b":%b' % (name.encode(), text) for text in texts]
+            return [text + end for text in found] if name == [*batch.labels.values][-1] else found
+
+        written = batch.write(self.content_type, _numbers(batch.scores.astype("f8")), render)
+        lines = prefix + written[: len(written) - len(b"\n" + prefix)]
         if not batch.embedded:
             return lines
         tails = (
@@ -161,29 +159,6 @@ class Writer:
         """An embedding, as it is added to a prediction."""
         numbers = _numbers(values.astype("f8"))
         return b"," + numbers if self.content_type == CSV else b',"%b":[%b]' % (name.encode(), numbers)
-
-    def _rendered(self, labels: Labels) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64], npt.NDArray[np.int32]]:
-        """The texts of all labels behind one another, where each starts, and the number of each column's first: [m].
-
-        What ends a line and begins the next is part of the last column. In CSV a text has no quotes, and null is empty.
-        """
-        if self.content_type not in labels.texts:
-            _, prefix, suffix, _, _ = self._form
-            texts: list[bytes] = []
-            first = []
-            for name, values in labels.values.items():
-                first.append(len(texts))
-                rendered = map(orjson.dumps, values)
-                if self.content_type == CSV:
-                    texts += [b"," + (b"" if text == b"null" else text.strip(b'"')) for text in rendered]
-                else:
-                    texts += [b',"%b":%b' % (name.encode(), text) for text in rendered]
-            texts[first[-1] :] = [text + suffix + b"\n" + prefix for text in texts[first[-1] :]]
-            starts = np.cumsum([0, *map(len, texts)], dtype=np.int64)
-            blob = np.frombuffer(b"".join(texts), dtype=np.uint8)
-            labels.texts[self.content_type] = blob, starts, np.array(first, dtype=np.int32)
-        found: tuple[Any, Any, Any] = labels.texts[self.content_type]
-        return found
 
     def _mark(self, fault: Fault, columns: int) -> bytes:
         """What takes the place of a prediction where the row cannot be read."""
