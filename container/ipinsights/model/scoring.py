@@ -6,7 +6,7 @@ product of two rows. If that table would be too large, or take too long to compu
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -111,9 +111,11 @@ class Calibrated:
             for number, row in zip(numbers.split(b","), codes.tolist(), strict=True)
         )
 
-    def below(self, rate: float) -> int:
-        """How many pairs have no more than a rate as their percentile."""
-        return int((np.array(self.labels.values["percentile"])[self.codes[:, 0]] <= rate).sum())
+    def below(self, rates: Sequence[float]) -> list[int]:
+        """How many pairs have no more than each rate as their percentile."""
+        percentiles = np.array(self.labels.values["percentile"])
+        numbers = np.bincount(self.codes[:, 0], minlength=len(percentiles))
+        return [int(numbers[percentiles <= rate].sum()) for rate in rates]
 
     def column(self, name: str) -> list[Any]:
         """The values of a column, [n]."""

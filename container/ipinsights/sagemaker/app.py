@@ -305,8 +305,8 @@ def _predict(scorer: Scorer, pairs: Pairs, writer: media.Writer, rate: float | N
 def _counted(predictions: Iterator[Calibrated], below: dict[str, int]) -> Iterator[Calibrated]:
     """Count how many predictions have no more than each rate as their percentile."""
     for batch in predictions:
-        for rate in below:
-            below[rate] += batch.below(float(rate))
+        for rate, number in zip(below, batch.below(RATES), strict=True):
+            below[rate] += number
         yield batch
 
 
