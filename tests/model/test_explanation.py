@@ -23,7 +23,7 @@ from ipinsights.model.model import Model
 from ipinsights.model.scoring import Scorer
 from ipinsights.training.fit import fit
 
-HP = Hyperparameters(num_entity_vectors=200, vector_dim=16, epochs=2, mini_batch_size=500)
+HP = Hyperparameters(num_entity_vectors=200, vector_dim=16, epochs=2, mini_batch_size=500, held_out_share=0)
 SEEN = ("popularity", "habit", "affinity")
 STRANGER = "nobody has seen me"
 
