@@ -35,6 +35,7 @@ HP = Hyperparameters(
     random_negative_sampling_rate=2,
     shuffled_negative_sampling_rate=1,
     saved_epoch="best",
+    held_out_share=0,
 )
 
 

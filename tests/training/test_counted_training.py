@@ -28,7 +28,9 @@ from ipinsights.model.scoring import Scorer
 from ipinsights.training.fit import fit
 from ipinsights.training.progress import EpochSummary, Listener
 
-HP = Hyperparameters(num_entity_vectors=200, vector_dim=16, epochs=3, mini_batch_size=256, learning_rate=0.01)
+HP = Hyperparameters(
+    num_entity_vectors=200, vector_dim=16, epochs=3, mini_batch_size=256, learning_rate=0.01, held_out_share=0
+)
 
 
 class Recorder(Listener):
@@ -252,10 +254,12 @@ def test_going_on_counts_both_and_nothing_twice(model: Model, train: Events, tra
     assert expected is not None
     now, counted_once = Scorer(later).score(traffic.normal), Scorer(expected).score(traffic.normal)
     np.testing.assert_allclose(now, counted_once, atol=0.05)
-    # The same pairs say the same of the networks, whatever the number of their events.
     for coordinate in (POPULARITY, CONSTANT, PRIOR):
-        before, after = (some.encode(traffic.normal.addresses)[:, coordinate] for some in (model, later))
+        before, after = (some.encode(traffic.normal.addresses)[:, coordinate] for some in (expected, later))
         np.testing.assert_allclose(after - after.mean(), before - before.mean(), atol=1e-4)
+    # How many entities use a network does not depend on the number of their events.
+    before, after = (some.encode(traffic.normal.addresses)[:, PRIOR] for some in (model, later))
+    np.testing.assert_allclose(after, before, atol=1e-4)
     assert np.corrcoef(now, Scorer(model).score(traffic.normal))[0, 1] > 0.98
 
 

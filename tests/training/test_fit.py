@@ -36,6 +36,7 @@ HP = Hyperparameters(
     learning_rate=0.01,
     random_negative_sampling_rate=2,
     shuffled_negative_sampling_rate=1,
+    held_out_share=0,
 )
 
 
@@ -344,7 +345,7 @@ def test_a_gpu_that_cannot_be_used_is_passed_over_with_the_reason(monkeypatch: p
 
 def test_the_documented_defaults_learn_who_is_who(traffic: Traffic, train: Events) -> None:
     """With nothing set but what must be: by default the steps would be too few and too small for so few events."""
-    hp = Hyperparameters(num_entity_vectors=200, vector_dim=16)
+    hp = Hyperparameters(num_entity_vectors=200, vector_dim=16, held_out_share=0)
     model = fit(train, hp)
     for whole_or_part in (model, model.learnt_alone()):
         random, others = comparison.evaluate(Scorer(whole_or_part), traffic.normal, threshold=0.0)
