@@ -673,8 +673,8 @@ def _learnt(
 ) -> dict[str, tuple[dict[str, Scores], float]]:
     """The scores of each group, and the discriminator_auc, by contender."""
     index = EntityIndex(2 * len({entity for entity, _ in train}))
-    events = _events(train, index.claim, index, family)
-    read = partial(_events, find=index.find, index=index, family=family)
+    events = events_of(train, index.claim, index, family)
+    read = partial(events_of, find=index.find, index=index, family=family)
     validation = read(drawn.validation) if drawn.validation else None
     asked = {name: read(pairs) for name, pairs in drawn.asked.items()}
     return {
@@ -686,7 +686,10 @@ def _learnt(
     }
 
 
-def _events(pairs: Sequence[Pair], find: Callable[[pa.StringArray], Any], index: EntityIndex, family: Family) -> Events:
+def events_of(
+    pairs: Sequence[Pair], find: Callable[[pa.StringArray], Any], index: EntityIndex, family: Family
+) -> Events:
+    """The pairs as events; ``find`` gives the row of each entity."""
     entities, texts = (pa.array(column, pa.string()) for column in zip(*pairs, strict=True))
     values, valid = addresses.parse(texts, family)
     if not valid.all():

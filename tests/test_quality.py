@@ -1,8 +1,11 @@
 """The model against counting on real data, as `python -m benchmarks.quality` measures it; one seed of each."""
 
+import sys
+from unittest.mock import patch
+
 import pytest
 
-from benchmarks import contenders, datasets, quality
+from benchmarks import calibration, contenders, datasets, quality
 from benchmarks.ranking import Task
 from ipinsights.data.addresses import IPV4, IPV6
 
@@ -41,3 +44,16 @@ def test_the_table_has_a_row_a_contender(capsys: pytest.CaptureFixture[str]) -> 
     printed = capsys.readouterr().out
     for name in (*contenders.BASELINES, "model"):
         assert f"{name}" in printed
+
+
+def test_whether_calibration_keeps_its_promise_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    """Small; with the Tor relays where they are."""
+    with patch.object(sys, "argv", ["calibration", "--users", "40", "--seeds", "1"]):
+        calibration.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("| share with a percentile of at most | calibrated by |")
+    assert lines[2].startswith("| tutorial: later log-ins |")
+    assert {line.count("|") for line in lines} == {6}
+    for line in lines[2:]:
+        shares = [float(cell.strip(" %")) for cell in line.split("|")[3:6]]
+        assert 0 <= shares[2] <= shares[1] <= shares[0] < 60
