@@ -134,12 +134,12 @@ struct Rate {
     float keep;
 };
 
+// The shares of both moments are 1 - beta1 and 1 - beta2: what comes of this step. A difference of the float beta2 from 1
+// would be off by 1e-5 of itself.
 struct Update {
     Rate table;
     Rate typical;
     Rate block;
-    // 1 - beta1 and 1 - beta2, the shares of both moments that come from this step. A difference of the float beta2 from
-    // 1 would be off by 1e-5 of itself.
     float mean_share;
     float square_share;
     float deviation;
