@@ -83,11 +83,11 @@ class Sketch:
 
     def threshold(self, rate: float) -> Threshold:
         """The threshold for a rate of false alarms."""
-        bins = int(np.searchsorted(self.percentiles, rate, side="right"))
         if not self.supports(rate):
             return Threshold(rate, None, (0.0, 1.0))
-        interval = _wilson(int(self.counts[:bins].sum(dtype=np.int64)), len(self))
-        return Threshold(rate, _LOWEST + bins / _PER_UNIT, interval)
+        below = int(np.searchsorted(self.percentiles, rate, side="right"))  # so many bins
+        interval = _wilson(int(self.counts[:below].sum(dtype=np.int64)), len(self))
+        return Threshold(rate, _LOWEST + below / _PER_UNIT, interval)
 
 
 @dataclass(frozen=True)

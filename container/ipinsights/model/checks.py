@@ -108,7 +108,7 @@ def tables(arrays: Arrays, described: Described) -> None:
     tensor(arrays, "encoder.b", np.float32, (len(w), dim), f"'encoder.w' has {len(w)} blocks of {dim}")
     given = described.get("hyperparameters", {})
     if not isinstance(given, Mapping):
-        raise TypeError(f"'hyperparameters' is {_shown(given)}, not an object")
+        raise TypeError(f"'hyperparameters' is {reprlib.repr(given)}, not an object")
     for name, value in (
         ("num_entity_vectors", entities),
         ("vector_dim", dim),
@@ -116,7 +116,7 @@ def tables(arrays: Arrays, described: Described) -> None:
         ("ip_version", described["vocabulary"]["ip_version"]),
     ):
         if name in given and (type(given[name]) is not int or given[name] != value):
-            raise ValueError(f"'hyperparameters.{name}' is {_shown(given[name])}, and its tensors are of {value}")
+            raise ValueError(f"'hyperparameters.{name}' is {reprlib.repr(given[name])}, and its tensors are of {value}")
     if "calibration" in described:
         for name in ("known", "new", "fabricated"):
             tensor(arrays, f"calibration.{name}", np.uint32, (BINS,))
@@ -231,16 +231,12 @@ def whole(described: Described, path: str, low: int, high: int = MOST) -> int:
     """A number of those that describe, at keys joined by dots: it must be whole, and from ``low`` to ``high``."""
     found = _get(described, path)
     if type(found) is not int or not low <= found <= high:
-        raise ValueError(f"{path!r} is {_shown(found)}, not a whole number from {low} to {high}")
+        raise ValueError(f"{path!r} is {reprlib.repr(found)}, not a whole number from {low} to {high}")
     return found
 
 
 def _wholes(described: Described, path: str, low: int, high: int) -> list[int]:
     found = _get(described, path)
     if not isinstance(found, list | tuple) or not all(type(one) is int and low <= one <= high for one in found):
-        raise ValueError(f"{path!r} is {_shown(found)}, not a list of whole numbers from {low} to {high}")
+        raise ValueError(f"{path!r} is {reprlib.repr(found)}, not a list of whole numbers from {low} to {high}")
     return list(found)
-
-
-def _shown(value: Any) -> str:
-    return reprlib.repr(value)

@@ -8,6 +8,7 @@ product of two rows. If that table would be too large, or take too long to compu
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,6 +55,11 @@ class Labels:
 
     values: dict[str, list[Any]]
     _texts: dict[str, "_Texts"] = field(default_factory=dict)
+
+    @cached_property
+    def percentiles(self) -> npt.NDArray[np.float64]:
+        """Those of ``values``, as an array."""
+        return np.array(self.values["percentile"])
 
     def texts(self, form: str, render: Callable[[str, list[Any]], list[bytes]]) -> "_Texts":
         """What ``render`` makes of each column's name and values. It is asked once for each ``form``."""
@@ -113,9 +119,8 @@ class Calibrated:
 
     def below(self, rates: Sequence[float]) -> list[int]:
         """How many pairs have no more than each rate as their percentile."""
-        percentiles = np.array(self.labels.values["percentile"])
-        numbers = np.bincount(self.codes[:, 0], minlength=len(percentiles))
-        return [int(numbers[percentiles <= rate].sum()) for rate in rates]
+        percentile = self.labels.percentiles[self.codes[:, 0]]
+        return [int(np.count_nonzero(percentile <= rate)) for rate in rates]
 
     def column(self, name: str) -> list[Any]:
         """The values of a column, [n]."""
@@ -124,7 +129,7 @@ class Calibrated:
 
 
 class Scorer:
-    """Scores (entity, address) pairs. It has no state besides the model, so several threads may use it."""
+    """Scores (entity, address) pairs. Its state is the model and what it keeps of it, so several threads may use it."""
 
     def __init__(self, model: Model) -> None:
         self._model = model

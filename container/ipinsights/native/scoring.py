@@ -98,6 +98,6 @@ def join(
     kernel = native.library()
     if kernel is None:
         return None
-    out = np.empty(len(numbers) + int((starts[1:] - starts[:-1])[codes].sum()), dtype=np.uint8)
+    out = np.empty(len(numbers) + int((starts[codes + 1] - starts[codes]).sum()), dtype=np.uint8)
     size = kernel.ipinsights_join(numbers, len(numbers), codes, *codes.shape, texts, starts, out)
     return None if size == _UNEQUAL else out[:size].data

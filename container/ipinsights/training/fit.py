@@ -82,19 +82,18 @@ def fit(
     _check(train, validation)
     listener = listener or Listener()
     stopping = _Stopping(stop)
-    hp = hyperparameters
-    table = 4 * (hp.num_entity_vectors + 1) * hp.vector_dim
+    table = 4 * (hyperparameters.num_entity_vectors + 1) * hyperparameters.vector_dim
     require_memory(table)
     before = earlier.vocabulary if earlier else None
-    family = FAMILIES[hp.ip_version]
+    family = FAMILIES[hyperparameters.ip_version]
     history = History.of(train, family)
     levels = before.levels if before else levels_for(family, history.recurring, history.distinct_addresses)
     every = train
     if validation is None:
-        train, history, apart = hold_out(train, history, hp.held_out_share)
+        train, history, apart = hold_out(train, history, hyperparameters.held_out_share)
     else:
         apart = validation
-    hp = hp.adapted(len(train))
+    hp = hyperparameters.adapted(len(train))
     vocabulary = Vocabulary.build(train.address, family, networks, levels, earlier=before)
     if earlier and earlier.counted:
         history = earlier.counted.history.plus(history, family)
