@@ -127,6 +127,31 @@ def test_stopped_before_training_it_leaves_a_model_that_says_nothing(ready: Tree
         assert "The saved model is untrained: it scores every pair 0" in job.log
 
 
+SLOW_IMPORT = """
+import sys, time
+from ipinsights.sagemaker import __main__
+class Slow:
+    def find_spec(self, name, *others):
+        if name == "ipinsights.sagemaker.server":
+            print("importing", flush=True)
+            time.sleep(300)
+sys.meta_path.insert(0, Slow())
+__main__.serve([])
+"""
+
+
+def test_a_server_heeds_the_request_before_it_imports_anything_large(tree: Tree) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        process = subprocess.Popen(
+            [sys.executable, "-c", SLOW_IMPORT], env=tree.environment({}), stdout=subprocess.PIPE, text=True
+        )
+        with process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "importing\n"
+            process.send_signal(number)
+            assert process.wait(60) == 0
+
+
 STOPPED = """
 import sys
 from ipinsights.sagemaker import __main__, stopping

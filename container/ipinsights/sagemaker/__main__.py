@@ -37,6 +37,7 @@ def train(arguments: Sequence[str] | None = None) -> None:
 def serve(arguments: Sequence[str] | None = None) -> None:
     """Serve the model. With ``--help``, or arguments, of which it has none, it starts nothing."""
     argparse.ArgumentParser(prog="serve", description=_SERVE).parse_args(arguments)
+    stopping.exit_at_once()  # until gunicorn stops in its own way
     from ipinsights.sagemaker import server
 
     server.main()
@@ -54,6 +55,7 @@ def main() -> None:
         roles.add_parser(role.__name__, help=text.partition(": ")[0], description=text).set_defaults(run=role)
     options = parser.parse_args()
     if options.run is train:
+        stopping.watch()  # before the line, since whoever has read it may stop the job
         print("Docker entrypoint called with argument(s): train", flush=True)  # before anything that takes time
     options.run([])
 
