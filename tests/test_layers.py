@@ -23,7 +23,7 @@ FLOORS = (
     {"native"},
     {"data"},
     {"model"},
-    {"training", "evaluation"},
+    {"training", "evaluation", "alerts"},
     {"commands"},
     {"sagemaker"},
 )

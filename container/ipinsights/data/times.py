@@ -5,6 +5,8 @@ with a fraction, with an offset such as ``+01:00``, or without any, which means 
 seconds (9 or 10 digits, maybe with a fraction) or milliseconds (12 or 13 digits).
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -42,9 +44,9 @@ def read(texts: pa.StringArray) -> tuple[Times, npt.NDArray[np.bool_]]:
     return values, pc.is_valid(found).to_numpy(zero_copy_only=False)
 
 
-def render(times: Times) -> list[str]:
+def render(times: Times | Sequence[np.datetime64]) -> list[str]:
     """The text of each time, in ISO 8601 with a Z; "" for NaT."""
-    texts: list[str] = np.datetime_as_string(times, unit="s").tolist()
+    texts: list[str] = np.datetime_as_string(np.array(times, dtype="datetime64[s]")).tolist()
     return ["" if text == "NaT" else f"{text}Z" for text in texts]
 
 
