@@ -24,7 +24,8 @@ FLOORS = (
     {"data"},
     {"model"},
     {"training", "evaluation", "alerts"},
-    {"commands"},
+    {"estimators"},
+    {"commands", "detector"},
     {"sagemaker"},
 )
 """Folders and modules from the bottom up. Each may import its own members and what lies below its floor."""

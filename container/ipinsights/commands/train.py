@@ -23,14 +23,12 @@ from ipinsights.data.formats import CSV, JSON_LINES, PARQUET
 from ipinsights.data.malformed import ABSENT, Kind
 from ipinsights.data.networks import Networks
 from ipinsights.errors import UserError, refusals
-from ipinsights.hyperparameters import Hyperparameters, declarations
+from ipinsights.hyperparameters import VECTOR_DIM, Hyperparameters, declarations
 from ipinsights.model import artifact
 from ipinsights.model.calibration import Calibration
 from ipinsights.model.model import Model
 from ipinsights.training.progress import Ending, EpochSummary, Plan, Record
 
-VECTOR_DIM = 64
-"""The embeddings' length where nobody sets it."""
 _BY_SUFFIX = {".parquet": PARQUET, ".jsonl": JSON_LINES, ".ndjson": JSON_LINES}
 """What is not CSV."""
 _FIXED = ("num_entity_vectors", "vector_dim", "num_ip_encoder_layers")

@@ -85,7 +85,7 @@ class Explanation:
         own = _Own.of(model, row, seen)
         provider, country = _labels(model, queries)
         return cls(
-            score=float(model.score(np.array([row]), queries)[0]),
+            score=float(model.score_rows(np.array([row]), queries)[0]),
             popularity=parts.get("popularity"),
             habit=parts.get("habit"),
             affinity=parts.get("affinity"),
