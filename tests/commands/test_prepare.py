@@ -102,6 +102,7 @@ def test_what_a_log_holds_cannot_command_a_terminal(tmp_path: Path) -> None:
         (["--split", "8:2"], "--split is '8:2': it must be three shares"),
         (["--time-zone", "Mars/Olympus"], "--time-zone is 'Mars/Olympus': it must be a name that this machine knows"),
         (["--time-zone", "../etc"], "--time-zone is '../etc'"),
+        (["--where", "result"], "--where is 'result': it must be a column and its value, such as result=success"),
         (["--year", "12"], "--year is 12: it must be from 1970 on"),
         (["gone.log"], "cannot read gone.log: No such file or directory"),
         (["--format", "okta"], "1 of 1 rows are malformed"),
@@ -156,7 +157,7 @@ def test_the_real_cloudtrail_lasts_an_hour(tmp_path: Path) -> None:
 def test_a_real_table(tmp_path: Path) -> None:
     path = real("tor_relay_ip_events_a.csv.gz")
     unknown = run("prepare", path, "--out", tmp_path / "none")
-    assert "It has 'timestamp', 'fingerprint', 'ip', 'kind'. Name them: --entity COLUMN" in unknown.stderr
+    assert "They have the names 'timestamp', 'fingerprint', 'ip', 'kind'. Name them: --entity COLUMN" in unknown.stderr
     result = run("prepare", path, "--entity", "fingerprint", "--split", "none", "--out", tmp_path / "out")
     assert "71,808 log-ins" in result.stdout
     assert len(lines(tmp_path / "out/log-ins.csv")) == 71_808

@@ -39,7 +39,7 @@ def outcomes(path: Path, expected: str, **options: Any) -> list[Outcome]:
         format_ = formats.find(text, chosen)
         assert format_ is not None
         assert format_.name == expected
-        return [row.outcome for row in format_.rows(text, chosen)]
+        return [outcome for _, _, outcome in format_.rows(text, chosen)]
 
 
 def log_ins(path: Path, expected: str, **options: Any) -> list[tuple[str, str, str]]:

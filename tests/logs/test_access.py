@@ -96,7 +96,7 @@ def test_a_resource_is_a_path_or_a_pattern_of_it(tmp_path: Path, resource: str, 
 
 def test_statuses_are_kept_as_asked_for(tmp_path: Path) -> None:
     path = write(tmp_path, "".join(line(str(status), status=status) for status in (200, 302, 401)))
-    assert [user for user, *_ in log_ins(path, "access", statuses=frozenset({"302", "401"}))] == ["302", "401"]
+    assert [user for user, *_ in log_ins(path, "access", status=frozenset({"302", "401"}))] == ["302", "401"]
 
 
 def test_forwarded_addresses_are_those_of_clients(tmp_path: Path) -> None:

@@ -28,7 +28,6 @@ NAMES = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_siz
         "User Name;Client IP;Event Time\nalice;192.0.2.7;2026-01-02 03:04:05\n",
         "ip_address\t@timestamp\tuser_id\n192.0.2.7\t1767323045123\talice\n",
         "alice,192.0.2.7,2026-01-02T03:04:05Z\n",
-        "alice,9,1767323045,192.0.2.7\n",
         '{"user": "alice", "ip": "192.0.2.7", "ts": 1767323045}\n',
         '{"user": {"name": "alice"}, "source": {"ip": "192.0.2.7"}, "@timestamp": 1767323045.9}',
     ],
@@ -51,7 +50,19 @@ def test_columns_may_be_named(tmp_path: Path) -> None:
 def test_rows_without_times(tmp_path: Path) -> None:
     assert log_ins(write(tmp_path, "user,ip\nalice,192.0.2.7\n"), "columns") == [("alice", "192.0.2.7", "")]
     assert log_ins(write(tmp_path, "alice,192.0.2.7\n"), "columns") == [("alice", "192.0.2.7", "")]
-    assert log_ins(write(tmp_path, "alice,192.0.2.7,new\n"), "columns") == [("alice", "192.0.2.7", "")]
+
+
+def test_rows_may_be_chosen_by_their_values(tmp_path: Path) -> None:
+    text = "user,ip,result,kind\nalice,192.0.2.7,Success,web\nbob,192.0.2.7,failure,web\ncarol,192.0.2.7,success,vpn\n"
+    path = write(tmp_path, text)
+    assert log_ins(path, "columns", where=(("result", "success"), ("kind", "web"))) == [("alice", "192.0.2.7", "")]
+    found = reasons(outcomes(path, "columns", where=(("result", "success"), ("kind", "web"))))
+    assert found == ["LogIn", "rows in which result is not success", "rows in which kind is not web"]
+    text = '{"user": "alice", "ip": "192.0.2.7", "time": 1767323045, "login": {"ok": true}}\n'
+    path = write(tmp_path, text + text.replace("true", "false"))
+    assert log_ins(path, "columns", where=(("login.ok", "true"),)) == EXPECTED
+    parquet.write_table(pa.table({"user": ["alice", "bob"], "ip": ["192.0.2.7"] * 2, "ok": [1, 0]}), path)
+    assert log_ins(path, "columns", where=(("ok", "1"),)) == [("alice", "192.0.2.7", "")]
 
 
 @given(entity=NAMES, address=ADDRESSES, time=MOMENTS)
@@ -79,7 +90,11 @@ def test_any_row_comes_back(
 def test_rows_that_cannot_be_read(tmp_path: Path) -> None:
     text = 'time,user,ip\n2026-01-02T03:04:05Z,,192.0.2.7\n,alice,192.0.2.7\n2026,alice\n"x'
     found = reasons(outcomes(write(tmp_path, text), "columns"))
-    assert found[:3] == ["rows without an entity", "not a time in ISO 8601: ''", "2 columns, and column 3 is needed"]
+    assert found[:3] == [
+        "rows without an entity",
+        "not a time in ISO 8601: ''",
+        "too few columns: 2, and column 3 is needed",
+    ]
     records = [{"user": "alice", "ip": "192.0.2.7", "time": None}, {"ip": "192.0.2.7"}, {"user": [1], "ip": "x"}, 5]
     text = json.dumps([{"user": "a", "ip": "192.0.2.7", "time": 1767323045}, *records])
     assert reasons(outcomes(write(tmp_path, text), "columns")) == [
@@ -111,11 +126,14 @@ def test_parquet_of_other_types(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
-        ("who,where\nalice,192.0.2.7\nbob,192.0.2.8\n", {}, r"has 'who', 'where'\. Name them: --entity COLUMN"),
-        ("user,ip\nalice,192.0.2.7\n", {"time": "at"}, "has 'user', 'ip'"),
-        ("alice,192.0.2.7\n", {"entity": "user"}, "has no column 'user'.* numbers of columns, from 1 to 2"),
-        ("192.0.2.7,x\n", {"entity": "2", "address": "9"}, "has no column '9'"),
-        ('{"who": "alice"}\n', {"entity": "user"}, "has 'who'"),
+        ("who,where\nalice,192.0.2.7\nbob,192.0.2.8\n", {}, r"the names 'who', 'where'\. Name them: --entity COLUMN"),
+        ("user,ip\nalice,192.0.2.7\n", {"time": "at"}, "no column 'at'. Its columns have the names 'user', 'ip'"),
+        ("user,ip\nalice,192.0.2.7\n", {"where": (("at", "x"),)}, "no column 'at'|no format"),
+        ("alice,192.0.2.7\n", {"entity": "user"}, "no column 'user'. Its columns have no header,.* the numbers 1 to 2"),
+        ("2026-01-02 03:04:05,123 INFO,192.0.2.7\n", {}, r"They have no header.* numbers 1 to 3\. Name them"),
+        ("alice,192.0.2.7,new\n", {}, r"They have no header.* numbers 1 to 3\. Name them"),
+        ("192.0.2.7,x\n", {"entity": "2", "address": "9"}, "no column '9'"),
+        ('{"who": "alice"}\n', {"entity": "user"}, "the names 'who'"),
     ],
 )
 def test_columns_that_are_not_there(tmp_path: Path, text: str, options: dict[str, str], message: str) -> None:

@@ -39,7 +39,7 @@ def test_the_log_may_tell_the_direction_and_the_origin(tmp_path: Path) -> None:
     text += "eni-1 10.0.0.5 10.0.0.7 - 1767323045 ACCEPT egress\neni-1 10.0.0.7 10.0.0.5 1767323045 ACCEPT\n"
     path = write(tmp_path, text)
     assert log_ins(path, "flow") == [("eni-1", "8.8.4.4", "2026-01-02T03:04:05")]
-    assert reasons(outcomes(path, "flow"))[3] == "5 fields where 7 are expected"
+    assert reasons(outcomes(path, "flow"))[3] == "another number of fields: 5 where 7 are expected"
 
 
 @given(

@@ -202,6 +202,13 @@ def test_malformed_rows_are_counted_and_most_must_not_be(tmp_path: Path) -> None
         run(tmp_path / "more", write(tmp_path, table(*rows)))
 
 
+def test_an_option_that_would_choose_nothing_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, table(f"{START},a,192.0.2.7"))
+    with pytest.raises(UserError, match=r"--status is for access \(.*\), and the logs are of columns"):
+        run(tmp_path / "out", path, options=Options(status=frozenset({"200"})))
+    assert not [*(tmp_path / "out").iterdir()]
+
+
 def test_no_log_in_is_explained(tmp_path: Path) -> None:
     prepared = run(tmp_path / "out", write(tmp_path, access_line("-") * 3 + access_line(status=500)))
     assert not prepared.parts
@@ -234,7 +241,7 @@ class Counted:
     def __call__(self, text: Text, options: Options) -> Iterator[Row]:
         for number in range(self.rows):
             entity, address = f"user {number % 50}", f"192.0.2.{number % 40}"
-            yield Row(number, "", LogIn(entity, address, START + number // 500))
+            yield (number, "", LogIn(entity, address, START + number // 500))
 
 
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import textwrap
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -24,11 +25,13 @@ def add(commands: Commands) -> None:
     command = commands.add_parser(
         "prepare",
         help="read logs, and write their log-ins: the first step from your own data to a model",
-        description="Read logs and write the log-ins in them as CSV: entity, address, time in UTC. The command finds "
-        "the format of each file by its content, drops what is no log-in and says why. It writes "
-        "OUT/train/log-ins.csv, OUT/validation/log-ins.csv and OUT/latest/log-ins.csv, split by time: the folders "
-        "train and validation are channels of `train`, and the latest log-ins are those to look at. "
-        f"The formats are {known}.",
+        description=textwrap.fill(
+            "Read logs and write the log-ins in them as CSV: entity, address, time in UTC. The command finds "
+            "the format of each file by its content, drops what is no log-in and says why. It writes "
+            "OUT/train/log-ins.csv, OUT/validation/log-ins.csv and OUT/latest/log-ins.csv, split by time: the folders "
+            "train and validation are channels of `train`, and the latest log-ins are those to look at. "
+            f"The formats are {known}."
+        ),
         epilog="The first step from your own logs to a model:\n"
         "  ipinsights prepare auth.log* --out log-ins\n"
         '  ipinsights prepare access.log.gz --resource "GET /login_success" --status 200 --out log-ins\n'
@@ -88,6 +91,13 @@ def add(commands: Commands) -> None:
         tables.add_argument(
             f"--{name}", metavar="COLUMN", help=f"the column of {what}. Without it a common name is looked for"
         )
+    tables.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="COLUMN=VALUE",
+        help="keep rows with this value, such as result=success. It may be given several times",
+    )
     command.set_defaults(run=run)
 
 
@@ -96,12 +106,13 @@ def run(options: argparse.Namespace) -> None:
     readers = Options(
         clock=_clock(options),
         resource=options.resource,
-        statuses=frozenset(options.status.split(",")) if options.status else None,
+        status=frozenset(options.status.split(",")) if options.status else None,
         forwarded=options.forwarded,
         cloudtrail=options.cloudtrail,
         entity=options.entity,
         address=options.address,
         time=options.time,
+        where=tuple(map(_condition, options.where)),
     )
     split = Split.parse(options.split)
     files = sources(options.log, options.out)
@@ -125,6 +136,13 @@ def run(options: argparse.Namespace) -> None:
         print(f"Note: {one_line(note)}", file=sys.stderr)
     if not prepared.count.kept:
         raise UserError(report.why_none(prepared))
+
+
+def _condition(text: str) -> tuple[str, str]:
+    column, equals, value = text.partition("=")
+    if not equals or not column:
+        raise UserError(f"--where is {brief(text)}: it must be a column and its value, such as result=success")
+    return column, value
 
 
 def _clock(options: argparse.Namespace) -> Clock:

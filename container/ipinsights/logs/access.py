@@ -47,7 +47,7 @@ def _knows(text: Text, _: Options) -> bool:
 
 def _rows(text: Text, options: Options) -> Iterator[Row]:
     wanted = _resource(options.resource) if options.resource else None
-    statuses, forwarded, minute = options.statuses, options.forwarded, options.clock.minute
+    statuses, forwarded, minute = options.status, options.forwarded, options.clock.minute
 
     def judge(line: str) -> Outcome:
         found = _LINE.match(line)
@@ -75,7 +75,7 @@ def _rows(text: Text, options: Options) -> Iterator[Row]:
 
     for number, line in text.lines():  # not `judged`: this is the format of which logs are largest
         if line:
-            yield Row(number, line, judge(line))
+            yield number, line, judge(line)
 
 
 def _resource(wanted: str) -> Callable[[str], bool]:
@@ -114,4 +114,7 @@ def _plain(user: str) -> str:
     return octets.decode("utf-8", "surrogateescape")
 
 
-FORMAT = Format("access", "access logs of Apache and nginx (common or combined)", _knows, _rows)
+FORMAT = Format(
+    *("access", "access logs of Apache and nginx (common or combined)", _knows, _rows),
+    uses=("resource", "status", "forwarded"),
+)

@@ -59,4 +59,4 @@ def _rows(text: Text, options: Options) -> Iterator[Row]:
     return judged(text.records(), judge)
 
 
-FORMAT = Format("cloudtrail", "CloudTrail (JSON)", _knows, _rows)
+FORMAT = Format("cloudtrail", "CloudTrail (JSON)", _knows, _rows, uses=("cloudtrail",))

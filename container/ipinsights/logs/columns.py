@@ -1,21 +1,23 @@
 """Tables with named columns: CSV (separated by commas, semicolons or tabs), JSON Lines and Parquet.
 
-Columns that are not named are found by common names. CSV without a header, as this package
-writes log-ins, is understood by what its first line holds. A field within an object of JSON is named with dots:
+Columns that are not named are found by common names. CSV without a header has the entity,
+the address and perhaps the time in this order, as the log-ins that this package writes; otherwise its columns are named
+by their numbers. A field within an object of JSON is named with dots:
 ``client.ip``. A row's time may be missing only if there is no column of times.
 """
 
 import csv
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 from ipinsights.data.addresses import is_address, without_port
 from ipinsights.errors import UserError, brief, refusals
 from ipinsights.logs.options import Format, Options
-from ipinsights.logs.rows import NO_ENTITY, LogIn, Malformed, Outcome, Row, judged
+from ipinsights.logs.rows import NO_ENTITY, Dropped, LogIn, Malformed, Outcome, Row, judged
 from ipinsights.logs.text import Text, Unreadable
 from ipinsights.logs.times import Clock
 
@@ -36,23 +38,34 @@ _TIME = (
 """Common names, in lower case and without what is no letter and no digit."""
 _SEPARATORS = ",;\t"
 _PARQUET, _BATCH = b"PAR1", 1 << 16
+_LISTED = 30
+"""Columns that an error lists."""
 _SQUEEZED = re.compile(r"[^a-z0-9]")
 
 
+class _Chosen(NamedTuple):
+    """The columns that are read."""
+
+    names: list[str]
+    """Those of entity, address, time if there is one, and of conditions."""
+    timed: bool
+
+
+_Found: TypeAlias = tuple[str | None, str | None, str | None]
+"""The columns of entities, of addresses and of times, as far as they are found."""
+
+
 def _knows(text: Text, options: Options) -> bool:
-    named = any(name is not None for name in (options.entity, options.address, options.time))
     if text.first.startswith(_PARQUET):
         return True
+    named = any((options.entity, options.address, options.time))
     if text.head_records:
-        return named or any(_found(_names(record), options) for record in text.head_records)
+        return named or any(None not in _by_name(_names(record))[:2] for record in text.head_records)
     rows = _head(text)
     if not rows or len(rows[0]) < 2:
         return False
-    return (
-        named
-        or _found(rows[0], options) is not None
-        or 2 * sum(any(_holds_address(cell) for cell in row) for row in rows) > len(rows)
-    )
+    addresses = sum(any(_holds_address(cell) for cell in row) for row in rows)
+    return named or None not in _by_name(rows[0])[:2] or 2 * addresses > len(rows)
 
 
 def _rows(text: Text, options: Options) -> Iterator[Row]:
@@ -62,136 +75,130 @@ def _rows(text: Text, options: Options) -> Iterator[Row]:
 
 
 def _csv(text: Text, options: Options) -> Iterator[Row]:
-    rows, head = text.rows(_separator(text)), _head(text)
-    headless = bool(head) and any(_holds_address(cell) for cell in head[0])
-    if headless:
-        columns = _numbered(head[0], options, text.name)
+    rows, head = text.rows(_separator(text)), next(iter(_head(text)), [])
+    if any(_holds_address(cell) for cell in head):
+        names = [str(number) for number in range(1, len(head) + 1)]
+        found = _by_place(head, options.clock)
+        described = f"no header, since its first line holds an IP address, so they have the numbers 1 to {len(head)}"
     else:
-        _, header = next(rows, (1, []))
-        names = [name.strip().lstrip("\ufeff") for name in header] if isinstance(header, list) else []
-        columns = [None if name is None else names.index(name) for name in _columns(names, options, text.name)]
-    entity, address, time = columns
-    last = max(place for place in columns if place is not None)
+        next(rows, None)
+        names = [name.strip() for name in head]
+        found, described = _by_name(names), _listed(names)
+    chosen = _choose(names, found, options, text.name, described)
+    places = [names.index(name) for name in chosen.names]
 
     def judge(row: list[str] | Unreadable) -> Outcome:
         if isinstance(row, Unreadable):
             return Malformed(row.reason)
-        if len(row) <= last:
-            return Malformed(f"{len(row)} columns, and column {last + 1} is needed")
-        return _log_in(row[entity or 0], row[address or 0], None if time is None else row[time], options.clock)
+        if len(row) <= max(places):
+            return Malformed(f"too few columns: {len(row)}, and column {max(places) + 1} is needed")
+        return _outcome([row[place] for place in places], chosen, options)
 
     return judged(rows, judge)
 
 
 def _json(text: Text, options: Options) -> Iterator[Row]:
     names = [*dict.fromkeys(name for record in text.head_records for name in _names(record))]
-    columns = _columns(names, options, text.name)
+    chosen = _choose(names, _by_name(names), options, text.name, _listed(names))
 
     def judge(record: Any) -> Outcome:
         if not isinstance(record, dict):
             return Malformed(getattr(record, "reason", "not a JSON object"))
-        entity, address, time = (None if name is None else _field(record, name) for name in columns)
-        return _log_in(entity, address, time if columns[2] is None or time is not None else "", options.clock)
+        return _outcome([_field(record, name) for name in chosen.names], chosen, options)
 
     return judged(text.records(), judge)
 
 
 def _parquet(text: Text, options: Options) -> Iterator[Row]:
+    from pyarrow import parquet  # slow to import, and only this format needs it
+
     if text.path is None:
         raise UserError("Parquet cannot be read from standard input: use a file")
+    with _readable(text.path), parquet.ParquetFile(text.path) as file:
+        names = file.schema_arrow.names
+        chosen = _choose(names, _by_name(names), options, text.name, _listed(names))
+        rows = _table(file, chosen.names)
+        yield from judged(enumerate(rows, 1), lambda row: _outcome(row, chosen, options))
 
-    def judge(row: Sequence[Any]) -> Outcome:
-        time = row[2] if len(row) > 2 else None
-        return _log_in(row[0], row[1], "" if len(row) > 2 and time is None else time, options.clock)
 
-    return judged(_table(text.path, options), judge)
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    import pyarrow as pa
 
-
-def _table(path: Path, options: Options) -> Iterator[tuple[int, Sequence[Any]]]:
-    """The rows of a Parquet file: entity, address and, if there is a column of it, time; with their numbers."""
-    import pyarrow as pa  # slow to import, and only this format needs it
-    from pyarrow import parquet
-
-    number = 1
     with refusals("read", path):
         try:
-            with parquet.ParquetFile(path) as file:
-                names = [name for name in _columns(file.schema_arrow.names, options, str(path)) if name is not None]
-                for batch in file.iter_batches(_BATCH, columns=names):
-                    values = [_python_values(batch.column(name)) for name in names]
-                    for row in zip(*values, strict=True):
-                        yield number, row
-                        number += 1
+            yield
         except pa.ArrowException as error:
             raise UserError(f"{path} is not Parquet, or damaged: {error}") from error
 
 
-def _python_values(column: Any) -> list[Any]:
+def _table(file: Any, names: list[str]) -> Iterator[Sequence[Any]]:
+    """The rows of a Parquet file, of the named columns."""
     import pyarrow as pa
 
-    if pa.types.is_timestamp(column.type):  # of nanoseconds, Python has no times
-        column = column.cast(pa.timestamp("us", column.type.tz), safe=False)
-    return list(column.to_pylist())
+    for batch in file.iter_batches(_BATCH, columns=names):
+        columns = []
+        for name in names:
+            column = batch.column(name)
+            if pa.types.is_timestamp(column.type):  # of nanoseconds, Python has no times
+                column = column.cast(pa.timestamp("us", column.type.tz), safe=False)
+            columns.append(column.to_pylist())
+        yield from zip(*columns, strict=True)
 
 
-def _log_in(entity: Any, address: Any, time: Any, clock: Clock) -> Outcome:
-    """A log-in of the values of a row. A time of None says that the table has none."""
+def _outcome(values: Sequence[Any], chosen: _Chosen, options: Options) -> Outcome:
+    """What a row is, by its values in the chosen columns."""
+    entity, address, *rest = values
+    for (column, wanted), value in zip(options.where, rest[chosen.timed :], strict=True):
+        if str(value).casefold() != wanted.casefold():
+            return Dropped(f"rows in which {column} is not {wanted}", "See --where.")
     if entity is None or entity == "":
         return NO_ENTITY
     if not isinstance(entity, (str, int)) or not isinstance(address, (str, type(None))):
         return Malformed("its entity is no text, or its address is none")
-    if isinstance(time, datetime):
-        seconds: int | None = clock.moment(time)
-    else:
-        seconds = None if time is None else clock.cell(str(time))
-    return LogIn(str(entity), (address or "").strip(), seconds)
+    time = None
+    if chosen.timed:
+        moment = rest[0]
+        is_moment = isinstance(moment, datetime)
+        time = options.clock.moment(moment) if is_moment else options.clock.cell("" if moment is None else str(moment))
+    return LogIn(str(entity), (address or "").strip(), time)
 
 
-def _columns(names: Sequence[str], options: Options, where: str) -> list[str | None]:
-    """The columns of entities, of addresses and of times, None if there is none of these. Raises UserError."""
-    found = _found(names, options)
-    if found is None:
-        listed = ", ".join(brief(name) for name in names[:30])
+def _choose(names: Sequence[str], found: _Found, options: Options, where: str, described: str) -> _Chosen:
+    """The columns that are read: those that are named, and otherwise those that are found. Raises UserError."""
+    given = (options.entity, options.address, options.time)
+    entity, address, time = (name or default for name, default in zip(given, found, strict=True))
+    conditions = [column for column, _ in options.where]
+    wrong = [name for name in (*given, *conditions) if name is not None and name not in names]
+    if wrong:
+        raise UserError(f"{where} has no column {brief(wrong[0])}. Its columns have {described}")
+    if entity is None or address is None:
         raise UserError(
-            f"{where}: the columns of entities and of IP addresses are not known. It has {listed}. Name them: --entity "
-            "COLUMN --address COLUMN, and --time COLUMN if there is one of times"
+            f"{where}: which of its columns hold entities and IP addresses is not known. They have {described}. Name "
+            "them: --entity COLUMN --address COLUMN, and --time COLUMN if there is one of times"
         )
-    return found
+    return _Chosen([entity, address, *([] if time is None else [time]), *conditions], time is not None)
 
 
-def _found(names: Sequence[str], options: Options) -> list[str | None] | None:
+def _listed(names: Sequence[str]) -> str:
+    return f"the names {', '.join(brief(name) for name in names[:_LISTED])}{', ...' * (len(names) > _LISTED)}"
+
+
+def _by_name(names: Sequence[str]) -> _Found:
     squeezed: dict[str, str] = {}
     for name in names:
         squeezed.setdefault(_SQUEEZED.sub("", name.lower()), name)
-    found: list[str | None] = []
-    for given, known in ((options.entity, _ENTITY), (options.address, _ADDRESS), (options.time, _TIME)):
-        if given is not None:
-            found.append(given if given in names else None)
-        else:
-            found.append(next((squeezed[name] for name in known if name in squeezed), None))
-    missing = None in found[:2] or (options.time is not None and found[2] is None)
-    return None if missing else found
+    entity, address, time = (
+        next((squeezed[name] for name in known if name in squeezed), None) for known in (_ENTITY, _ADDRESS, _TIME)
+    )
+    return entity, address, time
 
 
-def _numbered(row: list[str], options: Options, where: str) -> list[int | None]:
-    """The columns of CSV without a header, which are named by their numbers, if at all."""
-    given = (options.entity, options.address, options.time)
-    wrong = [name for name in given if name is not None and not (name.isdecimal() and 0 < int(name) <= len(row))]
-    if wrong:
-        raise UserError(
-            f"{where} has no column {brief(wrong[0])}: its first line holds an IP address, so it has no header. "
-            f"Give the numbers of columns, from 1 to {len(row)}"
-        )
-    taken = {int(name) - 1 for name in given if name}
-    free = [place for place in range(len(row)) if place not in taken]
-    address = next((place for place in free if _holds_address(row[place])), None)
-    others = [place for place in free if place != address]
-    time = next((place for place in others[options.entity is None :] if _is_time(row[place], options.clock)), None)
-    found = [others[0] if others else None, address, time]
-    places = [int(name) - 1 if name else place for name, place in zip(given, found, strict=True)]
-    if None in places[:2]:
-        raise UserError(f"{where} has no column of entities beside that of addresses: its first line is {brief(row)}")
-    return places
+def _by_place(row: list[str], clock: Clock) -> _Found:
+    """The columns of CSV without a header, if they are those that this package writes."""
+    timed = len(row) == 3 and _is_time(row[2], clock)
+    known = (len(row) == 2 or timed) and not _holds_address(row[0]) and _holds_address(row[1])
+    return ("1", "2", "3" if timed else None) if known else (None, None, None)
 
 
 def _is_time(cell: str, clock: Clock) -> bool:
@@ -237,4 +244,7 @@ def _field(record: dict[str, Any], name: str) -> Any:
     return value
 
 
-FORMAT = Format("columns", "CSV, JSON Lines or Parquet with named columns", _knows, _rows)
+FORMAT = Format(
+    *("columns", "CSV, JSON Lines or Parquet with named columns", _knows, _rows),
+    uses=("entity", "address", "time", "where"),
+)

@@ -7,7 +7,7 @@ from typing import TypeVar
 from ipinsights.data.malformed import brief_path, shown
 from ipinsights.errors import UserError
 from ipinsights.logs.options import Format
-from ipinsights.logs.rows import OTHER, Dropped, LogIn, Other, Outcome, Row, canonical
+from ipinsights.logs.rows import OTHER, Dropped, LogIn, Other, Row, canonical
 from ipinsights.logs.rows import field as csv_field
 from ipinsights.logs.splitting import MINUTE
 from ipinsights.logs.times import render
@@ -69,7 +69,7 @@ class Count:
 
     def line(self, file: File, row: Row, prefix: str) -> str | None:
         """A line of CSV if a row is a log-in, else None. The entity has the ``prefix``. Raises UserError."""
-        outcome: Outcome = row.outcome
+        number, content, outcome = row
         if isinstance(outcome, LogIn):
             entity, text, time = outcome
             entity = prefix + entity if entity.strip() else ""
@@ -96,13 +96,13 @@ class Count:
             file.other += 1
         elif isinstance(outcome, Dropped):
             file.dropped += 1
-            self._add(self.dropped, outcome, file, row)
+            self._add(self.dropped, outcome, file, f"line {number}")
         else:
             file.malformed += 1
-            described = f"line {row.number}: {outcome.reason}, in {shown(getattr(row.content, 'text', row.content))}"
+            described = f"line {number}: {outcome.reason}, in {shown(getattr(content, 'text', content))}"
             if file.malformed == 1:
                 file.first_malformed = described
-            self._add(self.malformed, outcome.reason.partition(":")[0], file, row, described)
+            self._add(self.malformed, outcome.reason.partition(":")[0], file, described)
         return None
 
     def end(self, file: File) -> None:
@@ -116,8 +116,8 @@ class Count:
             )
 
     @staticmethod
-    def _add(reasons: dict[Key, Reason], key: Key, file: File, row: Row, described: str = "") -> None:
+    def _add(reasons: dict[Key, Reason], key: Key, file: File, described: str) -> None:
         reason = reasons.get(key)
         if reason is None:
-            reasons[key] = reason = Reason(first=f"{brief_path(file.name)}, {described or f'line {row.number}'}")
+            reasons[key] = reason = Reason(first=f"{brief_path(file.name)}, {described}")
         reason.count += 1

@@ -55,7 +55,7 @@ def _rows(text: Text, options: Options) -> Iterator[Row]:
         if not fields or _is_header(fields):
             return OTHER
         if len(fields) != len(names):
-            return Malformed(f"{len(fields)} fields where {len(names)} are expected")
+            return Malformed(f"another number of fields: {len(fields)} where {len(names)} are expected")
         flow = dict(zip(names, fields, strict=True))
         if flow.get("log-status", "OK") != "OK" or flow["srcaddr"] == "-":  # nothing happened, or was not recorded
             return OTHER

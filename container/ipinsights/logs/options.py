@@ -16,7 +16,7 @@ class Options:
     clock: Clock = field(default_factory=Clock)
     resource: str | None = None
     """Access logs: the request that is a log-in, literally or as a regular expression."""
-    statuses: frozenset[str] | None = None
+    status: frozenset[str] | None = None
     """Access logs: the statuses of a log-in; None for all below 400."""
     forwarded: bool = False
     """Access logs: take the client's address from X-Forwarded-For."""
@@ -26,6 +26,8 @@ class Options:
     """Tables: the name of the entities' column, or its number from 1; None to find it by its name."""
     address: str | None = None
     time: str | None = None
+    where: tuple[tuple[str, str], ...] = ()
+    """Tables: columns and the values that they must have, in any case of letters."""
 
 
 @dataclass(frozen=True)
@@ -40,3 +42,5 @@ class Format:
     """Whether a text begins as this format does."""
     rows: Callable[[Text, Options], Iterator[Row]]
     """The rows of a text, which may be long: one at a time."""
+    uses: tuple[str, ...] = ()
+    """The options that no other format uses."""

@@ -100,12 +100,18 @@ def prepare(
                 spool.write(line.encode())
             if not count.kept:
                 return Prepared(count, [], options=options)
-            choose = _chooser(split, count)  # before anything is replaced, because it may refuse
-            for path in earlier:
-                path.unlink()
+            _refuse_unused(options, count)
+            choose = _chooser(split, count)
             spool.seek(0)
             names = [_NAME] if split is None else [f"{part}/{_NAME}" for part in PARTS]
             written, left_out = _distribute(spool, [out / name for name in names], choose, count.first is not None)
+            for path in earlier:
+                path.unlink()
+            for part in written:
+                if part.count:
+                    _partial(part.path).replace(part.path)
+                else:
+                    _partial(part.path).unlink()
     return Prepared(count, written, left_out, options)
 
 
@@ -141,6 +147,18 @@ def _read(
             count.end(file)
 
 
+def _refuse_unused(options: Options, count: Count) -> None:
+    """Raise UserError if an option is given that no format uses that was read, since it would choose nothing."""
+    read = {file.format.name for file in count.files if file.format}
+    for format_ in formats.FORMATS.values():
+        given = [name for name in format_.uses if getattr(options, name) != getattr(Options(), name)]
+        if given and format_.name not in read:
+            raise UserError(
+                f"--{given[0]} is for {format_.name} ({format_.about}), and the logs are of {', '.join(sorted(read))}: "
+                "leave it out, or name the format with --format"
+            )
+
+
 def _chooser(split: Split | None, count: Count) -> Callable[[int, str], int]:
     """A function that says which part a log-in is of, by its place and time. The number of parts means: of none."""
     if split is None:
@@ -155,7 +173,7 @@ def _chooser(split: Split | None, count: Count) -> Callable[[int, str], int]:
 def _distribute(
     spool: IO[bytes], paths: Sequence[Path], choose: Callable[[int, str], int], timed: bool
 ) -> tuple[list[Part], int]:
-    """Copy the lines into their parts. Also returned is how many are of none."""
+    """Copy the lines into files beside their parts' (see `_partial`). Also returned is how many are of no part."""
     parts, left_out = [Part(path) for path in paths], 0
     with ExitStack() as stack:
         files = []
@@ -173,11 +191,6 @@ def _distribute(
             part.first = min(part.first, stamp) if part.count else stamp
             part.last = max(part.last, stamp)
             part.count += 1
-    for part in parts:
-        if part.count:
-            _partial(part.path).replace(part.path)
-        else:
-            _partial(part.path).unlink()
     return parts, left_out
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from ipinsights.data.malformed import brief_path
+from ipinsights.logs import access
 from ipinsights.logs.counting import File, Reason
 from ipinsights.logs.preparation import Prepared
 from ipinsights.logs.times import DAY, render
@@ -46,9 +47,11 @@ def lines(prepared: Prepared) -> Iterator[str]:
 def notes(prepared: Prepared) -> Iterator[str]:
     """What a person should know about log-ins that were kept, a sentence or more each."""
     count, clock = prepared.count, prepared.options.clock
-    for name, year in clock.years.items():
-        how = "--year sets it" if clock.year is None else "as --year said of the first"
-        yield f"The times in {brief_path(name)} name no year. The last log-in was taken to be of {year} ({how})."
+    for year in sorted(set(clock.years.values())):
+        first, *more = [brief_path(name) for name, its_year in clock.years.items() if its_year == year]
+        others = f" and {len(more)} more" if more else ""
+        how = "--year sets it" if clock.year is None else "as --year said of the first line"
+        yield f"The times in {first}{others} name no year. The last log-in was taken to be of {year} ({how})."
     if clock.zone_assumed and str(clock.zone) == "UTC":
         yield "Some times name no time zone and were taken to be in UTC. --time-zone sets another."
     if not count.kept:
@@ -63,6 +66,8 @@ def notes(prepared: Prepared) -> Iterator[str]:
     addresses = set(count.addresses.values())
     if len(addresses) < _FEW_ADDRESSES:
         yield f"There are {len(addresses)} addresses: too few to learn networks from."
+    if prepared.options.resource is None and any(file.format is access.FORMAT and file.kept for file in count.files):
+        yield "Each request of a user counts as a log-in. --resource keeps those that are one."
     if any(":" in address for address in addresses):
         yield "Some addresses are IPv6: train with the hyperparameter ip_version=6."
     for part in prepared.parts:

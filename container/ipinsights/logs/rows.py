@@ -41,15 +41,8 @@ OTHER = Other()
 Outcome: TypeAlias = LogIn | Dropped | Malformed | Other
 
 
-class Row(NamedTuple):
-    """A row of a log and what it is."""
-
-    number: int
-    """Its line, or its row in a table, from 1."""
-    content: Any
-    """The line or the record, to show it."""
-    outcome: Outcome
-
+Row: TypeAlias = tuple[int, Any, Outcome]
+"""The number of a row, which is its line or its place in a table, from 1; its content, to show it; and what it is."""
 
 FAILED = Dropped("failed log-ins", "Nobody logged in successfully: give a log that covers more time.")
 NO_ENTITY = Dropped("rows without an entity")
@@ -62,8 +55,14 @@ _HERE = ("127.0.0.1", "::1")
 _OCTET = "(?:25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 _PLAIN = re.compile(rf"(?!127\.0\.0\.1$|0\.0\.0\.0$){_OCTET}(?:\.{_OCTET}){{3}}")
 """Nearly all addresses: there is nothing to change in them, and ``ipaddress`` takes ten times as long."""
-_UNKNOWN = (Kind.EMPTY, Kind.PLACEHOLDER, Kind.SERVICE, Kind.HOST_NAME, Kind.ZONE)
-"""What other programs write on purpose where they know no address that another host could use."""
+_UNKNOWN = {
+    Kind.EMPTY: "",
+    Kind.PLACEHOLDER: "",
+    Kind.SERVICE: "",
+    Kind.ZONE: "",
+    Kind.HOST_NAME: "Let the server log addresses: UseDNS no for sshd, HostnameLookups Off for Apache.",
+}
+"""What other programs write on purpose where they know no address that another host could use, and what to do."""
 
 
 def canonical(address: str) -> str | Dropped | Malformed:
@@ -77,7 +76,7 @@ def canonical(address: str) -> str | Dropped | Malformed:
         read = ipaddress.ip_address(without_port(address) or address)
     except ValueError:
         kind, reason = of_address(address, IPV6, 0)
-        return Dropped(f"rows {kind.rows}") if kind in _UNKNOWN else Malformed(reason)
+        return Dropped(f"rows {kind.rows}", _UNKNOWN[kind]) if kind in _UNKNOWN else Malformed(reason)
     if isinstance(read, ipaddress.IPv6Address):
         if read.scope_id is not None:
             return Dropped(f"rows {Kind.ZONE.rows}")
@@ -112,4 +111,4 @@ def judged(rows: Iterator[tuple[int, Any]], judge: Callable[[Any], Outcome]) -> 
             outcome = judge(content)
         except ValueError as error:
             outcome = Malformed(str(error))
-        yield Row(number, content, outcome)
+        yield number, content, outcome

@@ -7,8 +7,8 @@ from ipinsights.logs.options import Format, Options
 from ipinsights.logs.rows import FAILED, OTHER, LogIn, Malformed, Outcome, Row, judged
 from ipinsights.logs.text import Text
 
-_TIME = r"([A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d|\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)?)"
-_LINE = re.compile(rf"(?:<\d+>)?{_TIME} \S+ \S")
+_TIME = r"([A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d|\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)?)"
+_LINE = re.compile(rf"(?:<\d+>)?{_TIME} \S+ [^\s:]+: ")
 _SSHD = re.compile(rf"(?:<\d+>)?{_TIME} \S+ sshd(?:-session|-auth)?(?:\[\d+\])?: (.*)")
 _CANDIDATE = re.compile(r"Accepted \S+ for ")  # "Accepted key ..." tells of a key that is looked at
 _ACCEPTED = re.compile(r"Accepted \S+ for (.+?) from (\S+) port \d+(?: |$)")

@@ -153,6 +153,7 @@ def _minutes(minute: int) -> str:
     return (datetime(1970, 1, 1) + timedelta(minutes=minute)).strftime("%Y-%m-%dT%H:%M:")
 
 
+@lru_cache(1 << 14)
 def render(time: int) -> str:
     """A time in ISO 8601 in UTC: 2026-01-02T03:04:05Z. Such texts are of one length, and sort as their times do."""
     return f"{_minutes(time // 60)}{time % 60:02}Z"
