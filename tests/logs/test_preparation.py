@@ -13,6 +13,7 @@ from ipinsights.data.addresses import IPV6
 from ipinsights.data.records import parse_csv
 from ipinsights.errors import UserError
 from ipinsights.logs import preparation, report
+from ipinsights.logs.counting import Distinct
 from ipinsights.logs.formats import FORMATS
 from ipinsights.logs.options import Options
 from ipinsights.logs.preparation import Prepared
@@ -230,6 +231,16 @@ def test_what_a_person_should_know(tmp_path: Path) -> None:
     many = "".join(f"user {i},192.0.2.{i % 200}\n" for i in range(300))
     assert notes(many) == "The log-ins have no times, so they are split in their order."
     assert "latest got no log-in" in notes(table(f"{START},a,192.0.2.7"), split="8:1:1")
+
+
+@given(numbers=st.lists(st.integers(0, 300)))
+def test_distinct_texts_are_counted(numbers: list[int]) -> None:
+    distinct = Distinct()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Distinct, "_ROOM", 5)
+        for number in numbers:
+            distinct.add(str(number))
+        assert len(distinct) == len(set(numbers))
 
 
 class Counted:

@@ -29,6 +29,8 @@ _SECONDS = 86400
 _AGENT = "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0"
 _MISTYPED, _SEES_PICTURE = 0.05, 0.3
 """How often a log-in follows a failed one, and how often a picture is fetched after it."""
+_BLOCK = 1 << 16
+"""Log-ins whose lines are made at a time."""
 
 _WORK_WINDOW = 50_000
 _ROAMING_SIGMA = 10
@@ -150,15 +152,18 @@ def access_log(traffic: Traffic, rng: np.random.Generator) -> Iterator[str]:
     count = len(traffic.user)
     mistyped, sees = rng.random(count) < _MISTYPED, rng.random(count) < _SEES_PICTURE
     seconds = (traffic.day.astype(np.float64) * _SECONDS).astype(np.int64)  # of a float32 the product would be rounded
-    texts = addresses.render(traffic.address)
-    rows = zip(traffic.names(), texts, seconds.tolist(), mistyped.tolist(), sees.tolist(), strict=True)
-    for user, address, second, failed_before, picture_after in rows:
-        begin = f"{address} - {user} [{FIRST_DAY + timedelta(seconds=second):%d/%b/%Y:%H:%M:%S} +0000]"
-        if failed_before:
-            yield f'{begin} "GET /login_success HTTP/1.1" 401 381 "-" "{_AGENT}"\n'
-        yield f'{begin} "GET /login_success HTTP/1.1" 200 476 "-" "{_AGENT}"\n'
-        if picture_after:
-            yield f'{begin} "GET /images/logo.png HTTP/1.1" 200 20323 "-" "{_AGENT}"\n'
+    for begin in range(0, count, _BLOCK):
+        some = np.arange(begin, min(begin + _BLOCK, count))
+        part = traffic.where(some)
+        texts, chosen = addresses.render(part.address), (seconds[some], mistyped[some], sees[some])
+        rows = zip(part.names(), texts, *(values.tolist() for values in chosen), strict=True)
+        for user, address, second, failed_before, picture_after in rows:
+            head = f"{address} - {user} [{FIRST_DAY + timedelta(seconds=second):%d/%b/%Y:%H:%M:%S} +0000]"
+            if failed_before:
+                yield f'{head} "GET /login_success HTTP/1.1" 401 381 "-" "{_AGENT}"\n'
+            yield f'{head} "GET /login_success HTTP/1.1" 200 476 "-" "{_AGENT}"\n'
+            if picture_after:
+                yield f'{head} "GET /images/logo.png HTTP/1.1" 200 20323 "-" "{_AGENT}"\n'
 
 
 @dataclass(frozen=True)

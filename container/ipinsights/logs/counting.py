@@ -1,8 +1,11 @@
 """Counts what the rows of logs are, and puts the log-ins into the form in which they are written."""
 
+from array import array
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TypeVar
+
+import numpy as np
 
 from ipinsights.data.malformed import brief_path, shown
 from ipinsights.errors import UserError
@@ -16,6 +19,34 @@ Key = TypeVar("Key")
 
 _MOST_MALFORMED = 0.5
 """The share of a file's rows above which it is taken for one of another format."""
+
+
+class Distinct:
+    """Counts distinct texts by their hashes of 64 bits, so that one takes 8 bytes, and 24 for a moment."""
+
+    _ROOM = 1 << 16
+
+    def __init__(self) -> None:
+        self._known = np.zeros(0, np.int64)
+        self._new = array("q")
+
+    def add(self, text: str) -> None:
+        """Count a text, unless it was counted before."""
+        self._new.append(hash(text))
+        if len(self._new) >= max(self._ROOM, len(self._known)):
+            self._merge()
+
+    def __len__(self) -> int:
+        self._merge()
+        return len(self._known)
+
+    def _merge(self) -> None:
+        hashes = np.concatenate([self._known, np.frombuffer(self._new, np.int64)])
+        self._known, self._new = hashes[:0], array("q")
+        hashes.sort()  # in place: np.unique would take a copy
+        first = np.ones(len(hashes), np.bool_)
+        np.not_equal(hashes[1:], hashes[:-1], out=first[1:])
+        self._known = hashes[first]
 
 
 @dataclass
@@ -49,8 +80,8 @@ class Count:
     malformed: dict[str, Reason] = field(default_factory=dict)
     entities: dict[str, str] = field(default_factory=dict)
     """The entities of the log-ins, and each as a field of CSV."""
-    addresses: dict[str, str] = field(default_factory=dict)
-    """The addresses of the log-ins as the logs have them, and in canonical form."""
+    ipv4: Distinct = field(default_factory=Distinct)
+    ipv6: Distinct = field(default_factory=Distinct)
     minutes: Counter[int] = field(default_factory=Counter)
     """The number of log-ins in each minute since 1970."""
     first: int | None = None
@@ -74,9 +105,10 @@ class Count:
             entity, text, time = outcome
             entity = prefix + entity if entity.strip() else ""
             csv = self.entities.get(entity) or csv_field(entity)
-            address = self.addresses.get(text) or canonical(text)
+            address = canonical(text)
             if isinstance(csv, str) and isinstance(address, str):
-                self.entities[entity], self.addresses[text] = csv, address
+                self.entities[entity] = csv
+                (self.ipv6 if ":" in address else self.ipv4).add(address)
                 if (time is None) != (self.first is None) and self.kept:
                     before, here = ("have none", "times") if self.first is None else ("have some", "no times")
                     raise UserError(f"{file.name} has {here}, and the files before {before}: prepare them apart")

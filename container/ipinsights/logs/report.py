@@ -29,13 +29,12 @@ def lines(prepared: Prepared) -> Iterator[str]:
     yield from _table("malformed", list(count.malformed.items()))
     if not count.kept:
         return
-    versions = [sum(":" in address for address in set(count.addresses.values()))]
-    addresses = len(set(count.addresses.values()))
+    ipv4, ipv6 = len(count.ipv4), len(count.ipv6)
     span = "" if count.first is None or count.last is None else f", {render(count.first)} to {render(count.last)}"
     yield ""
     yield (
         f"{_number(count.kept, 'log-in')} of {_number(len(count.entities), 'entity', 'entities')} from "
-        f"{_number(addresses, 'address', 'addresses')} ({addresses - versions[0]:,} IPv4, {versions[0]:,} IPv6){span}"
+        f"{_number(ipv4 + ipv6, 'address', 'addresses')} ({ipv4:,} IPv4, {ipv6:,} IPv6){span}"
     )
     for part in prepared.parts:
         when = f", {part.first} to {part.last}" if part.first else ""
@@ -63,12 +62,13 @@ def notes(prepared: Prepared) -> Iterator[str]:
         yield f"The log-ins cover {hours:.1f} hours. A model of habits needs days, better weeks."
     if len(count.entities) == 1:
         yield "There is one entity. A model compares entities: it needs several, better hundreds."
-    addresses = set(count.addresses.values())
-    if len(addresses) < _FEW_ADDRESSES:
-        yield f"There are {len(addresses)} addresses: too few to learn networks from."
+    addresses = len(count.ipv4) + len(count.ipv6)
+    if addresses < _FEW_ADDRESSES:
+        few = f"is {addresses} address" if addresses == 1 else f"are {addresses} addresses"
+        yield f"There {few}: too few to learn networks from."
     if prepared.options.resource is None and any(file.format is access.FORMAT and file.kept for file in count.files):
         yield "Each request of a user counts as a log-in. --resource keeps those that are one."
-    if any(":" in address for address in addresses):
+    if len(count.ipv6):
         yield "Some addresses are IPv6: train with the hyperparameter ip_version=6."
     for part in prepared.parts:
         if not part.count:

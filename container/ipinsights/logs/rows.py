@@ -3,6 +3,7 @@
 import ipaddress
 import re
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
 from ipinsights.data.addresses import IPV6, without_port
@@ -65,6 +66,7 @@ _UNKNOWN = {
 """What other programs write on purpose where they know no address that another host could use, and what to do."""
 
 
+@lru_cache(1 << 16)
 def canonical(address: str) -> str | Dropped | Malformed:
     """An address in the form in which it is written, or what else it is.
 
