@@ -52,6 +52,11 @@ def test_any_user_time_and_agent_comes_back(
     assert outcomes(path, "access") == [LogIn(user, address, int(time.timestamp()))]
 
 
+def test_a_user_may_have_blanks_in_its_name(tmp_path: Path) -> None:
+    path = write(tmp_path, line("Ann von Smith", "2001:db8::1"))
+    assert log_ins(path, "access") == [("Ann von Smith", "2001:db8::1", "2026-01-02T02:04:05")]
+
+
 def test_what_is_no_log_in(tmp_path: Path) -> None:
     text = line("-") + line('""') + line(status=401) + line(status=500) + line(time="32/Jan/2026:03:04:05 +0000")
     text += line() + "192.0.2.7 - alice GET\n" + line() + "\n" + line()

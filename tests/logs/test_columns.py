@@ -131,6 +131,7 @@ def test_parquet_of_other_types(tmp_path: Path) -> None:
         ("user,ip\nalice,192.0.2.7\n", {"where": (("at", "x"),)}, "no column 'at'|no format"),
         ("alice,192.0.2.7\n", {"entity": "user"}, "no column 'user'. Its columns have no header,.* the numbers 1 to 2"),
         ("2026-01-02 03:04:05,123 INFO,192.0.2.7\n", {}, r"They have no header.* numbers 1 to 3\. Name them"),
+        ("192.0.2.7,alice\n", {}, r"They have no header.* numbers 1 to 2\. Name them"),
         ("alice,192.0.2.7,new\n", {}, r"They have no header.* numbers 1 to 3\. Name them"),
         ("192.0.2.7,x\n", {"entity": "2", "address": "9"}, "no column '9'"),
         ('{"who": "alice"}\n', {"entity": "user"}, "the names 'who'"),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ipinsights.data.addresses import IPV6
@@ -38,6 +38,7 @@ def table(*rows: str) -> str:
     return "time,user,ip\n" + "".join(f"{row}\n" for row in rows)
 
 
+@example(names=["\ufeffalice", 'a,"b"', " a "])
 @given(names=st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\r\n")).filter(str.strip), min_size=1))
 def test_what_is_written_is_what_training_reads(tmp_path_factory: pytest.TempPathFactory, names: list[str]) -> None:
     text = "".join(f"{field(name)},192.0.2.7\n" for name in names)
@@ -91,6 +92,7 @@ def test_log_ins_stay_in_order_and_go_to_their_parts(tmp_path: Path) -> None:
         "latest": "user 9,192.0.2.9,2026-01-11T00:00:05Z\nuser 8,192.0.2.8,2026-01-10T00:00:05Z\n",
     }
     assert prepared.left_out == 1
+    assert "1 log-in later than the split's durations: not written" in [*report.lines(prepared)]
     assert [(part.count, part.first) for part in prepared.parts] == [
         (3, "2026-01-02T00:00:05Z"),
         (1, "2026-01-09T00:00:05Z"),
@@ -180,6 +182,15 @@ def test_several_formats_need_names_that_tell_them_apart(tmp_path: Path) -> None
     ]
 
 
+@pytest.mark.parametrize("prefixed", [False, True])
+def test_nobody_is_no_entity(tmp_path: Path, prefixed: bool) -> None:
+    path = write(tmp_path, table(f"{START},a,192.0.2.7", f"{START},,192.0.2.7", f"{START},  ,192.0.2.7"))
+    prepared = run(tmp_path / "out", path, prefixed=prefixed)
+    assert [(dropped.reason, reason.count) for dropped, reason in prepared.count.dropped.items()] == [
+        ("rows without an entity", 2)
+    ]
+
+
 def test_a_file_of_no_known_format(tmp_path: Path) -> None:
     path = write(tmp_path, "Dear \x1b[31mdiary,\n")
     with pytest.raises(UserError, match=r"some\.log has no format .* begins with 'Dear \\x1b\[31mdiary,'") as error:
@@ -241,6 +252,26 @@ def test_distinct_texts_are_counted(numbers: list[int]) -> None:
         for number in numbers:
             distinct.add(str(number))
         assert len(distinct) == len(set(numbers))
+
+
+def test_what_a_person_should_know_of_a_format(tmp_path: Path) -> None:
+    pictures = run(tmp_path / "pictures", write(tmp_path, access_line() + access_line("-") * 2))
+    found = [*report.notes(pictures)]
+    assert any("Each request of a user counts as a log-in. --resource" in note for note in found)
+    assert any("Most rows are requests without a user. An access log names users only where" in note for note in found)
+    silent = write(tmp_path, sshd_line("Server listening on :: port 22."), name="auth.log")
+    both = run(tmp_path / "both", tmp_path / "some.log", silent, prefixed=True, options=Options(resource=".*"))
+    found = [*report.notes(both)]
+    assert "No log-in was kept of the logs of format sshd." in found
+    assert not any("--resource" in note for note in found)
+
+
+def test_of_many_files_the_first_are_listed(tmp_path: Path) -> None:
+    for number in range(50):
+        write(tmp_path / "logs", access_line(), name=f"{number:03}.log")
+    lines = [*report.lines(run(tmp_path / "out", tmp_path / "logs"))]
+    assert sum(".log: access, 1 log-in" in line for line in lines) == 40
+    assert "10 more files: 10 log-ins" in lines
 
 
 class Counted:

@@ -55,6 +55,7 @@ def test_what_is_no_log_in(tmp_path: Path) -> None:
         accepted("CORP\\ann smith", method="keyboard-interactive/pam"),
         "Accepted password for alice",
         accepted("eve from 192.0.2.1"),
+        f"{accepted()} ID x from 192.0.2.9 port 22 (serial 0) CA RSA SHA256:y",
     ]
     text = "-- Journal begins at Fri 2026-01-02 --\n" + "".join(line(message) for message in messages)
     text += line(accepted("mallory"), program="logger[7]") + line(f"x sshd[1]: {accepted('mallory')}", program="cron")
@@ -68,10 +69,15 @@ def test_what_is_no_log_in(tmp_path: Path) -> None:
         "LogIn",
         'not "Accepted METHOD for USER from ADDRESS port NUMBER"',
         "LogIn",
+        "LogIn",
         "Other",
         "Other",
     ]
-    assert [o.entity for o in found if isinstance(o, LogIn)] == ["CORP\\ann smith", "eve from 192.0.2.1"]
+    assert [(o.entity, o.address) for o in found if isinstance(o, LogIn)] == [
+        ("CORP\\ann smith", "192.0.2.7"),
+        ("eve from 192.0.2.1", "192.0.2.7"),
+        ("alice", "192.0.2.7"),
+    ]
 
 
 def test_the_year_is_the_latest_that_is_not_in_the_future(tmp_path: Path) -> None:
