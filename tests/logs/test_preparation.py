@@ -242,6 +242,7 @@ def test_what_a_person_should_know(tmp_path: Path) -> None:
     many = "".join(f"user {i},192.0.2.{i % 200}\n" for i in range(300))
     assert notes(many) == "The log-ins have no times, so they are split in their order."
     assert "latest got no log-in" in notes(table(f"{START},a,192.0.2.7"), split="8:1:1")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["train"]
 
 
 @given(numbers=st.lists(st.integers(0, 300)))

@@ -14,13 +14,13 @@ from ipinsights.logs.options import Format, Options
 from ipinsights.logs.rows import Dropped, LogIn, Malformed, Outcome, Row
 from ipinsights.logs.text import Text
 
-_QUOTED = r'"([^"\\]*(?:\\.[^"\\]*)*)"'
+_TEXT = r'[^"\\]*(?:\\.[^"\\]*)*'
 _LINE = re.compile(
     r"(?:\S+:\d+ (?=[0-9a-fA-F.:]+ ))?"  # host:port
     r"(\S+) \S+ (.+?) \[(\d\d/[A-Za-z]{3}/\d{4}:\d\d:\d\d):(\d\d) ([+-]\d{4})\] "
-    rf"{_QUOTED} (\d{{3}}|-) (?:\d+|-)((?: {_QUOTED.replace('(', '(?:', 1)})*)"
+    rf'"({_TEXT})" (\d{{3}}|-) (?:\d+|-)((?: "{_TEXT}")*)'
 )
-_FIELD = re.compile(_QUOTED)
+_FIELD = re.compile(rf'"({_TEXT})"')
 _BEHIND_AGENT = 3
 """The least number of quoted fields if one follows those of the combined format."""
 _ESCAPED = re.compile(rb"\\(?:x([0-9A-Fa-f]{2})|(.))")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ipinsights.logs.options import Format, Options
-from ipinsights.logs.rows import FAILED, OTHER, Dropped, LogIn, Malformed, Outcome, Row, judged
+from ipinsights.logs.rows import FAILED, OTHER, Dropped, LogIn, Malformed, Outcome, Row, at, judged
 from ipinsights.logs.text import Text
 
 _CALL = Dropped(
@@ -42,19 +42,18 @@ def _rows(text: Text, options: Options) -> Iterator[Row]:
         if not _is_record(record):
             return OTHER if _is_digest(record) else Malformed("not a record of CloudTrail")
         if record["eventName"] == "ConsoleLogin":
-            if (record.get("responseElements") or {}).get("ConsoleLogin") != "Success":
+            if at(record, "responseElements.ConsoleLogin") != "Success":
                 return FAILED
         elif not all_calls:
             return _CALL
-        identity = record.get("userIdentity") or {}
         address, time = record.get("sourceIPAddress"), record.get("eventTime")
         if not isinstance(address, str) or not isinstance(time, str):
             return Malformed("without sourceIPAddress or eventTime")
-        arn = identity.get("arn")
+        arn = at(record, "userIdentity.arn")
         if not arn:
-            service = identity.get("type") == "AWSService" or str(identity.get("invokedBy", "")).endswith(".com")
-            return _SERVICE if service else _NO_ARN
-        return LogIn(arn, address, clock.iso(time))
+            by_service = at(record, "userIdentity.type") == "AWSService" or at(record, "userIdentity.invokedBy")
+            return _SERVICE if by_service else _NO_ARN
+        return LogIn(str(arn), address, clock.iso(time))
 
     return judged(text.records(), judge)
 

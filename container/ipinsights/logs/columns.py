@@ -1,9 +1,9 @@
 """Tables with named columns: CSV (separated by commas, semicolons or tabs), JSON Lines and Parquet.
 
-Columns that are not named are found by common names. CSV without a header has the entity,
-the address and perhaps the time in this order, as the log-ins that this package writes; otherwise its columns are named
-by their numbers. A field within an object of JSON is named with dots:
-``client.ip``. A row's time may be missing only if there is no column of times.
+Columns that are not named are found by common names. CSV without a header has the entity, the address and perhaps the
+time in this order, as the log-ins that this package writes; otherwise its columns are named by their numbers. A field
+within an object of JSON is named with dots: ``client.ip``. A row's time may be missing only if there is no column of
+times.
 """
 
 import csv
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeAlias
 from ipinsights.data.addresses import is_address, without_port
 from ipinsights.errors import UserError, brief, refusals
 from ipinsights.logs.options import Format, Options
-from ipinsights.logs.rows import NO_ENTITY, Dropped, LogIn, Malformed, Outcome, Row, judged
+from ipinsights.logs.rows import NO_ENTITY, Dropped, LogIn, Malformed, Outcome, Row, at, judged
 from ipinsights.logs.text import Text, Unreadable
 from ipinsights.logs.times import Clock
 
@@ -58,7 +58,7 @@ _Found: TypeAlias = tuple[str | None, str | None, str | None]
 def _knows(text: Text, options: Options) -> bool:
     if text.first.startswith(_PARQUET):
         return True
-    named = any((options.entity, options.address, options.time))
+    named = any((options.entity, options.address, options.time, options.where))
     if text.head_records:
         return named or any(None not in _by_name(_names(record))[:2] for record in text.head_records)
     rows = _head(text)
@@ -104,14 +104,16 @@ def _json(text: Text, options: Options) -> Iterator[Row]:
     def judge(record: Any) -> Outcome:
         if not isinstance(record, dict):
             return Malformed(getattr(record, "reason", "not a JSON object"))
-        return _outcome([_field(record, name) for name in chosen.names], chosen, options)
+        return _outcome([at(record, name) for name in chosen.names], chosen, options)
 
     return judged(text.records(), judge)
 
 
 def _parquet(text: Text, options: Options) -> Iterator[Row]:
-    from pyarrow import parquet  # slow to import, and only this format needs it
-
+    try:
+        from pyarrow import parquet  # slow to import, and only this format needs it
+    except ImportError as error:
+        raise UserError(f"cannot read {text.name}: this installation of pyarrow has no Parquet. Write CSV") from error
     if text.path is None:
         raise UserError("Parquet cannot be read from standard input: use a file")
     with _readable(text.path), parquet.ParquetFile(text.path) as file:
@@ -128,7 +130,7 @@ def _readable(path: Path) -> Iterator[None]:
     with refusals("read", path):
         try:
             yield
-        except pa.ArrowException as error:
+        except (pa.ArrowException, KeyError) as error:  # KeyError: two columns of a name, or an unknown time zone
             raise UserError(f"{path} is not Parquet, or damaged: {error}") from error
 
 
@@ -233,15 +235,6 @@ def _names(record: dict[str, Any], before: str = "") -> list[str]:
     for name, value in record.items():
         names += _names(value, f"{before}{name}.") if isinstance(value, dict) and value else [f"{before}{name}"]
     return names
-
-
-def _field(record: dict[str, Any], name: str) -> Any:
-    if name in record:
-        return record[name]
-    value: Any = record
-    for part in name.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return value
 
 
 FORMAT = Format(

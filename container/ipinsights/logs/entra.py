@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ipinsights.logs.options import Format, Options
-from ipinsights.logs.rows import FAILED, OTHER, Dropped, LogIn, Malformed, Outcome, Row, judged
+from ipinsights.logs.rows import FAILED, OTHER, Dropped, LogIn, Malformed, Outcome, Row, at, judged
 from ipinsights.logs.text import Text
 
 _CATEGORIES = "SignInLogs"
@@ -35,10 +35,10 @@ def _rows(text: Text, options: Options) -> Iterator[Row]:
         sign_in = _sign_in(record)
         if sign_in is None:
             return OTHER if "category" in record else Malformed("not a sign-in of Entra")
-        status = sign_in.get("status")
-        if not isinstance(status, dict) or "errorCode" not in status:
+        code = at(sign_in, "status.errorCode")
+        if code is None:
             return Malformed("without status.errorCode")
-        if status["errorCode"] not in (0, "0"):
+        if str(code) != "0":
             return FAILED
         entity, time = sign_in.get("userPrincipalName"), sign_in.get("createdDateTime") or record.get("time")
         if not entity:

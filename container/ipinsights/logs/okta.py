@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ipinsights.logs.options import Format, Options
-from ipinsights.logs.rows import FAILED, OTHER, LogIn, Malformed, Outcome, Row, judged
+from ipinsights.logs.rows import FAILED, OTHER, LogIn, Malformed, Outcome, Row, at, judged
 from ipinsights.logs.text import Text
 
 _LOG_IN = "user.session.start"
@@ -20,10 +20,9 @@ def _rows(text: Text, options: Options) -> Iterator[Row]:
             return Malformed(getattr(record, "reason", "not an event of Okta's System Log"))
         if record["eventType"] != _LOG_IN:
             return OTHER
-        if (record.get("outcome") or {}).get("result") != "SUCCESS":
+        if at(record, "outcome.result") != "SUCCESS":
             return FAILED
-        entity = (record.get("actor") or {}).get("alternateId") or ""
-        address = (record.get("client") or {}).get("ipAddress") or ""
+        entity, address = at(record, "actor.alternateId") or "", at(record, "client.ipAddress") or ""
         time = record.get("published")
         if not isinstance(time, str):
             return Malformed('without "published"')

@@ -112,6 +112,8 @@ def prepare(
                     _partial(part.path).replace(part.path)
                 else:
                     _partial(part.path).unlink()
+                    if not any(part.path.parent.iterdir()):
+                        part.path.parent.rmdir()  # an empty channel would be an error in training
     return Prepared(count, written, left_out, options)
 
 

@@ -106,6 +106,16 @@ def field(entity: str) -> str | Dropped | Malformed:
     return '"' + entity.replace('"', '""') + '"' if _QUOTED.search(entity) else entity
 
 
+def at(record: dict[str, Any], path: str) -> Any:
+    """What a record holds at names with dots between them, such as ``client.ip``; None if there is nothing."""
+    if path in record:
+        return record[path]
+    value: Any = record
+    for name in path.split("."):
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
 def judged(rows: Iterator[tuple[int, Any]], judge: Callable[[Any], Outcome]) -> Iterator[Row]:
     """Rows with what ``judge`` says of each. It may raise ValueError for a malformed one."""
     for number, content in rows:

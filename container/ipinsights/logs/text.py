@@ -175,11 +175,7 @@ def _records(blocks: Iterator[str]) -> Iterator[tuple[int, Any]]:
             record, at = _decode(text, start)
         except (ValueError, RecursionError) as error:
             at = text.find("\n", start) + 1 or len(text)
-            record = Unreadable(
-                text[start:at].strip(),
-                "nested too deeply"
-                if isinstance(error, RecursionError)
-                else f"not JSON: {getattr(error, 'msg', error)}",
-            )
+            reason = "too deep" if isinstance(error, RecursionError) else getattr(error, "msg", str(error))
+            record = Unreadable(text[start:at].strip(), f"not JSON: {reason}")
         yield line, record
         line += text.count("\n", start, at)

@@ -19,6 +19,7 @@ _AMERICAN = re.compile(r"\d{1,2}/\d{1,2}/\d{4} \d{1,2}:\d\d:\d\d [AP]M")
 _DOTNET = re.compile(r"/Date\((-?\d+)(?:[+-]\d{4})?\)/")
 _UNITS = ((1e11, 1), (1e14, 1_000), (1e17, 1_000_000), (1e20, 1_000_000_000))
 """Numbers below a limit count so many parts of a second. They are the times up to the year 5138 in each unit."""
+_LAST = int(datetime.max.replace(tzinfo=UTC).timestamp()) - 1
 _SLACK = DAY
 """A syslog line may be so much younger than its file's last change: its time zone may not be known."""
 _BACK = 180 * DAY
@@ -88,7 +89,10 @@ class Clock:
         if time.tzinfo is None:
             self.zone_assumed = True
             time = time.replace(tzinfo=self.zone)
-        return _since_1970(int(time.replace(microsecond=0).timestamp()))
+        try:
+            return _since_1970(int(time.replace(microsecond=0).timestamp()))
+        except OverflowError:  # at the ends of the calendar
+            raise ValueError(f"not a time: {time}") from None
 
     def syslog(self, modified: float, name: str) -> Callable[[str], int]:
         """A function that reads the times of one log, ``Jan  2 03:04:05``, which name no year.
@@ -160,6 +164,6 @@ def render(time: int) -> str:
 
 
 def _since_1970(time: int) -> int:
-    if time < 0:
-        raise ValueError("a time before 1970")
+    if not 0 <= time <= _LAST:
+        raise ValueError("a time before 1970 or after 9999")
     return time
