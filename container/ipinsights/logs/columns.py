@@ -60,12 +60,12 @@ def _knows(text: Text, options: Options) -> bool:
         return True
     named = any((options.entity, options.address, options.time, options.where))
     if text.head_records:
-        return named or any(None not in _by_name(_names(record))[:2] for record in text.head_records)
+        return named or any(None not in by_name(_names(record))[:2] for record in text.head_records)
     rows = _head(text)
     if not rows or len(rows[0]) < 2:
         return False
     addresses = sum(any(_holds_address(cell) for cell in row) for row in rows)
-    return named or None not in _by_name(rows[0])[:2] or 2 * addresses > len(rows)
+    return named or None not in by_name(rows[0])[:2] or 2 * addresses > len(rows)
 
 
 def _rows(text: Text, options: Options) -> Iterator[Row]:
@@ -83,7 +83,7 @@ def _csv(text: Text, options: Options) -> Iterator[Row]:
     else:
         next(rows, None)
         names = [name.strip() for name in head]
-        found, described = _by_name(names), _listed(names)
+        found, described = by_name(names), _listed(names)
     chosen = _choose(names, found, options, text.name, described)
     places = [names.index(name) for name in chosen.names]
 
@@ -99,7 +99,7 @@ def _csv(text: Text, options: Options) -> Iterator[Row]:
 
 def _json(text: Text, options: Options) -> Iterator[Row]:
     names = [*dict.fromkeys(name for record in text.head_records for name in _names(record))]
-    chosen = _choose(names, _by_name(names), options, text.name, _listed(names))
+    chosen = _choose(names, by_name(names), options, text.name, _listed(names))
 
     def judge(record: Any) -> Outcome:
         if not isinstance(record, dict):
@@ -118,7 +118,7 @@ def _parquet(text: Text, options: Options) -> Iterator[Row]:
         raise UserError("Parquet cannot be read from standard input: use a file")
     with _readable(text.path), parquet.ParquetFile(text.path) as file:
         names = file.schema_arrow.names
-        chosen = _choose(names, _by_name(names), options, text.name, _listed(names))
+        chosen = _choose(names, by_name(names), options, text.name, _listed(names))
         rows = _table(file, chosen.names)
         yield from judged(enumerate(rows, 1), lambda row: _outcome(row, chosen, options))
 
@@ -186,7 +186,8 @@ def _listed(names: Sequence[str]) -> str:
     return f"the names {', '.join(brief(name) for name in names[:_LISTED])}{', ...' * (len(names) > _LISTED)}"
 
 
-def _by_name(names: Sequence[str]) -> _Found:
+def by_name(names: Sequence[str]) -> _Found:
+    """The columns of entities, addresses and times, by the names that such columns usually have; None for none."""
     squeezed: dict[str, str] = {}
     for name in names:
         squeezed.setdefault(_SQUEEZED.sub("", name.lower()), name)
