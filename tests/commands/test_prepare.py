@@ -80,6 +80,11 @@ def test_standard_input_and_its_compression(tmp_path: Path) -> None:
     assert lines(tmp_path / "out/log-ins.csv") == ["alice,192.0.2.7,2026-01-02T02:04:05Z"]
 
 
+def test_a_machine_may_know_no_time_zones(tmp_path: Path) -> None:
+    path = write(tmp_path, sshd_line(accepted()))
+    assert run("prepare", path, "--out", tmp_path / "out", PYTHONTZPATH="").returncode == 0
+
+
 def test_no_bar_where_nobody_looks(tmp_path: Path) -> None:
     result = run("prepare", write(tmp_path, access_line()), "--out", tmp_path / "out")
     assert all(line.startswith("Note: ") for line in result.stderr.splitlines())

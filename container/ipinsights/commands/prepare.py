@@ -3,6 +3,7 @@
 import argparse
 import sys
 import textwrap
+from datetime import UTC
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -106,7 +107,7 @@ def run(options: argparse.Namespace) -> None:
     readers = Options(
         clock=_clock(options),
         resource=options.resource,
-        status=frozenset(options.status.split(",")) if options.status else None,
+        status=frozenset(map(str.strip, options.status.split(","))) if options.status else None,
         forwarded=options.forwarded,
         cloudtrail=options.cloudtrail,
         entity=options.entity,
@@ -147,11 +148,11 @@ def _condition(text: str) -> tuple[str, str]:
 
 def _clock(options: argparse.Namespace) -> Clock:
     try:
-        zone = ZoneInfo(options.time_zone)
+        zone = UTC if options.time_zone == "UTC" else ZoneInfo(options.time_zone)  # some images know no zones
     except (ValueError, OSError, LookupError) as error:
         raise UserError(
             f"--time-zone is {brief(options.time_zone)}: it must be a name that this machine knows, "
-            "such as Europe/Berlin"
+            "such as Europe/Berlin (pip install tzdata brings all)"
         ) from error
     if options.year is not None and not 1970 <= options.year < 9990:
         raise UserError(f"--year is {options.year}: it must be from 1970 on")
