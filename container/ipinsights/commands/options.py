@@ -3,9 +3,11 @@
 import argparse
 import os
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from ipinsights.model.scoring import UNTRAINED_MODEL, Scorer
+from ipinsights.model import artifact
+from ipinsights.model.model import Model
+from ipinsights.model.scoring import UNTRAINED_MODEL, Scorer, require_trained
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """Where a command is added, whose parser has a default ``run``: what is to be done with its options."""
@@ -19,7 +21,42 @@ CSV = (
 
 def open_scorer(folder: Path) -> Scorer:
     """A scorer of the model in a folder, which may be untrained if the environment says so. Raises UserError."""
-    return Scorer.open(folder, untrained=os.environ.get(UNTRAINED_MODEL, "").lower() == "accept")
+    return Scorer.open(folder, untrained=_accepts_untrained())
+
+
+def open_model(folder: Path) -> tuple[Model, dict[str, Any]]:
+    """The model in a folder, and its manifest; it may be untrained if the environment says so. Raises UserError."""
+    model, manifest = artifact.read(folder)
+    if not _accepts_untrained():
+        require_trained(model, folder)
+    return model, manifest
+
+
+def _accepts_untrained() -> bool:
+    return os.environ.get(UNTRAINED_MODEL, "").lower() == "accept"
+
+
+def judging(command: argparse.ArgumentParser) -> None:
+    """Add what is needed to judge a model: the model, real log-ins, and what they may be compared with."""
+    command.add_argument("--model", type=Path, required=True, help="the folder of a model")
+    command.add_argument(
+        "data", type=Path, help="real log-ins that training did not see: a CSV file or a folder of CSV files"
+    )
+    command.add_argument(
+        "--train",
+        type=Path,
+        metavar="FOLDER",
+        help="the log-ins that training saw, for the baselines: longest shared prefix and counting",
+    )
+    command.add_argument("--attacks", type=Path, metavar="FILE", help="log-ins that were attacks, as CSV")
+    command.add_argument(
+        "--networks",
+        type=Path,
+        metavar="FILE",
+        help="a table of networks in iptoasn's format, for addresses of the same provider. The default is what the "
+        "model knows of the table it was trained with",
+    )
+    command.add_argument("--all", action="store_true", help="also take entities that the model does not know")
 
 
 def seed(text: str) -> int:

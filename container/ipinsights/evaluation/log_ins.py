@@ -1,0 +1,172 @@
+"""Log-ins to judge a model by: CSV of an entity, an address and, if the file has it, a time.
+
+A time is ISO 8601, such as 2026-01-02T03:04:05Z. One without a zone is taken for UTC. Files without times are read by
+`data.records`. Those with times are read here, by the same rules: an entity is used unchanged, an address is strict,
+and the first line that cannot be read is reported with what is wrong.
+"""
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import csv as arrow_csv
+
+from ipinsights.data import addresses
+from ipinsights.data.addresses import Family
+from ipinsights.data.events import find_files
+from ipinsights.data.malformed import shown
+from ipinsights.data.records import Block, Pairs, Records, hash_stream, line_blocks
+from ipinsights.data.sources import stream
+from ipinsights.errors import UserError
+
+Times = npt.NDArray[np.datetime64]
+
+_DAY = np.timedelta64(1, "D")
+_COLUMNS = ("entity", "address", "time")
+
+
+@dataclass(frozen=True)
+class LogIns:
+    """n log-ins in the order of the input."""
+
+    pairs: Records
+    times: Times | None
+    """UTC, datetime64[us] [n]; None where the input has none."""
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def where(self, chosen: npt.NDArray[np.bool_]) -> "LogIns":
+        """Some of the log-ins; bool [n]."""
+        pairs = Records(self.pairs.entities.filter(pa.array(chosen)), self.pairs.addresses[chosen])
+        return LogIns(pairs, None if self.times is None else self.times[chosen])
+
+    @property
+    def days(self) -> float | None:
+        """From the first log-in to the last, in days, and at least one; None without times."""
+        if self.times is None or not len(self.times):
+            return None
+        return max(1.0, float((self.times.max() - self.times.min()) / _DAY))
+
+
+def read(path: Path, family: Family) -> LogIns:
+    """Read a file, or all files of a folder, with addresses of a family. Raises UserError."""
+    files = find_files(path) if path.is_dir() else [path]
+    pairs: list[Records] = []
+    times: list[Times] = []
+    timed = ""
+    for file in files:
+        with stream(file) as text:
+            for block in line_blocks(text, text.name):
+                with_times = _fields(block) == len(_COLUMNS)
+                if timed and with_times != bool(times):
+                    raise UserError(
+                        f"{timed} {'has' if times else 'lacks'} a column of times, and {text.name}, line "
+                        f"{block.first_line} {'has' if with_times else 'lacks'} it: give all log-ins a time, or none"
+                    )
+                timed = timed or text.name
+                if with_times:
+                    found = _read_timed(block, family)
+                    times.append(found[1])
+                    pairs.append(found[0])
+                else:
+                    pairs.append(block.parse(family))
+    if not any(map(len, pairs)):
+        raise UserError(f"{path} holds no log-ins")
+    return LogIns(Records.concat(pairs), np.concatenate(times) if times else None)
+
+
+def read_training(path: Path, family: Family) -> Pairs:
+    """The pairs of the log-ins that a model learnt from, as `read` finds them, without names or times."""
+    files = find_files(path) if path.is_dir() else [path]
+    parts: list[Pairs] = []
+    for file in files:
+        with stream(file) as text:
+            if _fields(next(line_blocks(text, text.name), None)) != len(_COLUMNS):
+                with stream(file) as again:
+                    parts += [pairs for _, pairs in hash_stream(again, again.name, family)]
+                continue
+        parts.append(read(file, family).pairs.hashed())
+    if not any(len(part.digests) for part in parts):
+        raise UserError(f"{path} holds no log-ins")
+    return Pairs(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def _fields(block: Block | None) -> int:
+    """The number of fields of a block's first line that is not blank."""
+    if block is None:
+        return 0
+    for line in block.text.splitlines():
+        if line.strip():
+            return len(_split(line))
+    return 0
+
+
+def _split(line: bytes) -> list[str]:
+    text = line.decode(errors="replace").removeprefix("\ufeff")
+    return next(csv.reader([text]), [])
+
+
+def _read_timed(block: Block, family: Family) -> tuple[Records, Times]:
+    """The pairs and times of a block. Raises UserError that tells the first line that cannot be read."""
+    columns = _columns(block.text)
+    if columns is not None:
+        entities, texts, times = columns
+        values, valid = addresses.parse(pc.utf8_trim_whitespace(texts), family)
+        moments = _moments(times)
+        if valid.all() and moments is not None and not pc.any(pc.equal(entities, "")).as_py():
+            return Records(entities, values), moments
+    for number, line in enumerate(block.text.splitlines(), block.first_line):
+        reason = _fault(line, family) if line.strip() else None
+        if reason:
+            raise UserError(
+                f"{block.name}, line {number}: {reason}: {shown(line.decode(errors='replace'))}. Each line must be an "
+                f"entity, an {family.noun} and a time such as 2026-01-02T03:04:05Z"
+            )
+    raise UserError(f"{block.name}: the lines from {block.first_line} on cannot be read as entity, address and time")
+
+
+def _columns(text: bytes) -> list[pa.StringArray] | None:
+    """The three columns of a text, or None if a line has fewer or more."""
+    try:
+        table = arrow_csv.read_csv(
+            pa.BufferReader(text.removeprefix(b"\xef\xbb\xbf")),
+            read_options=arrow_csv.ReadOptions(column_names=_COLUMNS, block_size=len(text) + 1),
+            convert_options=arrow_csv.ConvertOptions(
+                column_types=dict.fromkeys(_COLUMNS, pa.string()), strings_can_be_null=False
+            ),
+        )
+    except pa.ArrowInvalid:
+        return None
+    return [table.column(name).combine_chunks() for name in _COLUMNS]
+
+
+def _moments(texts: pa.StringArray) -> Times | None:
+    """The times of a column in UTC, or None if one cannot be read."""
+    texts = pc.utf8_trim_whitespace(texts)
+    for zone in ("UTC", None):
+        try:
+            moments: Times = pc.cast(texts, pa.timestamp("us", zone)).to_numpy(zero_copy_only=False)
+        except pa.ArrowInvalid:
+            continue
+        return moments.astype("datetime64[us]")
+    return None
+
+
+def _fault(line: bytes, family: Family) -> str | None:
+    """What is wrong with a line; None if nothing is."""
+    fields = _split(line)
+    if len(fields) != len(_COLUMNS):
+        return f"it has {len(fields)} fields, and the first line has {len(_COLUMNS)}"
+    entity, address, time = fields
+    if not entity:
+        return "the entity is empty"
+    if not addresses.parse(pa.array([address.strip()], pa.string()), family)[1][0]:
+        return addresses.explain(address.strip(), family)
+    if _moments(pa.array([time], pa.string())) is None:
+        return f"{time!r} is not a time"
+    return None
