@@ -24,6 +24,7 @@ FLOORS = (
     {"data"},
     {"model"},
     {"training", "evaluation"},
+    {"reporting"},
     {"commands"},
     {"sagemaker"},
 )
@@ -31,6 +32,8 @@ FLOORS = (
 HOMES = {
     "torch": {"training"},
     "triton": {"training"},
+    "plotly": {"reporting"},
+    "jinja2": {"reporting"},
     "flask": {"sagemaker"},
     "gunicorn": {"sagemaker"},
     "werkzeug": {"sagemaker"},

@@ -3,13 +3,13 @@
 import argparse
 import json
 import math
+from pathlib import Path
 
-from ipinsights.commands.options import Commands, judging, open_model, seed
-from ipinsights.data.networks import Networks
-from ipinsights.evaluation import log_ins
-from ipinsights.evaluation.judgement import Judgement, Rule, Verdict, judge
+from ipinsights.commands.judging import INPUT, add_inputs, judged
+from ipinsights.commands.options import Commands, seed
+from ipinsights.errors import refusals
+from ipinsights.evaluation.judgement import Judgement, Rule, Verdict
 from ipinsights.evaluation.ranking import Interval
-from ipinsights.model.scoring import Scorer
 
 _WIDTH = 28
 _SHOWN = 9
@@ -25,10 +25,9 @@ def add(commands: Commands) -> None:
         "addresses and, if there is a table of networks, with addresses of the same provider or country. The command "
         "prints the ROC AUC and the average precision with their intervals of 95 %, what a threshold catches, and "
         "whether as few log-ins score low as the model's calibration promised. Only entities that the model knows take "
-        "part. The input is CSV without a header. Each line is a log-in: the entity (any string), an IPv4 address (or "
-        "an IPv6 one, if the model was trained with ip_version=6) and, if it is known, the time.",
+        f"part. {INPUT}",
     )
-    judging(command)
+    add_inputs(command)
     chosen = command.add_mutually_exclusive_group()
     chosen.add_argument("--threshold", type=float, default=0.0, help="flag scores below this (default 0)")
     chosen.add_argument(
@@ -46,29 +45,22 @@ def add(commands: Commands) -> None:
     output = command.add_mutually_exclusive_group()
     output.add_argument("--sweep", action="store_true", help="also print what other thresholds catch")
     output.add_argument("--json", action="store_true", help="print all numbers as JSON (docs/judging.md has the keys)")
+    command.add_argument("--out", type=Path, metavar="FILE.html", help="also write a page with plots")
     command.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> None:
     """Measure, and print a table or JSON."""
-    model, _ = open_model(options.model)
-    scorer = Scorer(model)
-    family = model.family
-    judgement = judge(
-        scorer,
-        log_ins.read(options.data, family),
-        everyone=options.all,
-        networks=Networks.read([options.networks], family) if options.networks else model.vocabulary.networks,
-        attacks=log_ins.read(options.attacks, family).pairs if options.attacks else None,
-        train=log_ins.read_training(options.train, family) if options.train else None,
-        rule=_rule(options),
-        resamples=options.resamples,
-        seed=options.seed,
-    )
+    found = judged(options, _rule(options), options.resamples)
+    if options.out:
+        from ipinsights.reporting import page  # slow to import, and no command that scores needs it
+
+        with refusals("write", options.out):
+            page.write(options.out, page.Contents(*found), "Evaluation")
     if options.json:
-        print(json.dumps(judgement.facts(), indent=2))
+        print(json.dumps(found.judgement.facts(), indent=2))
     else:
-        _print(judgement, options.sweep)
+        _print(found.judgement, options.sweep)
 
 
 def _rule(options: argparse.Namespace) -> Rule:

@@ -36,29 +36,6 @@ def _accepts_untrained() -> bool:
     return os.environ.get(UNTRAINED_MODEL, "").lower() == "accept"
 
 
-def judging(command: argparse.ArgumentParser) -> None:
-    """Add what is needed to judge a model: the model, real log-ins, and what they may be compared with."""
-    command.add_argument("--model", type=Path, required=True, help="the folder of a model")
-    command.add_argument(
-        "data", type=Path, help="real log-ins that training did not see: a CSV file or a folder of CSV files"
-    )
-    command.add_argument(
-        "--train",
-        type=Path,
-        metavar="FOLDER",
-        help="the log-ins that training saw, for the baselines: longest shared prefix and counting",
-    )
-    command.add_argument("--attacks", type=Path, metavar="FILE", help="log-ins that were attacks, as CSV")
-    command.add_argument(
-        "--networks",
-        type=Path,
-        metavar="FILE",
-        help="a table of networks in iptoasn's format, for addresses of the same provider. The default is what the "
-        "model knows of the table it was trained with",
-    )
-    command.add_argument("--all", action="store_true", help="also take entities that the model does not know")
-
-
 def seed(text: str) -> int:
     """The type of an option that decides every random draw."""
     if not text.isdecimal():

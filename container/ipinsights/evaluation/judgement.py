@@ -62,6 +62,10 @@ class Rule:
         return threshold_for(log_ins, math.floor(self.value * days))
 
 
+SCORE_0 = Rule()
+"""The threshold at which a model was trained to tell pairs apart."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """One judge on one kind of attacks."""
@@ -179,7 +183,7 @@ def judge(
     networks: Networks | None = None,
     attacks: Records | None = None,
     train: Pairs | None = None,
-    rule: Rule = Rule(),
+    rule: Rule = SCORE_0,
     resamples: int = 200,
     seed: int = 0,
 ) -> Judgement:

@@ -1,4 +1,4 @@
-"""Log-ins to judge a model by: CSV of an entity, an address and, if the file has it, a time.
+"""Log-ins to judge a model by: CSV of an entity, an address and, if the file has it, a time. And names to look up.
 
 A time is ISO 8601, such as 2026-01-02T03:04:05Z. One without a zone is taken for UTC. Files without times are read by
 `data.records`. Those with times are read here, by the same rules: an entity is used unchanged, an address is strict,
@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from pyarrow import csv as arrow_csv
 
 from ipinsights.data import addresses
-from ipinsights.data.addresses import Family
+from ipinsights.data.addresses import Addresses, Family
 from ipinsights.data.events import find_files
 from ipinsights.data.malformed import shown
 from ipinsights.data.records import Block, Pairs, Records, hash_stream, line_blocks
@@ -94,6 +94,43 @@ def read_training(path: Path, family: Family) -> Pairs:
     if not any(len(part.digests) for part in parts):
         raise UserError(f"{path} holds no log-ins")
     return Pairs(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def read_names(path: Path) -> pa.StringArray:
+    """The distinct entities of a CSV file: of its first column. Raises UserError."""
+    names = _column(path, 0).unique()
+    if pc.any(pc.equal(names, "")).as_py():
+        raise UserError(f"{path}: an entity is empty")
+    return names
+
+
+def read_addresses(path: Path, family: Family) -> Addresses:
+    """The distinct addresses of a CSV file, ascending: of its second column, or of its only one. Raises UserError."""
+    texts = pc.utf8_trim_whitespace(_column(path, 1)).unique()
+    values, valid = addresses.parse(texts, family)
+    if not valid.all():
+        raise UserError(f"{path}: {addresses.explain(texts[int(np.argmin(valid))].as_py(), family)}")
+    found: Addresses = np.unique(values)
+    return found
+
+
+def _column(path: Path, place: int) -> pa.StringArray:
+    """A column of a CSV file that need not be one of log-ins, or the last one that it has."""
+    with stream(path) as text:
+        content = text.read(-1).removeprefix(b"\xef\xbb\xbf")
+    if not content.strip():
+        raise UserError(f"{path} is empty")
+    try:
+        table = arrow_csv.read_csv(
+            pa.BufferReader(content),
+            read_options=arrow_csv.ReadOptions(autogenerate_column_names=True, block_size=len(content) + 1),
+            convert_options=arrow_csv.ConvertOptions(
+                column_types={f"f{number}": pa.string() for number in range(len(_COLUMNS))}, strings_can_be_null=False
+            ),
+        )
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{path} is not CSV with as many columns in each line: {error}") from error
+    return table.column(min(place, table.num_columns - 1)).combine_chunks()
 
 
 def _fields(block: Block | None) -> int:

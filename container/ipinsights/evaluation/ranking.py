@@ -78,9 +78,9 @@ class Ranking:
         if not attacks or not log_ins:
             return Areas(float("nan"), float("nan"))
         false = flagged - caught
-        area = np.dot(np.diff(false), caught[1:] + caught[:-1]) / 2 / (attacks * log_ins)
+        area = (np.diff(false) * (caught[1:] + caught[:-1])).sum() / 2 / (attacks * log_ins)
         precision = caught[1:] / np.maximum(flagged[1:], 1)
-        return Areas(float(area), float(np.dot(np.diff(caught), precision) / attacks))
+        return Areas(float(area), float((np.diff(caught) * precision).sum() / attacks))
 
     def intervals(self, resamples: int, seed: int) -> tuple[Interval, Interval] | None:
         """The intervals of 95 % of both areas; None if fewer than two entities could be drawn."""

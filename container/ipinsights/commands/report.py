@@ -1,0 +1,35 @@
+"""``ipinsights report``: one HTML page about log-ins and the model that scores them."""
+
+import argparse
+from pathlib import Path
+
+from ipinsights.commands.judging import INPUT, add_inputs, judged
+from ipinsights.commands.options import Commands, seed
+from ipinsights.errors import refusals
+
+
+def add(commands: Commands) -> None:
+    """Add the command."""
+    command = commands.add_parser(
+        "report",
+        help="write a page about log-ins and the model that scores them",
+        description="Write one HTML file: how many log-ins look unusual, a threshold to move, the scores of real "
+        "log-ins and of fabricated ones, curves and areas beside baselines, whether the model keeps its promises, what "
+        "it learnt from, and a map of embeddings. The file needs no network and can be read on a phone, in print and "
+        "aloud. "
+        f"{INPUT}",
+    )
+    add_inputs(command)
+    command.add_argument("--out", type=Path, required=True, metavar="FILE.html", help="the file to write")
+    command.add_argument("--seed", type=seed, default=0, help="the seed of everything that is drawn (default 0)")
+    command.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Judge the model by the log-ins, and write the page."""
+    from ipinsights.reporting import page  # slow to import, and no command that scores needs it
+
+    found = judged(options)
+    with refusals("write", options.out):
+        page.write(options.out, page.Contents(*found))
+    print(f"{options.out}: {len(found.log_ins):,} log-ins, {options.out.stat().st_size / 1e6:.1f} MB")
