@@ -38,7 +38,7 @@ def test_everything_stands_in_one_table(trained: tuple[Tree, object], files: Pat
     head, unknown, a_day, title, *rest = result.stdout.splitlines()
     assert "2,000 log-ins of " in head
     assert " in 2.0 days, flagged below a score of " in head
-    assert unknown.startswith("Not compared: 3 log-ins of 1 entities that the model does not know")
+    assert unknown.startswith("Not compared: 3 log-ins of 1 entity that the model does not know")
     assert a_day == "40 log-ins are flagged, 20.0 a day"
     assert title.split() == ["against", "by", "AUC", "95", "%", "AP", "95", "%", "precision", "recall", "F1", "FPR"]
     for kind in ("random addresses", "other entities' addresses", "same provider or country", "labelled attacks"):
@@ -73,6 +73,7 @@ def test_json_has_the_documented_keys(trained: tuple[Tree, object], files: Path)
         (["--networks", "/nowhere"], "/nowhere: not a table of networks"),
         (["--budget", "0"], "'0' is not a number above 0"),
         (["--budget", "many"], "'many' is not a number"),
+        (["--threshold", "nan"], "'nan' is not a number"),
         (["--max-false-alarms", "2"], "'2' is not a share from 0 to 1"),
         (["--budget", "1", "--threshold", "1"], "not allowed with argument"),
     ],

@@ -14,10 +14,12 @@ import pyarrow as pa
 import pytest
 
 from conftest import Traffic, to_events
+from ipinsights.data.addresses import IPV4
 from ipinsights.data.records import Records
 from ipinsights.evaluation.judgement import judge
 from ipinsights.evaluation.log_ins import LogIns
 from ipinsights.hyperparameters import Hyperparameters
+from ipinsights.model.model import Model
 from ipinsights.model.scoring import Scorer
 from ipinsights.reporting import page
 from ipinsights.reporting.page import Contents
@@ -284,3 +286,14 @@ def test_data_in_the_page_is_json(text: str, contents: Contents) -> None:
     data: dict[str, Any] = json.loads(match[1])
     assert len(data["slider"]["steps"]) == len(contents.judgement.thresholds)
     assert not re.search(r"[<>&\u2028]", match[1])
+
+
+def test_an_untrained_model_has_a_page(contents: Contents) -> None:
+    """It says nothing, but somebody has accepted it."""
+    blank = Model.blank(IPV4, num_entity_vectors=10, dim=4, blocks=0)
+    scorer = Scorer(blank)
+    found = page.report(
+        Contents(scorer, blank, {}, contents.log_ins, judge(scorer, contents.log_ins, resamples=5)), "T"
+    )
+    assert [section.name for section in found.sections] == ["unusual", "threshold", "scores", "areas"]
+    assert "<main" in page.render(found)

@@ -8,7 +8,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from ipinsights.commands.options import Commands, open_model, seed
-from ipinsights.errors import UserError, refusals
+from ipinsights.errors import UserError, one_line, refusals
 from ipinsights.evaluation import embeddings, log_ins
 from ipinsights.evaluation.embeddings import Embeddings, Map
 from ipinsights.model.model import Model
@@ -125,13 +125,16 @@ def _points(kind: str, those: Embeddings, placed: Map) -> pa.Table:
 
 
 def _print_nearest(model: Model, found: dict[str, Embeddings], name: str, top: int) -> None:
-    own = embeddings.of_entities(model, pa.array([name], pa.string()))
+    try:
+        own = embeddings.of_entities(model, pa.array([name], pa.string()))
+    except UnicodeEncodeError:
+        raise UserError("an entity's name is not UTF-8: no model knows such an entity") from None
     if not own.known[0]:
         raise UserError(f"the model does not know {name!r}, so nothing is near it")
     for kind, those in found.items():
-        print(f"{'nearest to ' + name:<50}{'cosine':>8}  provider or network ({kind})")
+        print(f"{'nearest to ' + one_line(name):<50}{'cosine':>8}  provider or network ({kind})")
         others = [
             pair for pair in those.nearest(own.vectors[0], top + 1) if kind != ENTITIES or those.names[pair[0]] != name
         ]
         for place, cosine in others[:top]:
-            print(f"{those.names[place]:<50}{cosine:8.4f}  {those.groups[place]}")
+            print(f"{one_line(those.names[place]):<50}{cosine:8.4f}  {those.groups[place]}")

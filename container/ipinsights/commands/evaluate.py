@@ -29,7 +29,7 @@ def add(commands: Commands) -> None:
     )
     add_inputs(command)
     chosen = command.add_mutually_exclusive_group()
-    chosen.add_argument("--threshold", type=float, default=0.0, help="flag scores below this (default 0)")
+    chosen.add_argument("--threshold", type=_finite, default=0.0, help="flag scores below this (default 0)")
     chosen.add_argument(
         "--budget", type=_positive, help="choose the threshold so that so many real log-ins are flagged on a day"
     )
@@ -74,14 +74,14 @@ def _rule(options: argparse.Namespace) -> Rule:
 def _print(judgement: Judgement, sweep: bool) -> None:
     days = "" if judgement.days is None else f" in {judgement.days:.1f} days"
     print(
-        f"{judgement.log_ins:,} log-ins of {judgement.entities:,} entities{days}, flagged below a score of "
+        f"{judgement.log_ins:,} log-ins of {_entities(judgement.entities)}{days}, flagged below a score of "
         f"{judgement.threshold:g}"
     )
     unknown = judgement.unknown
     if unknown["log_ins"] or unknown["attacks"]:
         attacks = f", and {unknown['attacks']:,} attacks" if unknown["attacks"] else ""
         print(
-            f"Not compared: {unknown['log_ins']:,} log-ins of {unknown['entities']:,} entities that the model does not "
+            f"Not compared: {unknown['log_ins']:,} log-ins of {_entities(unknown['entities'])} that the model does not "
             f"know{attacks} (--all takes them too)"
         )
     a_day = judgement.a_day(judgement.false_alarms)
@@ -147,24 +147,32 @@ def _print_sweep(judgement: Judgement, verdict: Verdict) -> None:
     print()
 
 
+def _entities(count: int) -> str:
+    return "1 entity" if count == 1 else f"{count:,} entities"
+
+
 def _positive(text: str) -> float:
     """The type of a number above 0."""
-    number = _number(text)
-    if not 0 < number < float("inf"):
+    number = _finite(text)
+    if number <= 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return number
 
 
 def _share(text: str) -> float:
     """The type of a share of all log-ins."""
-    number = _number(text)
+    number = _finite(text)
     if not 0 <= number <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a share from 0 to 1")
     return number
 
 
-def _number(text: str) -> float:
+def _finite(text: str) -> float:
+    """The type of a number."""
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return number

@@ -113,6 +113,8 @@ class Map:
     @classmethod
     def of(cls, vectors: Vectors, how: Method = "pca", seed: int = 0) -> "Map":
         """Map the directions of vectors, [n, D]. Raises UserError if the library for it is not installed."""
+        if not len(vectors):
+            return cls(np.zeros((0, 2)), None)
         directions = unit(vectors).astype(np.float64)
         return cls(_tsne(directions, seed), None) if how == "tsne" else cls._pca(directions)
 

@@ -25,14 +25,13 @@ from ipinsights.evaluation.log_ins import LogIns
 from ipinsights.evaluation.negatives import NEAR, OTHERS, RANDOM
 from ipinsights.evaluation.ranking import Areas, Interval, Ranking, threshold_for
 from ipinsights.metrics import Detection, Scores
+from ipinsights.model.calibration import SUPPORT
 from ipinsights.model.scoring import Scorer
 
 ATTACKS = "labelled attacks"
 """The kind of pairs that nobody had to fabricate."""
 MODEL, PREFIX, COUNTING = "model", "longest shared prefix", "counting"
 """The judges: whatever scores pairs."""
-SMALLEST = 5
-"""So many log-ins must be expected below a threshold to tell its rate of false alarms at all."""
 
 _SPAN = (0.001, 0.999)
 """The quantiles of all scores between which the thresholds of a sweep lie."""
@@ -215,10 +214,10 @@ def judge(
         notes.insert(0, "Baselines (longest shared prefix, counting) are left out: they need the training log-ins")
     else:
         judges |= _baselines(train, scorer)
-    if rule.by == "max_false_alarms" and rule.value * len(log_ins) < SMALLEST:
+    if rule.by == "max_false_alarms" and rule.value * len(log_ins) < SUPPORT:
         notes.append(
             f"{len(log_ins):,} log-ins are too few to tell a threshold for {rule.value:g} of false alarms: it takes "
-            f"{math.ceil(SMALLEST / rule.value) if rule.value else math.inf:,} at least"
+            f"{math.ceil(SUPPORT / rule.value) if rule.value else math.inf:,} at least"
         )
     verdicts, threshold = _verdicts(judges, log_ins.pairs, kinds, rule, every.days, resamples, seed)
     return Judgement(

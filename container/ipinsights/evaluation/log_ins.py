@@ -6,6 +6,7 @@ and the first line that cannot be read is reported with what is wrong.
 """
 
 import csv
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from ipinsights.data import addresses
 from ipinsights.data.addresses import Addresses, Family
 from ipinsights.data.events import find_files
 from ipinsights.data.malformed import shown
-from ipinsights.data.records import Block, Pairs, Records, hash_stream, line_blocks
+from ipinsights.data.records import Block, Pairs, Records, line_blocks
 from ipinsights.data.sources import stream
 from ipinsights.errors import UserError
 
@@ -55,26 +56,23 @@ class LogIns:
 
 def read(path: Path, family: Family) -> LogIns:
     """Read a file, or all files of a folder, with addresses of a family. Raises UserError."""
-    files = find_files(path) if path.is_dir() else [path]
     pairs: list[Records] = []
     times: list[Times] = []
-    timed = ""
-    for file in files:
-        with stream(file) as text:
-            for block in line_blocks(text, text.name):
-                with_times = _fields(block) == len(_COLUMNS)
-                if timed and with_times != bool(times):
-                    raise UserError(
-                        f"{timed} {'has' if times else 'lacks'} a column of times, and {text.name}, line "
-                        f"{block.first_line} {'has' if with_times else 'lacks'} it: give all log-ins a time, or none"
-                    )
-                timed = timed or text.name
-                if with_times:
-                    found = _read_timed(block, family)
-                    times.append(found[1])
-                    pairs.append(found[0])
-                else:
-                    pairs.append(block.parse(family))
+    first = ""
+    for block in _blocks(path):
+        with_times = _fields(block) == len(_COLUMNS)
+        if first and with_times != bool(times):
+            raise UserError(
+                f"{first} {'has' if times else 'lacks'} a column of times, and {block.name}, line {block.first_line} "
+                f"{'has' if with_times else 'lacks'} it: give all log-ins a time, or none"
+            )
+        first = first or block.name
+        if with_times:
+            some, moments = _read_timed(block, family)
+            pairs.append(some)
+            times.append(moments)
+        else:
+            pairs.append(block.parse(family))
     if not any(map(len, pairs)):
         raise UserError(f"{path} holds no log-ins")
     return LogIns(Records.concat(pairs), np.concatenate(times) if times else None)
@@ -82,15 +80,15 @@ def read(path: Path, family: Family) -> LogIns:
 
 def read_training(path: Path, family: Family) -> Pairs:
     """The pairs of the log-ins that a model learnt from, as `read` finds them, without names or times."""
-    files = find_files(path) if path.is_dir() else [path]
     parts: list[Pairs] = []
-    for file in files:
-        with stream(file) as text:
-            if _fields(next(line_blocks(text, text.name), None)) != len(_COLUMNS):
-                with stream(file) as again:
-                    parts += [pairs for _, pairs in hash_stream(again, again.name, family)]
-                continue
-        parts.append(read(file, family).pairs.hashed())
+    for block in _blocks(path):
+        if _fields(block) == len(_COLUMNS):
+            parts.append(_read_timed(block, family)[0].hashed())
+            continue
+        found = block.salvage(family)
+        if found.faults:
+            raise block.error([*found.faults.values()], family)
+        parts.append(found.pairs)
     if not any(len(part.digests) for part in parts):
         raise UserError(f"{path} holds no log-ins")
     return Pairs(*(np.concatenate(column) for column in zip(*parts, strict=True)))
@@ -133,10 +131,15 @@ def _column(path: Path, place: int) -> pa.StringArray:
     return table.column(min(place, table.num_columns - 1)).combine_chunks()
 
 
-def _fields(block: Block | None) -> int:
+def _blocks(path: Path) -> Iterator[Block]:
+    """The text of a file, or of all files of a folder, but for blocks of blank lines."""
+    for file in find_files(path) if path.is_dir() else [path]:
+        with stream(file) as text:
+            yield from (block for block in line_blocks(text, text.name) if block.text.strip())
+
+
+def _fields(block: Block) -> int:
     """The number of fields of a block's first line that is not blank."""
-    if block is None:
-        return 0
     for line in block.text.splitlines():
         if line.strip():
             return len(_split(line))

@@ -84,11 +84,15 @@ class Ranking:
 
     def intervals(self, resamples: int, seed: int) -> tuple[Interval, Interval] | None:
         """The intervals of 95 % of both areas; None if fewer than two entities could be drawn."""
-        if self.entities < 2 or not resamples:
+        present = np.unique(self.entity)
+        if len(present) < 2:
             return None
         rng = np.random.default_rng((seed, 0xB007))
-        chances = np.full(self.entities, 1 / self.entities)
-        drawn = [self.areas(rng.multinomial(self.entities, chances).astype(np.float64)) for _ in range(resamples)]
+        chances, weights = np.full(len(present), 1 / len(present)), np.zeros(self.entities)
+        drawn = []
+        for _ in range(resamples):
+            weights[present] = rng.multinomial(len(present), chances)
+            drawn.append(self.areas(weights))
         areas = np.array([pair for pair in drawn if not np.isnan(pair.roc_auc)])
         if not len(areas):
             return None

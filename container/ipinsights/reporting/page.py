@@ -26,7 +26,7 @@ from ipinsights.evaluation.judgement import Judgement
 from ipinsights.evaluation.log_ins import LogIns
 from ipinsights.model.model import Model
 from ipinsights.model.scoring import Scorer
-from ipinsights.reporting import sections
+from ipinsights.reporting import comparisons, sections
 from ipinsights.reporting.parts import Page, Plot, Section, minute
 from ipinsights.reporting.sections import Alert
 
@@ -60,9 +60,9 @@ def report(contents: Contents, title: str) -> Page:
     found = [
         None if contents.alerts is None else sections.alerts(contents.alerts),
         sections.unusual(log_ins, scorer),
-        sections.sweep(judgement),
-        sections.distributions(judgement),
-        sections.curves(judgement),
+        comparisons.sweep(judgement),
+        comparisons.distributions(judgement),
+        comparisons.curves(judgement),
         sections.calibration(log_ins, scorer, scorer.calibration),
         sections.profile(contents.manifest),
         _maps(contents),
