@@ -106,6 +106,10 @@ def test_a_sample_keeps_names_with_their_vectors() -> None:
     assert len(some) == 10
     assert some.names == every.sample(10, seed=1).names != every.sample(10, seed=2).names
     assert every.sample(99, seed=1) is every
+    half = Embeddings(every.names, every.vectors, every.groups, np.arange(99) % 2 > 0)
+    assert half.of_known().names == every.names[1::2]
+    assert half.of_known().vectors[:, 0].tolist() == [*range(1, 99, 2)]
+    assert every.of_known() is every
 
 
 def test_the_nearest_point_the_same_way() -> None:

@@ -74,6 +74,20 @@ def test_the_first_line_that_cannot_be_read_is_told(line: str, complaint: str, t
     assert "Each line must be an entity, an IPv4 address and a time such as 2026-01-02T03:04:05Z" in str(refused.value)
 
 
+def test_times_with_and_without_a_zone_are_not_mixed(tmp_path: Path) -> None:
+    path = write(tmp_path, a=TIMED + "bob,192.0.2.1,2026-01-02T03:04:05\n") / "a.csv"
+    with pytest.raises(
+        UserError, match=r"a\.csv, from line 1 on: some times have a zone, such as Z or \+01:00, and others"
+    ):
+        log_ins.read(path, IPV4)
+
+
+def test_a_malformed_line_of_the_training_log_ins_is_told(tmp_path: Path) -> None:
+    path = write(tmp_path, a="alice,192.0.2.1\nbob,192.0.2\n") / "a.csv"
+    with pytest.raises(UserError, match=r"a\.csv, line 2"):
+        log_ins.read_training(path, IPV4)
+
+
 def test_all_files_have_times_or_none_has(tmp_path: Path) -> None:
     for one, other in (("a", "b"), ("b", "a")):
         folder = tmp_path / one

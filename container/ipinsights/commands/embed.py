@@ -92,7 +92,7 @@ def _write(found: dict[str, Embeddings], options: argparse.Namespace) -> None:
         parquet.write_table(_table(kind, those), options.out / _FILES[kind])
         unknown = "" if those.known.all() else f", {int((~those.known).sum()):,} of them not known to the model"
         print(f"{options.out / _FILES[kind]}: {len(those):,} vectors of {those.vectors.shape[1]}{unknown}")
-    sampled = {kind: those.sample(options.points, options.seed) for kind, those in found.items()}
+    sampled = {kind: those.of_known().sample(options.points, options.seed) for kind, those in found.items()}
     maps = {kind: Map.of(those.vectors, options.map, options.seed) for kind, those in sampled.items()}
     points = pa.concat_tables([_points(kind, those, maps[kind]) for kind, those in sampled.items()])
     parquet.write_table(points, options.out / f"{_MAP}.parquet")
@@ -131,10 +131,10 @@ def _print_nearest(model: Model, found: dict[str, Embeddings], name: str, top: i
         raise UserError("an entity's name is not UTF-8: no model knows such an entity") from None
     if not own.known[0]:
         raise UserError(f"the model does not know {name!r}, so nothing is near it")
-    for kind, those in found.items():
+    for kind, every in found.items():
+        those = every.of_known()
         print(f"{'nearest to ' + one_line(name):<50}{'cosine':>8}  provider or network ({kind})")
-        others = [
-            pair for pair in those.nearest(own.vectors[0], top + 1) if kind != ENTITIES or those.names[pair[0]] != name
-        ]
+        nearest = those.nearest(own.vectors[0], top + 1)
+        others = [pair for pair in nearest if kind != ENTITIES or those.names[pair[0]] != name]
         for place, cosine in others[:top]:
             print(f"{one_line(those.names[place]):<50}{cosine:8.4f}  {those.groups[place]}")

@@ -44,11 +44,17 @@ class Embeddings:
     def __len__(self) -> int:
         return len(self.names)
 
+    def of_known(self) -> "Embeddings":
+        """Those that training saw. All others have the same vector."""
+        return self if self.known.all() else self._where(np.flatnonzero(self.known))
+
     def sample(self, most: int, seed: int) -> "Embeddings":
         """So many of them at most, in their order."""
         if len(self) <= most:
             return self
-        chosen = np.sort(np.random.default_rng((seed, 0xE3BED)).choice(len(self), most, replace=False))
+        return self._where(np.sort(np.random.default_rng((seed, 0xE3BED)).choice(len(self), most, replace=False)))
+
+    def _where(self, chosen: npt.NDArray[np.intp]) -> "Embeddings":
         names, groups = ([texts[place] for place in chosen.tolist()] for texts in (self.names, self.groups))
         return Embeddings(names, self.vectors[chosen], groups, self.known[chosen])
 

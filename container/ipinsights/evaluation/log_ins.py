@@ -140,10 +140,7 @@ def _blocks(path: Path) -> Iterator[Block]:
 
 def _fields(block: Block) -> int:
     """The number of fields of a block's first line that is not blank."""
-    for line in block.text.splitlines():
-        if line.strip():
-            return len(_split(line))
-    return 0
+    return next(len(_split(line)) for line in block.text.splitlines() if line.strip())
 
 
 def _split(line: bytes) -> list[str]:
@@ -167,7 +164,10 @@ def _read_timed(block: Block, family: Family) -> tuple[Records, Times]:
                 f"{block.name}, line {number}: {reason}: {shown(line.decode(errors='replace'))}. Each line must be an "
                 f"entity, an {family.noun} and a time such as 2026-01-02T03:04:05Z"
             )
-    raise UserError(f"{block.name}: the lines from {block.first_line} on cannot be read as entity, address and time")
+    raise UserError(
+        f"{block.name}, from line {block.first_line} on: some times have a zone, such as Z or +01:00, and others have "
+        "none: give all of them a zone"
+    )
 
 
 def _columns(text: bytes) -> list[pa.StringArray] | None:

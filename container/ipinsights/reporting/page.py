@@ -16,7 +16,6 @@ from typing import Any
 
 import jinja2
 import orjson
-import pyarrow as pa
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
@@ -115,9 +114,8 @@ def _maps(contents: Contents) -> Section | None:
     """The accounts and the networks of the log-ins."""
     model, seed = contents.model, contents.judgement.seed
     names = contents.log_ins.pairs.entities.unique()
-    known = names.filter(pa.array(model.index.find(names) < model.index.num_rows))
     sampled = {
-        "account": embeddings.of_entities(model, known).sample(MAP_POINTS, seed),
+        "account": embeddings.of_entities(model, names).of_known().sample(MAP_POINTS, seed),
         "network": embeddings.of_networks(model).sample(MAP_POINTS, seed),
     }
     return sections.maps(sampled, {noun: Map.of(those.vectors) for noun, those in sampled.items()}, "pca")
