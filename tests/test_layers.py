@@ -24,7 +24,7 @@ FLOORS = (
     {"data"},
     {"model", "logs"},
     {"training", "evaluation", "alerts"},
-    {"estimators"},
+    {"estimators", "reporting"},
     {"commands", "detector"},
     {"sagemaker"},
 )
@@ -34,6 +34,8 @@ NEEDS = {"logs": {"logs", "data", "errors"}}
 HOMES = {
     "torch": {"training"},
     "triton": {"training"},
+    "plotly": {"reporting"},
+    "jinja2": {"reporting"},
     "flask": {"sagemaker"},
     "gunicorn": {"sagemaker"},
     "werkzeug": {"sagemaker"},

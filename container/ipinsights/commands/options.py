@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from io import FileIO
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from ipinsights.data.addresses import Family
 from ipinsights.data.events import find_files
@@ -32,15 +32,19 @@ LOG_INS = f"{CSV} A third column may be the time, such as 2026-01-02T03:04:05Z."
 
 def open_scorer(folder: Path) -> Scorer:
     """A scorer of the model in a folder, which may be untrained if the environment says so. Raises UserError."""
-    return Scorer(open_model(folder))
+    return Scorer.open(folder, untrained=_accepts_untrained())
 
 
-def open_model(folder: Path) -> Model:
-    """The model in a folder, which may be untrained if the environment says so. Raises UserError."""
-    model = artifact.load(folder)
-    if os.environ.get(UNTRAINED_MODEL, "").lower() != "accept":
+def open_model(folder: Path) -> tuple[Model, dict[str, Any]]:
+    """The model in a folder, and its manifest; it may be untrained if the environment says so. Raises UserError."""
+    model, manifest = artifact.read(folder)
+    if not _accepts_untrained():
         require_trained(model, folder)
-    return model
+    return model, manifest
+
+
+def _accepts_untrained() -> bool:
+    return os.environ.get(UNTRAINED_MODEL, "").lower() == "accept"
 
 
 def add_log_ins(command: argparse.ArgumentParser) -> None:
