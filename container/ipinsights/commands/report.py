@@ -15,9 +15,9 @@ def add(commands: Commands) -> None:
         "report",
         help="write a page about log-ins and the model that scores them",
         description="Write one HTML file: the log-ins to look at with their reasons, how many look unusual, a "
-        "threshold to move, the scores of real log-ins and of fabricated ones, curves and areas beside baselines, whether the "
-        "model keeps its promises, what it learnt from, and a map of embeddings. The file needs no network and can be "
-        f"read on a phone, in print and aloud. {INPUT}",
+        "threshold to move, the scores of real log-ins and of fabricated ones, curves and areas beside baselines, "
+        "whether the model keeps its promises, what it learnt from, and a map of embeddings. The file needs no network "
+        f"and can be read on a phone, in print and aloud. {INPUT}",
     )
     add_inputs(command)
     command.add_argument("--out", type=Path, required=True, metavar="FILE.html", help="the file to write")
