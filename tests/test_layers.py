@@ -22,13 +22,15 @@ FLOORS = (
     {"hyperparameters", "machine", "metrics"},
     {"native"},
     {"data"},
-    {"model"},
-    {"training", "evaluation"},
-    {"reporting"},
-    {"commands"},
+    {"model", "logs"},
+    {"training", "evaluation", "alerts"},
+    {"estimators", "reporting"},
+    {"commands", "detector"},
     {"sagemaker"},
 )
 """Folders and modules from the bottom up. Each may import its own members and what lies below its floor."""
+NEEDS = {"logs": {"logs", "data", "errors"}}
+"""Folders that may import less of ours than their floor allows."""
 HOMES = {
     "torch": {"training"},
     "triton": {"training"},
@@ -84,6 +86,8 @@ def test_every_folder_has_a_floor() -> None:
 def test_imports_point_down(path: Path) -> None:
     if place(path):
         assert not upward(path)
+        ours = {name.split(".")[1] for name in imported(path) if name.startswith("ipinsights.")}
+        assert ours <= NEEDS.get(place(path), ours)
         libraries = {name.split(".")[0] for name in imported(path)}
         assert not [name for name in libraries & HOMES.keys() if place(path) not in HOMES[name]]
         if place(path) == "sagemaker":

@@ -123,7 +123,8 @@ def run(paths: Paths) -> None:
             logger.warning("The job was asked to stop before training began")
             model, metrics = _best_known(hp, base, checkpoints)
             training = {"events": model.vocabulary.events, "ended": "before_training"}
-            _save(paths, model, hp, training, metrics)
+            facts = {"hyperparameters": dataclasses.asdict(hp), "training": training, "metrics": metrics}
+            _save(paths, model, facts)
 
 
 def _require_writable(folder: Path, what: str, size: int = 0) -> None:
@@ -216,18 +217,7 @@ def _train(
         stop=stopping.requested,
     )
     saving = time.time()
-    ending = report.ending
-    if ending is None or report.profile is None:
-        raise AlgorithmError("training ended without reporting how")
-    facts = {
-        "events": len(data["train"]),
-        "seconds": round(saving - started, 3),
-        "epochs": ending.epochs,
-        "steps_beyond": ending.steps,
-        "ended": ending.ended,
-    }
-    metrics = dataclasses.asdict(ending.saved) if ending.saved else {}
-    _save(paths, model, report.hyperparameters, facts, metrics, data=report.profile.facts())
+    _save(paths, model, report.facts(len(data["train"]), saving - started))
     report.finished(saving)
 
 
@@ -254,14 +244,7 @@ def _best_known(
     return Model.blank(FAMILIES[hp.ip_version], hp.num_entity_vectors, hp.vector_dim, hp.num_ip_encoder_layers), {}
 
 
-def _save(
-    paths: Paths,
-    model: Model,
-    hp: Hyperparameters,
-    training: dict[str, Any],
-    metrics: dict[str, Any],
-    **others: dict[str, Any],
-) -> None:
+def _save(paths: Paths, model: Model, facts: dict[str, dict[str, Any]]) -> None:
     """Save a model with its facts. Raises UserError where an untrained one would replace a model."""
     if model.untrained:
         if (paths.model / artifact.MANIFEST).exists():
@@ -270,7 +253,6 @@ def _save(
                 "was left as it is"
             )
         logger.warning("The saved model is untrained: it scores every pair 0")
-    facts = {"hyperparameters": dataclasses.asdict(hp), "training": training, "metrics": metrics, **others}
     try:
         artifact.save(model, paths.model, facts)
     except OSError as error:

@@ -148,7 +148,7 @@ def fit(
             return learnt
         if not seen.any():
             return model.keeping(hp.history)
-        calibration = Calibration.of(model.score, refit.counts, apart.entity[seen], apart.address[seen], hp.seed)
+        calibration = Calibration.of(model.score_rows, refit.counts, apart.entity[seen], apart.address[seen], hp.seed)
         listener.calibrated(calibration)
         return dataclasses.replace(model, calibration=calibration).keeping(hp.history)
 
