@@ -37,6 +37,7 @@ def test_a_page_is_written(
     assert "longest shared prefix" in text
     assert "Does the model keep its promises?" in text
     assert "What the model learnt from" in text
+    assert ("This morning&#39;s list" in text) == (command == "report")
     if command == "report":
         assert result.stdout == f"{out}: 2,000 log-ins, {out.stat().st_size / 1e6:.1f} MB\n"
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 
 from conftest import Traffic, to_events
+from ipinsights.alerts.listing import find
 from ipinsights.data.addresses import IPV4
 from ipinsights.data.records import Records
 from ipinsights.evaluation.judgement import judge
@@ -67,7 +68,7 @@ def contents(traffic: Traffic) -> Contents:
     normal = Records.concat([normal, Records(pa.array(["</script>new"] * 30), normal.addresses[:30])])
     model = fit(to_events(train, 200), Hyperparameters(num_entity_vectors=200, vector_dim=16, epochs=2))
     seconds = np.linspace(0, 3 * 86400, len(normal)).astype("timedelta64[s]")
-    log_ins = LogIns(normal, (np.datetime64("2026-01-02") + seconds).astype("datetime64[us]"))
+    log_ins = LogIns(dataclasses.replace(normal, times=np.datetime64("2026-01-02", "s") + seconds))
     scorer = Scorer(model)
     judgement = judge(scorer, log_ins, attacks=traffic.attacks, train=train.hashed(), resamples=20)
     manifest = {
@@ -255,7 +256,7 @@ def test_tables_say_what_was_measured(contents: Contents) -> None:
 
 def test_what_is_missing_is_left_out_or_said(contents: Contents) -> None:
     without = dataclasses.replace(contents.model, calibration=None, counted=None)
-    timeless = dataclasses.replace(contents.log_ins, times=None)
+    timeless = LogIns(dataclasses.replace(contents.log_ins.pairs, times=None))
     scorer = Scorer(without)
     judgement = judge(scorer, timeless, resamples=0)
     found = page.report(Contents(scorer, without, {}, timeless, judgement), "T")
@@ -273,6 +274,27 @@ def test_what_is_missing_is_left_out_or_said(contents: Contents) -> None:
     assert found.sections[1].slider is not None
     assert found.sections[1].slider.steps[0]["overall"][2] == "\u2013"
     assert "<main" in page.render(found)
+
+
+def test_the_list_of_alerts_is_rows_of_the_page(contents: Contents) -> None:
+    alerts = find(contents.model, [contents.log_ins.pairs], budget=5)
+    rows = page.rows_of(alerts)
+    assert len(rows) == len(alerts) > 3
+    assert [row["reason"] for row in rows] == [alert.reason for alert in alerts]
+    timeless = [Records(contents.log_ins.pairs.entities, contents.log_ins.pairs.addresses)]
+    assert {row["first"] for row in page.rows_of(find(contents.model, timeless, budget=5))} == {None}
+    (listed,) = [
+        section
+        for section in page.report(dataclasses.replace(contents, alerts=rows), "").sections
+        if section.name == "list"
+    ]
+    assert [row[0] for table in listed.tables for row in table.rows] == [alert.entity for alert in alerts]
+
+
+def test_accounts_of_which_it_is_open_whether_they_are_known_are_not_called_new(contents: Contents) -> None:
+    rows = [{**ALERTS[0], "known": None}]
+    (table,) = page.report(dataclasses.replace(contents, alerts=rows), "").sections[0].tables
+    assert table.caption.startswith("Accounts that the model knows")
 
 
 def test_a_page_repeats(contents: Contents, text: str, tmp_path: Path) -> None:

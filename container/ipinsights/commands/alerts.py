@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
     """Find, write, and mark."""
     if options.mark and options.known is None:
         raise UserError("--mark adds to the file of --known: name one")
-    model, _ = open_model(options.model)
+    model = open_model(options.model)
     looked_at = seen.read(options.known, missing=options.mark) if options.known else set()
     budget = None if options.max_false_alarms is not None else options.budget
     alerts = find(

@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> None:
         raise UserError("there is nothing to do: name a folder to write to (--out), or an entity (--nearest)")
     if options.entities is None and (options.addresses is None or options.nearest is not None):
         raise UserError(_NO_NAMES)
-    model, _ = open_model(options.model)
+    model = open_model(options.model)
     found: dict[str, Embeddings] = {}
     if options.entities is not None:
         found[ENTITIES] = embeddings.of_entities(model, log_ins.read_names(options.entities))

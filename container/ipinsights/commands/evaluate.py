@@ -5,8 +5,8 @@ import json
 import math
 from pathlib import Path
 
-from ipinsights.commands.judging import INPUT, add_inputs, judged
-from ipinsights.commands.options import Commands, seed
+from ipinsights.commands.judging import add_inputs, judged
+from ipinsights.commands.options import LOG_INS, Commands, seed
 from ipinsights.errors import refusals
 from ipinsights.evaluation.judgement import Judgement, Rule, Verdict
 from ipinsights.evaluation.ranking import Interval
@@ -25,7 +25,7 @@ def add(commands: Commands) -> None:
         "addresses and, if there is a table of networks, with addresses of the same provider or country. The command "
         "prints the ROC AUC and the average precision with their intervals of 95 %, what a threshold catches, and "
         "whether as few log-ins score low as the model's calibration promised. Only entities that the model knows take "
-        f"part. {INPUT}",
+        f"part. {LOG_INS}",
     )
     add_inputs(command)
     chosen = command.add_mutually_exclusive_group()

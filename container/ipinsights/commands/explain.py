@@ -51,7 +51,7 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """Explain, and print."""
-    model, _ = open_model(options.model)
+    model = open_model(options.model)
     values, valid = addresses.parse(pa.array([options.address], pa.string()), model.family)
     if not valid[0]:
         raise UserError(addresses.explain(options.address, model.family))

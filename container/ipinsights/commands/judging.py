@@ -4,19 +4,13 @@ import argparse
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ipinsights.commands.options import open_model
+from ipinsights.commands.options import open_described
 from ipinsights.data.networks import Networks
 from ipinsights.evaluation import log_ins
 from ipinsights.evaluation.judgement import SCORE_0, Judgement, Rule, judge
 from ipinsights.evaluation.log_ins import LogIns
 from ipinsights.model.model import Model
 from ipinsights.model.scoring import Scorer
-
-INPUT = (
-    "The input is CSV without a header. Each line is a log-in: the entity (any string), an IPv4 address (or an IPv6 "
-    "one, if the model was trained with ip_version=6) and, if it is known, the time (2026-01-02T03:04:05Z)."
-)
-"""What such a command reads, in its description."""
 
 
 class Judged(NamedTuple):
@@ -54,7 +48,7 @@ def add_inputs(command: argparse.ArgumentParser) -> None:
 
 def judged(options: argparse.Namespace, rule: Rule = SCORE_0, resamples: int = 200) -> Judged:
     """Read what was given, and judge the model. Raises UserError."""
-    model, manifest = open_model(options.model)
+    model, manifest = open_described(options.model)
     scorer, family = Scorer(model), model.family
     read = log_ins.read(options.data, family)
     judgement = judge(

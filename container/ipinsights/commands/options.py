@@ -32,19 +32,20 @@ LOG_INS = f"{CSV} A third column may be the time, such as 2026-01-02T03:04:05Z."
 
 def open_scorer(folder: Path) -> Scorer:
     """A scorer of the model in a folder, which may be untrained if the environment says so. Raises UserError."""
-    return Scorer.open(folder, untrained=_accepts_untrained())
+    return Scorer(open_model(folder))
 
 
-def open_model(folder: Path) -> tuple[Model, dict[str, Any]]:
-    """The model in a folder, and its manifest; it may be untrained if the environment says so. Raises UserError."""
+def open_model(folder: Path) -> Model:
+    """The model in a folder, which may be untrained if the environment says so. Raises UserError."""
+    return open_described(folder)[0]
+
+
+def open_described(folder: Path) -> tuple[Model, dict[str, Any]]:
+    """`open_model` with the model's manifest."""
     model, manifest = artifact.read(folder)
-    if not _accepts_untrained():
+    if os.environ.get(UNTRAINED_MODEL, "").lower() != "accept":
         require_trained(model, folder)
     return model, manifest
-
-
-def _accepts_untrained() -> bool:
-    return os.environ.get(UNTRAINED_MODEL, "").lower() == "accept"
 
 
 def add_log_ins(command: argparse.ArgumentParser) -> None:

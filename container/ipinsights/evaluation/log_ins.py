@@ -1,6 +1,5 @@
-"""Log-ins to judge a model by, with their times if the files have them; and names to look up."""
+"""Log-ins to judge a model by, and names to look up in it, from CSV."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,15 +12,13 @@ from pyarrow import csv as arrow_csv
 from ipinsights.data import addresses
 from ipinsights.data.addresses import Addresses, Family
 from ipinsights.data.events import find_files
-from ipinsights.data.malformed import shown
 from ipinsights.data.records import Pairs, Records, hash_stream, parse_stream
-from ipinsights.data.sources import Stream, stream
-from ipinsights.data.times import Times
+from ipinsights.data.sources import stream
 from ipinsights.errors import UserError
 
 _DAY = np.timedelta64(1, "D")
 _COLUMNS = 3
-"""Columns of a file of log-ins, at most."""
+"""An entity, an address and a time."""
 
 
 @dataclass(frozen=True)
@@ -29,45 +26,52 @@ class LogIns:
     """n log-ins in the order of the input."""
 
     pairs: Records
-    times: Times | None
-    """[n]; None where the input has none."""
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def where(self, chosen: npt.NDArray[np.bool_]) -> "LogIns":
         """Some of the log-ins; bool [n]."""
-        pairs = Records(self.pairs.entities.filter(pa.array(chosen)), self.pairs.addresses[chosen])
-        return LogIns(pairs, None if self.times is None else self.times[chosen])
+        times = None if self.pairs.times is None else self.pairs.times[chosen]
+        return LogIns(Records(self.pairs.entities.filter(pa.array(chosen)), self.pairs.addresses[chosen], times))
+
+    @property
+    def span(self) -> tuple[np.datetime64, np.datetime64] | None:
+        """The first and the last time, in UTC; None without times."""
+        times = self.pairs.times
+        times = None if times is None else times[~np.isnat(times)]
+        return (times.min(), times.max()) if times is not None and len(times) else None
 
     @property
     def days(self) -> float | None:
         """From the first log-in to the last, in days, and at least one; None without times."""
-        if self.times is None or not len(self.times):
-            return None
-        return max(1.0, float((self.times.max() - self.times.min()) / _DAY))
+        return None if self.span is None else max(1.0, float((self.span[1] - self.span[0]) / _DAY))
 
 
 def read(path: Path, family: Family) -> LogIns:
     """Read a file, or all files of a folder, with addresses of a family. Raises UserError."""
-    pairs = Records.concat([part for text in _texts(path) for _, part in parse_stream(text, text.name, family)])
-    if not len(pairs):
+    parts: list[Records] = []
+    for file in _files(path):
+        with stream(file) as text:
+            parts += [pairs for _, pairs in parse_stream(text, text.name, family)]
+    if not any(map(len, parts)):
         raise UserError(f"{path} holds no log-ins")
-    if pairs.times is not None and np.isnat(pairs.times).any():
-        row = int(np.argmax(np.isnat(pairs.times)))
-        raise UserError(
-            f"{path}: some log-ins have a time and others have none, such as that of "
-            f"{shown(pairs.entities[row].as_py())}: give all log-ins a time, or none"
-        )
-    return LogIns(pairs, pairs.times)
+    return LogIns(Records.concat(parts))
 
 
 def read_training(path: Path, family: Family) -> Pairs:
     """The pairs of the log-ins that a model learnt from, as `read` finds them, without names or times."""
-    parts = [pairs for text in _texts(path) for _, pairs in hash_stream(text, text.name, family)]
+    parts: list[Pairs] = []
+    for file in _files(path):
+        with stream(file) as text:
+            parts += [pairs for _, pairs in hash_stream(text, text.name, family)]
     if not any(len(part.digests) for part in parts):
         raise UserError(f"{path} holds no log-ins")
     return Pairs(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def _files(path: Path) -> list[Path]:
+    return find_files(path) if path.is_dir() else [path]
 
 
 def read_names(path: Path) -> pa.StringArray:
@@ -105,10 +109,3 @@ def _column(path: Path, place: int) -> pa.StringArray:
     except pa.ArrowInvalid as error:
         raise UserError(f"{path} is not CSV with as many columns in each line: {error}") from error
     return table.column(min(place, table.num_columns - 1)).combine_chunks()
-
-
-def _texts(path: Path) -> Iterator[Stream]:
-    """The text of a file, or of all files of a folder."""
-    for file in find_files(path) if path.is_dir() else [path]:
-        with stream(file) as text:
-            yield text

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 import orjson
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from ipinsights.alerts.listing import Alerts
 from ipinsights.evaluation import embeddings
 from ipinsights.evaluation.embeddings import Embeddings, Map, Method
 from ipinsights.evaluation.judgement import Judgement
@@ -66,7 +68,7 @@ def report(contents: Contents, title: str) -> Page:
         sections.profile(contents.manifest),
         _maps(contents),
     ]
-    when = "" if log_ins.times is None else f"{minute(log_ins.times.min())} to {minute(log_ins.times.max())} (UTC)"
+    when = "" if log_ins.span is None else f"{' to '.join(map(minute, log_ins.span))} (UTC)"
     return Page(
         title,
         when,
@@ -75,6 +77,24 @@ def report(contents: Contents, title: str) -> Page:
         f"Made by ipinsights from a model of release {contents.manifest.get('ipinsights_version', 'unknown')}, with "
         f"seed {judgement.seed}. This page is one file: it loads nothing from a network.",
     )
+
+
+def rows_of(alerts: Alerts) -> list[Alert]:
+    """A list of log-ins to look at, as `Contents` takes it."""
+    return [
+        {
+            "entity": alert.entity,
+            "network": alert.network,
+            "count": alert.log_ins,
+            "first": None if np.isnat(alert.first) else alert.first,
+            "last": None if np.isnat(alert.last) else alert.last,
+            "score": alert.score,
+            "percentile": alert.percentile,
+            "known": alert.known,
+            "reason": alert.reason,
+        }
+        for alert in alerts
+    ]
 
 
 def save(path: Path, page: Page) -> None:

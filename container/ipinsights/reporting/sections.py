@@ -33,7 +33,7 @@ from ipinsights.reporting.parts import (
 
 Alert = Mapping[str, Any]
 """A row of the list: ``entity``, ``network``, ``count``, ``first``, ``last``, ``score``, ``percentile``, ``known`` and
-``reason``. What is None or missing is shown as a dash."""
+``reason``. What is None or missing is shown as a dash; where ``known`` is, the account stands among the known ones."""
 
 _UNUSUAL = 0.01
 """The promised rate that the headline speaks of."""
@@ -96,7 +96,7 @@ def unusual(log_ins: LogIns, scorer: Scorer) -> Section:
 
 def alerts(rows: Sequence[Alert]) -> Section:
     """The list of the day: known accounts, and accounts never seen before."""
-    known, strangers = ([row for row in rows if bool(row.get("known")) is kind] for kind in (True, False))
+    known, strangers = ([row for row in rows if (row.get("known") is False) is new] for new in (False, True))
     tables = [
         _listed("Accounts that the model knows, the most unusual first", known),
         _listed("Accounts never seen before, the most unusual place first", strangers),
