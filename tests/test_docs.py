@@ -45,7 +45,7 @@ def variables() -> str:
 
 PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "hyperparameters": ("docs/hyperparameters.md", hyperparameters),
-    "metric definitions": ("README.md", metrics),
+    "metric definitions": ("docs/training.md", metrics),
     "environment variables": ("docs/serving.md", variables),
 }
 """Generated part -> its document, and the function that generates it."""

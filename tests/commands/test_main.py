@@ -71,16 +71,17 @@ def test_simulate_writes_what_training_reads(tmp_path: Path) -> None:
 def test_the_walk_of_the_readme_and_of_the_help_works(tmp_path: Path) -> None:
     """Every command of it as it stands, with fewer users."""
     readme = (Path(__file__).parents[2] / "README.md").read_text()
-    walk = readme.partition("pip install .\n")[2].partition("SAGEMAKER_BASE_DIR=ml serve")[0]
+    own, simulated = re.findall(r"^```\n((?:pip|ipinsights) .*?)^```$", readme, flags=re.DOTALL | re.MULTILINE)[:2]
+    after_prepare = [line for line in own.splitlines() if not re.match("pip|ipinsights prepare", line)]
+    walk = simulated + "\n".join(after_prepare)
     help_text = run("--help").stdout.partition("A first walk:\n")[2]
     for commands in (walk, help_text):
-        assert commands.count("ipinsights ") == 3
-        script = commands.replace("--users 1000", "--users 60")
-        folder = tmp_path / str(len(script))
+        assert [line.split()[1] for line in commands.splitlines()] == "simulate prepare train alerts report".split()
+        folder = tmp_path / str(len(commands))
         folder.mkdir()
         environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         result = subprocess.run(
-            ["bash", "-euo", "pipefail", "-c", script.replace("| head", "| tail -3")],
+            ["bash", "-euo", "pipefail", "-c", commands.replace("--users 1000", "--users 60")],
             cwd=folder,
             env=environment,
             capture_output=True,
@@ -89,21 +90,19 @@ def test_the_walk_of_the_readme_and_of_the_help_works(tmp_path: Path) -> None:
             check=False,
         )
         assert result.returncode == 0, result.stdout + result.stderr
-        assert "validation discriminator_auc" in result.stdout
-        assert "other entities' addresses" in result.stdout
+        assert "against addresses of others" in result.stdout
+        assert "Known accounts: " in result.stdout
+        assert "</html>" in (folder / "report.html").read_text()
 
 
-def test_what_is_recommended_ranks_names_with_commas(tmp_path: Path) -> None:
+def test_the_lowest_scores_rank_names_with_commas(trained: tuple[Tree, object]) -> None:
     """The worst log-in comes first, whatever its entity is called. The shell's sort does not read quotes."""
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    rows = ["bob,1.2.3.4,-1.5", '"Smith, Bob",1.2.3.4,-9.25', "NA,1.2.3.4,2e-05", "007,1.2.3.4,3"]
-    (tmp_path / "scored.csv").write_text("".join(f"{row}\n" for row in rows))
-    for text in (readme, run("--help").stdout):
-        (code,) = re.findall(r"python -c '\n(.*?)'", text, flags=re.DOTALL)
-        command = [sys.executable, "-c", code]
-        result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
-        ranked = [line.split()[1:-2] for line in result.stdout.splitlines()[1:]]
-        assert ranked == [["Smith,", "Bob"], ["bob"], ["NA"], ["007"]]
+    names = ['"Smith, Bob"', "bob", "NA", "007"]
+    text = "".join(f"{name},1.2.{i}.4\n" for i, name in enumerate(names))
+    lowest = run("score", "--model", str(trained[0].model), "--lowest", "4", text=text).stdout.splitlines()
+    scores = [float(line.rpartition(",")[2]) for line in lowest]
+    assert scores == sorted(scores)
+    assert {line.rpartition(",")[0].rpartition(",")[0] for line in lowest} == set(names)
 
 
 @pytest.mark.parametrize(

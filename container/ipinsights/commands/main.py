@@ -55,21 +55,14 @@ def main(arguments: Sequence[str] | None = None, extend: Callable[[Commands], No
 def _parser() -> tuple[argparse.ArgumentParser, Commands]:
     parser = argparse.ArgumentParser(
         prog="ipinsights",
-        description="Learns which (entity, IP address) pairs are normal, and scores new ones. `train` trains a model "
-        "and `serve` serves it. This command is for the shell.",
+        description="Learns which (entity, IP address) pairs are normal, and lists the log-ins that are not. The "
+        "commands `train` and `serve`, without `ipinsights`, are SageMaker's: they work in /opt/ml.",
         epilog="A first walk:\n"
-        "  ipinsights simulate --users 1000 --out traffic\n"
-        "  mkdir -p ml/input/config ml/input/data && cp -r traffic/train traffic/validation ml/input/data\n"
-        '  echo \'{"num_entity_vectors": "2000", "vector_dim": "64", "learning_rate": "0.01",\n'
-        '    "mini_batch_size": "1000"}\' > ml/input/config/hyperparameters.json\n'
-        "  SAGEMAKER_BASE_DIR=ml train\n"
-        "  ipinsights score --model ml/model traffic/test/attacks.csv > scored.csv\n"
-        "  python -c '\n"
-        "import pandas\n"
-        'scored = pandas.read_csv("scored.csv", names=["entity", "address", "score"], dtype={"entity": str},\n'
-        "                         keep_default_na=False)\n"
-        'print(scored.nsmallest(10, "score"))\'\n'
-        "  ipinsights evaluate --model ml/model traffic/test/normal.csv",
+        "  ipinsights simulate --users 1000 --out traffic --log\n"
+        '  ipinsights prepare traffic/access.log --resource "GET /login_success" --status 200 --out log-ins\n'
+        "  ipinsights train log-ins/train --validation log-ins/validation --model model\n"
+        "  ipinsights alerts log-ins/latest --model model --budget 20\n"
+        "  ipinsights report log-ins/latest --model model --train log-ins/train --out report.html",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=version())

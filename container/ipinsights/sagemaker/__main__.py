@@ -1,10 +1,11 @@
-"""The image's entry point, ``IMAGE train`` or ``IMAGE serve``, and the console scripts of those names.
+"""The image's entry point (``IMAGE train``, ``IMAGE serve``, ``IMAGE ipinsights ...``), and console scripts.
 
 The scripts are what a person calls. They print the same lines as the image, but for the built-in's first one, which
 says that a container's entry point was called.
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from ipinsights.sagemaker import stopping
@@ -44,15 +45,21 @@ def serve(arguments: Sequence[str] | None = None) -> None:
 
 
 def main() -> None:
-    """Run the role that the first argument names."""
+    """Run the role that the first argument names, or the command ``ipinsights`` with all others."""
+    if sys.argv[1:2] == ["ipinsights"]:
+        from ipinsights.sagemaker import commands
+
+        commands.main(sys.argv[2:])
+        return
     parser = argparse.ArgumentParser(
         prog="docker run IMAGE",
-        usage="docker run IMAGE {train|serve}",
+        usage="docker run IMAGE {train|serve}, or docker run IMAGE ipinsights COMMAND",
         description="IP Insights: learns which (entity, IP address) pairs are normal, and scores new ones.",
     )
     roles = parser.add_subparsers(prog="docker run IMAGE", required=True, metavar="{train|serve}", dest="role")
     for role, text in ((train, _TRAIN), (serve, _SERVE)):
         roles.add_parser(role.__name__, help=text.partition(": ")[0], description=text).set_defaults(run=role)
+    roles.add_parser("ipinsights", help="Run a command for the shell: prepare, train, alerts, report and others.")
     options = parser.parse_args()
     if options.run is train:
         stopping.watch()  # before the line, since whoever has read it may stop the job
