@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 
 from conftest import Traffic, to_events
+from ipinsights.alerts.listing import find
 from ipinsights.data.addresses import IPV4
 from ipinsights.data.records import Records
 from ipinsights.evaluation.judgement import judge
@@ -273,6 +274,27 @@ def test_what_is_missing_is_left_out_or_said(contents: Contents) -> None:
     assert found.sections[1].slider is not None
     assert found.sections[1].slider.steps[0]["overall"][2] == "\u2013"
     assert "<main" in page.render(found)
+
+
+def test_the_list_is_that_of_the_alerts(contents: Contents) -> None:
+    """With times and without."""
+    assert contents.log_ins.times is not None
+    timeless = dataclasses.replace(contents.log_ins.pairs, times=None)
+    timed = dataclasses.replace(timeless, times=contents.log_ins.times.astype("datetime64[s]"))
+    for log_ins in (timed, timeless):
+        listed = find(contents.model, [log_ins], budget=5)
+        rows = [{**vars(alert), "count": alert.log_ins, "reason": alert.reason} for alert in listed]
+        section = page.report(dataclasses.replace(contents, alerts=rows), "").sections[0]
+        cells = [row for table in section.tables for row in table.rows]
+        assert [(row[0], row[-1]) for row in cells] == [(alert.entity, alert.reason) for alert in listed]
+        assert {row[2] == "\u2013" for row in cells} == {log_ins is timeless}
+        assert len(cells) > 3
+
+
+def test_accounts_of_which_it_is_open_whether_they_are_known_are_not_called_new(contents: Contents) -> None:
+    rows = [{**ALERTS[0], "known": None}]
+    (table,) = page.report(dataclasses.replace(contents, alerts=rows), "").sections[0].tables
+    assert table.caption.startswith("Accounts that the model knows")
 
 
 def test_a_page_repeats(contents: Contents, text: str, tmp_path: Path) -> None:
