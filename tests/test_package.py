@@ -9,7 +9,7 @@ import pytest
 import ipinsights
 from conftest import Traffic, Tree, to_events
 
-NAMES = ("Hyperparameters", "Model", "Scorer", "UserError", "explain", "fit", "load")
+NAMES = ("Hyperparameters", "IPInsightsDetector", "Model", "Scorer", "UserError", "explain", "fit", "load")
 
 
 def loaded_by(code: str) -> set[str]:
@@ -35,6 +35,13 @@ def test_every_public_name_is_there_and_no_other() -> None:
     with pytest.raises(AttributeError, match="module 'ipinsights' has no attribute 'train'"):
         getattr(ipinsights, "train")  # noqa: B009  # the name is to be looked up
     assert ipinsights.__version__[0].isdigit()
+
+
+def test_a_model_scores_a_frame_without_what_trains_and_serves(trained: tuple[Tree, object]) -> None:
+    code = (
+        f"import ipinsights; ipinsights.load({str(trained[0].model)!r}).score({{'entity': ['a'], 'ip': ['1.2.3.4']}})"
+    )
+    assert not loaded_by(code) & {"torch", "flask", "gunicorn", "boto3"}
 
 
 def test_the_names_are_enough_to_train_and_to_score(traffic: Traffic, trained: tuple[Tree, object]) -> None:

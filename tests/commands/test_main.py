@@ -76,7 +76,13 @@ def test_the_walk_of_the_readme_and_of_the_help_works(tmp_path: Path) -> None:
     walk = simulated + "\n".join(after_prepare)
     help_text = run("--help").stdout.partition("A first walk:\n")[2]
     for commands in (walk, help_text):
-        assert [line.split()[1] for line in commands.splitlines()] == "simulate prepare train alerts report".split()
+        assert [line.split()[1] for line in commands.splitlines()] == [
+            "simulate",
+            "prepare",
+            "train",
+            "alerts",
+            "report",
+        ]
         folder = tmp_path / str(len(commands))
         folder.mkdir()
         environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}

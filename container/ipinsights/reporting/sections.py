@@ -33,7 +33,8 @@ from ipinsights.reporting.parts import (
 
 Alert = Mapping[str, Any]
 """A row of the list: ``entity``, ``network``, ``count``, ``first``, ``last``, ``score``, ``percentile``, ``known`` and
-``reason``. What is None or missing is shown as a dash; where ``known`` is, the account stands among the known ones."""
+``reason``. What is None, NaT or missing is shown as a dash. Where it is open whether an account is known, it stands
+among the known ones."""
 
 _UNUSUAL = 0.01
 """The promised rate that the headline speaks of."""
@@ -128,13 +129,17 @@ def _listed(caption: str, rows: Sequence[Alert]) -> Table:
 
 def _when(first: object, last: object) -> str:
     """A moment, or from when to when: the second without its day if that is the first's."""
-    begin, end = (
-        minute(time) if isinstance(time, datetime.datetime | np.datetime64) else _text(time) for time in (first, last)
-    )
+    begin, end = (_moment(time) for time in (first, last))
     if begin == end or end == NONE:
         return begin
     day, _, hour = end.partition(" ")
     return f"{begin} to {hour if hour and begin.startswith(day) else end}"
+
+
+def _moment(time: object) -> str:
+    if not isinstance(time, datetime.datetime | np.datetime64):
+        return _text(time)
+    return NONE if np.isnat(np.datetime64(time)) else minute(time)
 
 
 def _text(value: object) -> str:
