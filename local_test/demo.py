@@ -4,7 +4,8 @@
 
 Ten thousand simulated users as in the AWS tutorial, trained with its hyperparameters through the very entry points that
 SageMaker uses (``train`` and ``serve`` as processes, on a folder that plays /opt/ml), then scored over HTTP: later
-log-ins against attacks from random networks. Where the real data is present, the same on real Tor relays.
+log-ins against attacks from random networks. Where the real data is present, the same on real Tor relays. And last the
+walk of the shell: from an access log to the list of log-ins to look at, and a page that opens in the browser.
 Everything lands in local_test/work.
 """
 
@@ -16,6 +17,7 @@ import socket
 import subprocess
 import sys
 import time
+import webbrowser
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,7 @@ from ipinsights import metrics
 from ipinsights.data import addresses
 
 WORK = Path(__file__).parent / "work"
-USERS = 10_000
+USERS, WALK_USERS = 10_000, 500
 _FEWER_LINES = {"batch_metrics_publish_interval": 5000}
 """Five times the default."""
 TUTORIAL = {"num_entity_vectors": 20_000, **datasets.TUTORIAL_HYPERPARAMETERS, **_FEWER_LINES}
@@ -44,14 +46,15 @@ PAYLOAD_BYTES = 5_000_000
 
 
 def main() -> None:
-    """Run both parts."""
+    """Run all parts."""
     started = time.monotonic()
     shutil.rmtree(WORK, ignore_errors=True)
     simulated()
     if datasets.TOR.exists():
         real()
     else:
-        print(f"\nThe real data is not at {datasets.FOLDER} (see IPINSIGHTS_DATA), so the second part is left out.")
+        print(f"\nThe real data is not at {datasets.FOLDER} (see IPINSIGHTS_DATA), so part 4 is left out.")
+    walk()
     print(f"\nDone in {time.monotonic() - started:.0f} s; everything is in {WORK}")
 
 
@@ -103,6 +106,21 @@ def real() -> None:
           f"{metrics.auc(moves, others):.4f} against others' addresses\n")  # fmt: skip
     print(threshold_table(moves, np.concatenate([random, others]), thresholds=(-5, 0, 5)))
     picture(WORK / "tor.png", "Real Tor relays", scores)
+
+
+def walk() -> None:
+    """From an access log to the list of log-ins to look at."""
+    heading(f"5. From an access log of {WALK_USERS} users to this morning's list")
+    traffic, log_ins, model, report = (WORK / name for name in ("walk", "log-ins", "model", "report.html"))
+    run(["ipinsights", "simulate", "--users", str(WALK_USERS), "--log", "--out", str(traffic)])
+    wanted = ["--resource", "GET /login_success", "--status", "200", "--split", "7d:1d:1d"]
+    run(["ipinsights", "prepare", str(traffic / "access.log"), *wanted, "--out", str(log_ins)])
+    train_, validation, latest = (str(log_ins / name) for name in ("train", "validation", "latest"))
+    run(["ipinsights", "train", train_, "--validation", validation, "--model", str(model)])
+    run(["ipinsights", "alerts", latest, "--model", str(model), "--budget", "10"])
+    run(["ipinsights", "report", latest, "--model", str(model), "--train", train_, "--out", str(report)])
+    if sys.stdout.isatty():
+        webbrowser.open(report.as_uri())
 
 
 def heading(text: str) -> None:
