@@ -107,7 +107,7 @@ def test_malformed_rows_fail_or_are_counted(folder: Path) -> None:
     skipped = run("alerts", "-", "--model", folder / "model", "--malformed", "skip", text=text)
     assert skipped.returncode == 0
     assert skipped.stderr.startswith("Skipped 2 malformed rows: ")
-    assert skipped.stdout.startswith("1 log-ins of 1 accounts: ")
+    assert skipped.stdout.startswith("1 log-in of 1 account: ")
 
 
 @pytest.mark.parametrize(

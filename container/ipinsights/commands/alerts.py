@@ -76,7 +76,8 @@ def run(options: argparse.Namespace) -> None:
 def _text(alerts: Alerts, model: Model) -> None:
     """For a person at a terminal."""
     days = f" on {alerts.days:,} days" if alerts.days > 1 else ""
-    print(f"{alerts.log_ins:,} log-ins of {alerts.accounts:,} accounts{days}: {len(alerts)} to look at")
+    looked_through = f"{_counted(alerts.log_ins, 'log-in')} of {_counted(alerts.accounts, 'account')}{days}"
+    print(f"{looked_through}: {len(alerts)} to look at")
     if alerts.seen_before:
         print(f"{alerts.seen_before:,} were left out, because they were looked at before")
     if model.calibration is None:
@@ -147,6 +148,10 @@ def _unusual(alert: Alert, model: Model) -> str:
     if alert.percentile < _RARE:
         return f"{score}: 1 in {round(1 / alert.percentile):,} ordinary log-ins {whose}is so low"
     return f"{score}: {alert.percentile:.0%} of ordinary log-ins {whose}are so low"
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def _share(text: str) -> float:

@@ -175,10 +175,10 @@ class _Lines(Record):
             for rate in (0.01, 0.001)
             if (row := known.threshold(rate)).score is not None
         ]
-        print(
-            f"Of {len(known):,} log-ins that training did not use, these score low: "
-            + ("; ".join(told) if told else "too few log-ins to tell")
-        )
+        if told:
+            print(f"Of the {len(known):,} log-ins that training did not use, these score low: {'; '.join(told)}")
+        else:
+            print(f"Training did not use {len(known):,} log-ins, which are too few to tell thresholds by")
 
     def training_ended(self, ending: Ending) -> None:
         """Why it ended, if early."""
