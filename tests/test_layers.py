@@ -21,6 +21,7 @@ FLOORS = (
     {"errors", "version"},
     {"hyperparameters", "machine", "metrics"},
     {"native"},
+    {"distributed"},
     {"data"},
     {"model"},
     {"training", "evaluation"},
@@ -29,7 +30,7 @@ FLOORS = (
 )
 """Folders and modules from the bottom up. Each may import its own members and what lies below its floor."""
 HOMES = {
-    "torch": {"training"},
+    "torch": {"distributed", "training"},
     "triton": {"training"},
     "flask": {"sagemaker"},
     "gunicorn": {"sagemaker"},
