@@ -217,6 +217,14 @@ class Hyperparameters:
         "fewer than 1,000 log-ins, too (20 to keep apart).",
         default=0.02,
     )
+    training_hosts: str = _declare(
+        None,
+        "Of a job on several hosts, those that train. auto: only as many as leave each 20,000 events and 250 positives "
+        "of a mini-batch, and no entity with more than a quarter of a host's events. Little data learns worse when it "
+        "is divided. The other hosts read. all: every host.",
+        default="auto",
+        choices=("auto", "all"),
+    )
     checkpoint_interval_minutes: float = _declare(
         (0.0, 100_000.0),
         "If the job has a checkpoint folder, it writes a checkpoint after every epoch and, within an epoch, every so "

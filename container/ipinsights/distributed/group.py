@@ -1,11 +1,11 @@
 """The ranks of a training, and what they do together. A training on one host is a group of one.
 
-Every method is collective: all ranks call it, in the same order. Arrays go in and come out as numpy arrays. Sums of
-floats run in an order that the number of ranks alone decides, and all ranks get the same bits.
+Every method but the last three is collective: all ranks call it, in the same order. Arrays go in and come out as numpy
+arrays. Sums of floats run in an order that the number of ranks alone decides, and all ranks get the same bits.
 """
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +14,16 @@ from ipinsights.errors import UserError
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 Array = npt.NDArray[Scalar]
+Number = TypeVar("Number", int, float)
 
 
 class OtherHostFailed(Exception):
     """Another host has failed, and says why in its own failure file. The text names it."""
+
+    def __init__(self, host: str, kind: str, text: str) -> None:
+        """``kind`` is the name of the class of the exception there, and ``text`` its own."""
+        super().__init__(f"host {host} failed: {text or kind}")
+        self.kind = kind
 
 
 class Group:
@@ -54,9 +60,10 @@ class Group:
         parts = [array if self.leads else array[:0]] * self.size
         return self.exchange(parts)[0]
 
-    def total(self, number: Any) -> Any:
+    def total(self, number: Number) -> Number:
         """The sum of whole numbers or of floats."""
-        return self.sum(np.array([number]))[0].item()
+        summed: Number = self.sum(np.array([number]))[0].item()
+        return summed
 
     def any(self, flag: bool) -> bool:
         """Whether it is so on any rank."""
@@ -74,8 +81,14 @@ class Group:
         if other:
             raise UserError(f"{what} is not the same on all hosts: {other} has another one than {self.hosts[0]}")
 
+    def fail(self, reason: str) -> None:
+        """Leave because of a failure. All other ranks are told, and end too."""
+
+    def leave(self) -> None:
+        """Leave without a word: from now on nobody minds if this rank is gone."""
+
     def close(self) -> None:
-        """The work is done: from now on nobody waits for this rank."""
+        """Leave when the work is done. Not collective, either."""
 
 
 ALONE = Group()

@@ -62,24 +62,25 @@ class Ranks(Group):
 
     def agree(self, error: Exception | None) -> None:
         """Of several errors, other hosts hear of the one on the first host."""
-        told = (
-            np.frombuffer(str(error).encode(errors="replace") or b"?", dtype=np.uint8)
-            if error
-            else np.empty(0, np.uint8)
-        )
-        all_told = self.gather(told)
+        text = f"{type(error).__name__}:{error}".encode(errors="replace") if error else b""
+        all_told = self.gather(np.frombuffer(text, dtype=np.uint8))
         if error:
             raise error
         for host, theirs in zip(self.hosts, all_told, strict=True):
             if len(theirs):
-                raise OtherHostFailed(f"host {host} failed: {theirs.tobytes().decode()}")
+                kind, _, reason = theirs.tobytes().decode().partition(":")
+                raise OtherHostFailed(host, kind, reason)
 
     def fail(self, reason: str) -> None:
         """Leave because of a failure. The others are told, and end too."""
         self._watch.fail(reason)
 
+    def leave(self) -> None:
+        """Leave without a word."""
+        self._watch.leave()
+
     def close(self) -> None:
-        """Leave in peace."""
+        """Leave when the work is done."""
         self._watch.leave()
         torch.distributed.destroy_process_group()
 

@@ -14,6 +14,7 @@ import socket
 import struct
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -28,8 +29,8 @@ RENDEZVOUS = 15 * 60.0
 """Seconds that hosts wait for one another at the start: as long as a platform may take to start the last one."""
 
 _MAGIC = b"ipinsights ranks"
-_HELLO = struct.Struct("<16sii")
-"""The magic bytes, the number of hosts, the rank."""
+_HELLO = struct.Struct("<16sIi")
+"""The magic bytes, a digest of the hosts' names, the rank."""
 _ALIVE, _BYE, _LOST, _READY = b".", b"b", b"l", b"r"
 """Kinds of messages. The last two have a text: its length, and JSON."""
 _LENGTH = struct.Struct("<i")
@@ -66,6 +67,7 @@ class Watch:
         Raises AlgorithmError, which names a host, if one does not come in time.
         """
         self._hosts, self._rank, self._patience = hosts, rank, patience
+        self._digest = zlib.crc32("\n".join(hosts).encode())
         self._lost = lost
         self._waiting, self._check = waiting, check
         self._deadline = time.monotonic() + rendezvous
@@ -149,8 +151,9 @@ class Watch:
         greeting = b""
         with contextlib.suppress(OSError):
             greeting = connection.recv(_HELLO.size, socket.MSG_WAITALL)
-        magic, size, rank = _HELLO.unpack(greeting) if len(greeting) == _HELLO.size else (b"", 0, 0)
-        if magic != _MAGIC or size != len(self._hosts) or not 0 < rank < size or rank in self._peers:
+        magic, digest, rank = _HELLO.unpack(greeting) if len(greeting) == _HELLO.size else (b"", 0, 0)
+        ours = (magic, digest) == (_MAGIC, self._digest) and 0 < rank < len(self._hosts)
+        if not ours or rank in self._peers:
             connection.close()
             return
         connection.settimeout(self._patience)
@@ -176,7 +179,7 @@ class Watch:
             time.sleep(pause)
             pause = min(2 * pause, 2.0)
         connection.settimeout(self._patience)
-        connection.sendall(_HELLO.pack(_MAGIC, len(self._hosts), self._rank))
+        connection.sendall(_HELLO.pack(_MAGIC, self._digest, self._rank))
         self._follow(0, connection)
         threading.Thread(target=self._beat, daemon=True).start()
 

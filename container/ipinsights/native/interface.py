@@ -95,6 +95,7 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "step_new": (_STEP, [ctypes.POINTER(Shape), ctypes.POINTER(Parameters)]),
     "step_delete": (None, [_STEP]),
     "step_pack": (None, [_STEP]),
+    "step_count": (None, [_STEP, I32]),
     "step_run": (None, [_STEP, ctypes.POINTER(Batch), ctypes.POINTER(Update), F64]),
     "step_touched": (_NUMBER, [_STEP, _FLAG]),
     "step_rows": (None, [_STEP, _FLAG, I64, F32]),

@@ -159,6 +159,9 @@ void ipinsights_step_delete(Step* step) noexcept;
 // The blocks' weights were changed from outside.
 void ipinsights_step_pack(Step* step) noexcept;
 
+// From now on, add 1 to `touches` [prefix rows] for each row that a step with an update touches.
+void ipinsights_step_count(Step* step, int32_t* touches) noexcept;
+
 // One step; without an update its gradients alone, which stay until the next one. Adds summed cross entropy, records
 // classified rightly, and records to the totals [3].
 void ipinsights_step_run(Step* step, const Batch* batch, const Update* update, double* totals) noexcept;

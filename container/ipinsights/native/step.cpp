@@ -413,6 +413,9 @@ class Steps {
         pack();
     }
 
+    // From now on, count there the steps that touch each prefix row.
+    void count(int32_t* touches) { touches_ = touches; }
+
     // Take the blocks' weights as they are now.
     void pack() {
         pack_biases();
@@ -440,7 +443,11 @@ class Steps {
             apply_dense(thread, *update);
             apply_rows(p_.entity, share.entities, d_entity_.get(), benches_[thread], *update);
             apply_rows(p_.prefix, share.prefixes, d_address_.get(), benches_[thread], *update);
+            if (!touches_) return;
+            for (const int32_t row : share.prefixes.rows) ++touches_[row];  // each row is one thread's own
         });
+        for (int64_t level = 0; update && touches_ && level < shape_.levels; ++level)
+            touches_[level] += shares_[0].met[level];
         for (const auto& share : shares_) {
             totals[0] += share.totals.loss;
             totals[1] += share.totals.right;
@@ -785,6 +792,7 @@ class Steps {
     Buffer<float> d_entity_, d_address_;  // gradients of each positive's entity, and of each address, tile by tile
     Batch batch_ = {};
     int64_t groups_ = 0, tiles_ = 0, tile_addresses_ = 0;
+    int32_t* touches_ = nullptr;
 };
 
 }  // namespace
@@ -835,6 +843,7 @@ Step* ipinsights_step_new(const Shape* shape, const Parameters* parameters) noex
 }
 void ipinsights_step_delete(Step* step) noexcept { delete step; }
 void ipinsights_step_pack(Step* step) noexcept { step->pack(); }
+void ipinsights_step_count(Step* step, int32_t* touches) noexcept { step->count(touches); }
 void ipinsights_step_run(Step* step, const Batch* batch, const Update* update, double* totals) noexcept {
     step->run(*batch, update, totals);
 }

@@ -68,6 +68,12 @@ class NativeStep:
         self._torch.resume(steps)
         self._native.ipinsights_step_pack(self._handle)
 
+    def count(self, touches: torch.Tensor) -> None:
+        """Count the steps that touch each prefix row, from now on."""
+        self._touches = touches  # keeps the memory that the handle points to
+        self._native.ipinsights_step_count(self._handle, touches.numpy())
+        self._torch.count(touches)
+
     def score(self, entity: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """The scores of n pairs."""
         scores = torch.empty(len(entity))

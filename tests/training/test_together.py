@@ -1,0 +1,135 @@
+"""Training on several ranks, in real processes: what must be as on one, and what must be nearly so."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from conftest import to_events
+from distributed.together import together
+from ipinsights.data.events import Events
+from ipinsights.distributed.group import Group
+from ipinsights.evaluation import simulation
+from ipinsights.hyperparameters import Hyperparameters
+from ipinsights.model import artifact
+from ipinsights.model.model import Model
+from ipinsights.training.fit import fit
+from ipinsights.training.progress import EpochSummary, Listener, Plan
+from ipinsights.training.together import fit_together
+
+pytestmark = pytest.mark.slow
+
+HP = Hyperparameters(
+    num_entity_vectors=400,
+    vector_dim=16,
+    epochs=3,
+    mini_batch_size=400,
+    learning_rate=0.01,
+    training_hosts="all",
+)
+
+
+class Kept(Listener):
+    """Keeps what training reports."""
+
+    def __init__(self) -> None:
+        self.plan: Plan | None = None
+        self.epochs: list[EpochSummary] = []
+
+    def training_planned(self, plan: Plan) -> None:
+        self.plan = plan
+
+    def epoch_done(self, summary: EpochSummary) -> None:
+        self.epochs.append(dataclasses.replace(summary, seconds=0.0))
+
+
+def log_ins() -> tuple[Events, Events]:
+    """The log-ins of 200 users, and later ones, of which some are of others."""
+    rng = np.random.default_rng(0)
+    ranges = simulation.Ranges.synthetic(rng)
+    train, case = simulation.split(simulation.simulate(200, ranges, rng), ranges, 1000, rng)
+    from conftest import records
+
+    events = to_events(records(train), HP.num_entity_vectors)
+    later = records(case.normal)
+    entity = events.index.find(later.entities)
+    entity[:20] = HP.num_entity_vectors  # of entities that training never saw
+    return events, Events(entity, later.addresses, events.index)
+
+
+def part(events: Events, group: Group) -> Events:
+    """What a rank has read: every so-manieth event."""
+    mine = slice(group.rank, None, group.size)
+    return dataclasses.replace(events, entity=events.entity[mine], address=events.address[mine])
+
+
+def trained(group: Group, folder: Path, hp: Hyperparameters = HP, validated: bool = True) -> dict[str, Any]:
+    """Train, save, and tell what came of it."""
+    train, validation = log_ins()
+    heard = Kept()
+    shard = fit_together(part(train, group), hp, part(validation, group) if validated else None, group, heard)
+    artifact.save(shard, folder / "model", {}, group)
+    assert heard.plan
+    return {
+        "rows": shard.rows,
+        "epochs": heard.epochs,
+        "vocabulary": heard.plan.vocabulary,
+        "profile": heard.plan.profile,
+        "held_out": heard.plan.held_out,
+        "unseen": heard.plan.unseen,
+        "ranks": heard.plan.ranks,
+        "encoder": shard.model.encoder.prefix.tobytes(),
+    }
+
+
+def trained_without_validation(group: Group, folder: Path) -> dict[str, Any]:
+    return trained(group, folder, validated=False)
+
+
+def alone(validated: bool = True) -> tuple[Model, Kept]:
+    train, validation = log_ins()
+    heard = Kept()
+    return fit(train, HP, validation if validated else None, heard), heard
+
+
+def same_history(one: Model, other: Model) -> None:
+    assert one.counted
+    assert other.counted
+    for name in ("rows", "starts", "addresses", "counts"):
+        np.testing.assert_array_equal(getattr(one.counted.history, name), getattr(other.counted.history, name))
+    np.testing.assert_array_equal(one.counted.rows, other.counted.rows)
+    np.testing.assert_array_equal(one.counted.entities, other.counted.entities)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_find_what_one_finds(tmp_path: Path, ranks: int) -> None:
+    results = together(tmp_path, ranks, trained)
+    expected, heard = alone()
+    model = artifact.load(tmp_path / "model")
+    assert heard.plan
+    for found in results:
+        for name in ("prefixes", "counts", "sizes", "levels", "events"):
+            np.testing.assert_array_equal(getattr(found["vocabulary"], name), getattr(heard.plan.vocabulary, name))
+        assert found["profile"] == heard.plan.profile
+        assert found["unseen"] == heard.plan.unseen == 20
+        assert found["ranks"] == ranks
+        assert found["epochs"] == results[0]["epochs"]
+        assert found["encoder"] == results[0]["encoder"]
+    assert sorted(np.concatenate([found["rows"] for found in results])) == heard_rows(expected)
+    np.testing.assert_array_equal(model.index.tags, expected.index.tags)
+    same_history(model, expected)
+    assert model.calibration
+    assert expected.calibration
+    assert len(model.calibration.known) == len(expected.calibration.known)
+    assert len(model.calibration.new) == len(expected.calibration.new)
+    for epoch, one in zip(results[0]["epochs"], heard.epochs, strict=True):
+        assert (epoch.records, epoch.batches) == (one.records, one.batches)
+    last, one = results[0]["epochs"][-1], heard.epochs[-1]
+    for name in ("discriminator_auc", "shuffled_auc", "known_discriminator_auc", "known_shuffled_auc"):
+        assert getattr(last, name) == pytest.approx(getattr(one, name), abs=0.02), name
+
+
+def heard_rows(model: Model) -> list[int]:
+    return np.flatnonzero(model.index.tags).tolist()
