@@ -133,3 +133,47 @@ def test_ranks_find_what_one_finds(tmp_path: Path, ranks: int) -> None:
 
 def heard_rows(model: Model) -> list[int]:
     return np.flatnonzero(model.index.tags).tolist()
+
+
+def trained_twice(group: Group, folder: Path) -> list[str]:
+    """Without validation, so that log-ins are held out."""
+    train, _ = log_ins()
+    for run in ("first", "second"):
+        shard = fit_together(part(train, group), HP, None, group)
+        artifact.save(shard, folder / run, {}, group)
+    return [shard.model.encoder.prefix.tobytes().hex()]
+
+
+def test_two_ranks_make_the_same_bytes_twice(tmp_path: Path) -> None:
+    results = together(tmp_path, 2, trained_twice)
+    assert results[0] == results[1]
+    first, second = (tmp_path / run / artifact.TENSORS for run in ("first", "second"))
+    assert first.read_bytes() == second.read_bytes()
+    model = artifact.load(tmp_path / "first")
+    expected, heard = alone(validated=False)
+    assert heard.plan
+    assert heard.plan.held_out
+    same_history(model, expected)
+    assert model.calibration
+    assert expected.calibration
+    assert len(model.calibration.known) == len(expected.calibration.known)
+
+
+def trained_on_few(group: Group, folder: Path) -> tuple[int, int, float]:
+    """One rank trains, and two have no events: with validation, early stopping and the best epoch's weights."""
+    train, validation = log_ins()
+    heard = Kept()
+    hp = dataclasses.replace(HP, training_hosts="auto", saved_epoch="best", early_stopping_patience=2)
+    shard = fit_together(part(train, group), hp, part(validation, group), group, heard)
+    artifact.save(shard, folder / "model", {}, group)
+    assert heard.plan
+    return len(shard.rows), heard.plan.ranks, heard.epochs[-1].discriminator_auc or 0.0
+
+
+def test_ranks_without_events_neither_hang_nor_harm(tmp_path: Path) -> None:
+    results = together(tmp_path, 3, trained_on_few)
+    assert [rows for rows, _, _ in results] == [200, 0, 0]
+    assert [ranks for _, ranks, _ in results] == [1, 1, 1]
+    expected, heard = alone()
+    assert results[0][2] == results[1][2] == pytest.approx(heard.epochs[-1].discriminator_auc, abs=0.01)
+    same_history(artifact.load(tmp_path / "model"), expected)

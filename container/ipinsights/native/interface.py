@@ -92,6 +92,8 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "append_scores": (_NUMBER, [_TEXT, _NUMBER, F32, _NUMBER, U8]),
     "join": (_NUMBER, [_TEXT, _NUMBER, I32, _NUMBER, _NUMBER, U8, I64, U8]),
     "rows": (None, [_NUMBER, _NUMBER, I32, F32, F32, I32, I32]),
+    "moves": (None, [_NUMBER, _NUMBER, I64, F32, F32, F32]),
+    "moved": (None, [_NUMBER, _NUMBER, I64, F32, F32, F32, F32]),
     "step_new": (_STEP, [ctypes.POINTER(Shape), ctypes.POINTER(Parameters)]),
     "step_delete": (None, [_STEP]),
     "step_pack": (None, [_STEP]),

@@ -838,6 +838,30 @@ void ipinsights_rows(int64_t count, int64_t levels, const int32_t* leaf, const f
     }
 }
 
+void ipinsights_moves(int64_t count, int64_t dim, const int64_t* rows, const float* table, const float* base,
+                      float* moves) noexcept {
+    for (int64_t i = 0; i < count; ++i, moves += dim) {
+        if (i + AHEAD < count) {
+            ask_for(table + rows[i + AHEAD] * 3 * dim, dim);
+            ask_for(base + rows[i + AHEAD] * dim, dim);
+        }
+        const float *now = table + rows[i] * 3 * dim, *before = base + rows[i] * dim;
+        for (int64_t c = 0; c < dim; ++c) moves[c] = now[c] - before[c];
+    }
+}
+
+void ipinsights_moved(int64_t count, int64_t dim, const int64_t* rows, const float* moves, const float* scale,
+                      float* table, float* base) noexcept {
+    for (int64_t i = 0; i < count; ++i, moves += dim) {
+        if (i + AHEAD < count) {
+            ask_for(table + rows[i + AHEAD] * 3 * dim, dim);
+            ask_for(base + rows[i + AHEAD] * dim, dim);
+        }
+        float *now = table + rows[i] * 3 * dim, *before = base + rows[i] * dim;
+        for (int64_t c = 0; c < dim; ++c) now[c] = before[c] += scale[i] * moves[c];
+    }
+}
+
 Step* ipinsights_step_new(const Shape* shape, const Parameters* parameters) noexcept {
     return new Step(*shape, *parameters);
 }

@@ -76,7 +76,7 @@ class Trainer:
         if group.size > 1:
             steps, trainers = self.batches.steps_per_epoch, group.total(int(len(train) > 0))
             every = period(steps, hp.mini_batch_size, trainers, vocabulary.num_rows)
-            self._union = Union(group, self.parameters, self.step, steps, every)
+            self._union = Union(group, self.parameters, self.step, steps, every, library)
         self.position = self.batches.start()
         self._seconds = 0.0
         self.last: EpochSummary | None = None

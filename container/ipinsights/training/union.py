@@ -15,6 +15,7 @@ This is local SGD (Stich, ICLR 2019) with a mean for sparse rows. Nothing waits 
 would take longer than the step.
 """
 
+import ctypes
 import math
 import time
 from collections.abc import Callable
@@ -24,6 +25,7 @@ import numpy.typing as npt
 import torch
 
 from ipinsights.distributed.group import Group
+from ipinsights.training import native_step
 from ipinsights.training.step import Parameters, Step
 
 PARTS = 8
@@ -45,9 +47,18 @@ def period(steps: int, mini_batch_size: int, ranks: int, rows: int) -> int:
 class Union:
     """Keeps the encoder of one rank in step with those of the others."""
 
-    def __init__(self, group: Group, parameters: Parameters, step: Step, steps: int, every: int) -> None:
+    def __init__(
+        self,
+        group: Group,
+        parameters: Parameters,
+        step: Step,
+        steps: int,
+        every: int,
+        native: ctypes.CDLL | None = None,
+    ) -> None:
         """Epochs have so many ``steps``, and after ``every`` of them, and at their ends, encoders are combined."""
         self._group = group
+        self._native = native
         self._parameters = parameters
         self._step = step
         self._steps = steps
@@ -97,23 +108,42 @@ class Union:
         some = np.flatnonzero(touched)
         scale = steps * -np.expm1(missed[some]) / touched[some]
         own = group.total(self._own)
-        rows, share = torch.from_numpy(some), self._own / max(1, own)
-        weights = self._weights()
-        moved = [(weights[0].index_select(0, rows) - self._base[0].index_select(0, rows))]
-        moved += [share * (now - before) for now, before in zip(weights[1:], self._base[1:], strict=True)]
-        flat = torch.cat([part.reshape(-1) for part in moved]).numpy()
+        rows, scaled = torch.from_numpy(some), torch.from_numpy(scale)
+        share = self._own / max(1, own)
+        dense = list(zip(self._weights(), self._base, strict=True))[1:]
+        shape = len(rows), self._base[0].shape[1]
+        sizes = [math.prod(shape), *(now.numel() for now, _ in dense)]
+        flat = torch.empty(sum(sizes))
+        first, *others = torch.split(flat, sizes)
+        self._moves(rows, first.view(shape))
+        for (now, before), part in zip(dense, others, strict=True):
+            torch.sub(now, before, out=part.view(now.shape)).mul_(share)
         self.sent += flat.nbytes + 2 * touched.nbytes
-        parts = torch.split(torch.from_numpy(group.sum(flat)), [part.numel() for part in moved])
-        first = parts[0].view(len(rows), -1).mul_(torch.from_numpy(scale)[:, None])
-        self._base[0].index_add_(0, rows, first)
-        for base, part in zip(self._base[1:], parts[1:], strict=True):
-            base.add_(part.view(base.shape))
-        for now, base in zip(weights, self._base, strict=True):
-            now.copy_(base)
+        first, *others = torch.split(torch.from_numpy(group.sum(flat.numpy())), sizes)
+        self._moved(rows, first.view(shape), scaled)
+        for (now, base), part in zip(dense, others, strict=True):
+            now.copy_(base.add_(part.view(base.shape)))
         self._touches.zero_()
         self._since = self._own = 0
         self._step.resume(number)
         self.add_up()
+
+    def _moves(self, rows: torch.Tensor, to: torch.Tensor) -> None:
+        """How far prefix rows have moved since all ranks had the same."""
+        table, base = self._parameters.prefix, self._base[0]
+        if self._native:
+            native_step.moves(self._native, rows, table, base, to)
+        else:
+            torch.sub(table[:, 0].index_select(0, rows), base.index_select(0, rows), out=to)
+
+    def _moved(self, rows: torch.Tensor, by: torch.Tensor, scale: torch.Tensor) -> None:
+        """Move them from there."""
+        table, base = self._parameters.prefix, self._base[0]
+        if self._native:
+            native_step.moved(self._native, rows, by, scale, table, base)
+        else:
+            base.index_add_(0, rows, by * scale[:, None])
+            table[:, 0] = base
 
     def add_up(self) -> None:
         """Learn the totals of all ranks."""
