@@ -1,6 +1,8 @@
 """Ranks in real processes: what they exchange, and what becomes of them if one dies, freezes, fails or never comes."""
 
+import contextlib
 import signal
+import socket
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -140,6 +142,29 @@ def test_a_host_that_never_comes_is_named(tmp_path: Path, absent: int) -> None:
         assert code != 0
         assert f"host {HOSTS[absent]}" in output
         assert "within 30 seconds" in output
+
+
+def test_strangers_are_not_let_in(tmp_path: Path) -> None:
+    """They say nothing, or something else, or that they are a rank of another job."""
+    early = Together(tmp_path, 2, exchanged, 0)
+    for greeting in (
+        b"",
+        b"GET / HTTP/1.1\r\nHost: algo-1\r\n\r\n",
+        b"ipinsights ranks" + bytes([1, 2, 3, 4, 1, 0, 0, 0]),
+    ):
+        while True:
+            try:
+                stranger = socket.create_connection((HOSTS[0], early.port), timeout=60)
+                break
+            except ConnectionRefusedError:  # the leader is not there yet
+                assert early.processes[0].poll() is None
+        with stranger:
+            stranger.sendall(greeting)
+            if greeting:
+                with contextlib.suppress(ConnectionResetError):  # as not all was read
+                    assert stranger.recv(1) == b""
+    early.start(1)
+    assert len(early.results()) == 2
 
 
 def test_the_others_wait_for_a_host_that_comes_late(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ class Together:
         self.ranks = ranks
         module = Path(sys.modules[function.__module__].__file__ or "").resolve()
         self._command = [sys.executable, __file__, str(module), function.__name__, str(folder), str(ranks)]
-        self._port = str(free_port())
+        self.port = free_port()
         self._paths = os.pathsep.join(map(str, [module.parent, *Path(__file__).resolve().parents[1:3], *sys.path]))
         self.processes: dict[int, subprocess.Popen[str]] = {}
         for rank in started or range(ranks):
@@ -40,7 +40,7 @@ class Together:
     def start(self, rank: int) -> None:
         """Start one more."""
         self.processes[rank] = subprocess.Popen(
-            [*self._command, self._port, str(rank)],
+            [*self._command, str(self.port), str(rank)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

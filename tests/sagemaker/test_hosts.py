@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -33,27 +33,27 @@ class Hosts:
         self.trees = [Tree(folder / f"host-{rank}") for rank in range(number)]
         self.processes: list[subprocess.Popen[str]] = []
         self.port = free_port()
+        self.names = NAMES[:number]
 
     def configure(self, hyperparameters: dict[str, str], **channels: object) -> None:
-        names = NAMES[: len(self.trees)]
-        for tree, name in zip(self.trees, names, strict=True):
-            resources = {"current_host": name, "hosts": names, "network_interface_name": "ethwe"}
+        for tree, name in zip(self.trees, self.names, strict=True):
+            resources = {"current_host": name, "hosts": self.names, "network_interface_name": "ethwe"}
             tree.configure(hyperparameters, resourceconfig=resources, inputdataconfig=channels)
 
     def channel(self, name: str, **files: str) -> None:
         for tree in self.trees:
             tree.channel(name, **files)
 
-    def start(self, *ranks: int, patience: float = 20.0) -> None:
+    def start(self, patience: float = 20.0, networks: Sequence[str] = ()) -> None:
         code = (
             "from ipinsights.sagemaker import stopping; stopping.watch(); from ipinsights.sagemaker import job; "
             f"job.train(port={self.port}, patience={patience}, rendezvous=60)"
         )
-        for rank in ranks or range(len(self.trees)):
+        for rank in range(len(self.trees)):
             log = (self.trees[rank].base / "log").open("w")
             self.processes.append(
                 subprocess.Popen(
-                    [sys.executable, "-c", code],
+                    [*(["ip", "netns", "exec", networks[rank]] if networks else []), sys.executable, "-c", code],
                     env=self.trees[rank].environment({"PYTHONUNBUFFERED": "1"}),
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -75,8 +75,8 @@ class Hosts:
     def end(self) -> list[int]:
         return [process.wait(240) for process in self.processes]
 
-    def run(self, **options: float) -> list[int]:
-        self.start(**options)
+    def run(self) -> list[int]:
+        self.start()
         return self.end()
 
     def failure(self, rank: int) -> str | None:
@@ -183,6 +183,44 @@ def test_a_pipe_is_divided_by_blocks(cluster: Callable[[int], Hosts], traffic: T
     hosts.start()
     for pipe in pipes:
         pipe.write_text(to_csv(traffic.train))
+    assert hosts.end() == [0, 0], hosts.logs()
+    assert artifact.read(hosts.trees[0].model)[1]["training"]["events"] == len(traffic.train.addresses)
+
+
+@pytest.fixture
+def networks() -> Iterator[list[str]]:
+    """Two network namespaces with a cable between them, and the commands that run something in each."""
+    names = [f"ipinsights-{os.getpid()}-{side}" for side in "ab"]
+    one, other = names
+    ends = [f"ii{os.getpid()}{side}" for side in "ab"]
+
+    def ip(command: str) -> None:
+        subprocess.run(["ip", *command.split()], check=True, capture_output=True)
+
+    try:
+        for name in names:
+            ip(f"netns add {name}")
+        ip(f"link add {ends[0]} netns {one} type veth peer name {ends[1]} netns {other}")
+        for number, (name, end) in enumerate(zip(names, ends, strict=True), start=1):
+            ip(f"-n {name} addr add 10.77.0.{number}/24 dev {end}")
+            ip(f"-n {name} link set {end} up")
+            ip(f"-n {name} link set lo up")
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"this user cannot make networks: {error}")
+    else:
+        yield names
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+
+
+def test_hosts_meet_over_a_network(cluster: Callable[[int], Hosts], traffic: Traffic, networks: list[str]) -> None:
+    """Whose interface is not the one that the platform names."""
+    hosts = cluster(2)
+    hosts.names = ["10.77.0.1", "algo-2"]
+    hosts.configure(HYPERPARAMETERS)
+    hosts.channel("train", **{"a.csv": to_csv(traffic.train)})
+    hosts.start(networks=networks)
     assert hosts.end() == [0, 0], hosts.logs()
     assert artifact.read(hosts.trees[0].model)[1]["training"]["events"] == len(traffic.train.addresses)
 

@@ -1,5 +1,6 @@
 """Training on several ranks, in real processes: what must be as on one, and what must be nearly so."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ipinsights.evaluation import simulation
 from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.model import artifact
 from ipinsights.model.model import Model
+from ipinsights.training.checkpoint import Checkpoints
 from ipinsights.training.fit import fit
 from ipinsights.training.progress import EpochSummary, Listener, Plan
 from ipinsights.training.together import fit_together
@@ -135,16 +137,32 @@ def heard_rows(model: Model) -> list[int]:
     return np.flatnonzero(model.index.tags).tolist()
 
 
+class Interrupted(Listener):
+    """Ends all ranks behind a checkpoint, as when the machines are taken away."""
+
+    def checkpoint_written(self, where: str, seconds: float) -> None:
+        raise InterruptedError(where)
+
+
 def trained_twice(group: Group, folder: Path) -> list[str]:
-    """Without validation, so that log-ins are held out."""
+    """Without validation, so that log-ins are held out. The second run is interrupted after each epoch but the last."""
     train, _ = log_ins()
-    for run in ("first", "second"):
-        shard = fit_together(part(train, group), HP, None, group)
-        artifact.save(shard, folder / run, {}, group)
+    artifact.save(fit_together(part(train, group), HP, None, group), folder / "first", {}, group)
+    checkpoints = folder / f"checkpoints-{group.rank}"
+    checkpoints.mkdir()
+    for _ in range(HP.epochs):
+        with contextlib.suppress(InterruptedError):
+            fit_together(
+                part(train, group), HP, None, group, Interrupted(), checkpoints=Checkpoints(checkpoints, "", group)
+            )
+    if group.rank:  # the last checkpoint of one rank is lost: all go on from the one before
+        max(checkpoints.iterdir()).unlink()
+    shard = fit_together(part(train, group), HP, None, group, checkpoints=Checkpoints(checkpoints, "", group))
+    artifact.save(shard, folder / "second", {}, group)
     return [shard.model.encoder.prefix.tobytes().hex()]
 
 
-def test_two_ranks_make_the_same_bytes_twice(tmp_path: Path) -> None:
+def test_two_ranks_make_the_same_bytes_twice_also_if_interrupted(tmp_path: Path) -> None:
     results = together(tmp_path, 2, trained_twice)
     assert results[0] == results[1]
     first, second = (tmp_path / run / artifact.TENSORS for run in ("first", "second"))

@@ -319,7 +319,8 @@ def _train(
         learnt = fit(data["train"], hp, validation, report, **options)
     saving = time.time()
     if not group.leads:
-        artifact.save(learnt, paths.model, {}, group)  # sends its part to the leader
+        artifact.save(learnt, paths.model, {}, group)
+        logger.info("Sent this host's part of the model to %s, which saves it", group.hosts[0])
         return
     ending = report.ending
     if ending is None or report.profile is None:
