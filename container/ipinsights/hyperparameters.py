@@ -127,9 +127,10 @@ class Hyperparameters:
     )
     mini_batch_size: int = _declare(
         (1, 500_000),
-        "Positive samples in one optimiser step, each with its negative samples. The log counts mini-batches of this "
-        "many records, negative samples included, as the built-in does, so a step counts as 1 + R + S mini-batches. If "
-        f"you do not set it and the training would have fewer than {MIN_STEPS} steps, it is lowered.",
+        "Positive samples in one optimiser step, of all hosts together, each with its negative samples. The log counts "
+        "mini-batches of this many records, negative samples included, as the built-in does, so a step counts as "
+        "1 + R + S mini-batches. If you do not set it and the training would have fewer than "
+        f"{MIN_STEPS} steps, it is lowered.",
         default=_DefaultInt(10_000),
         tuning=(100, 50_000),
     )

@@ -68,6 +68,11 @@ def test_every_event_goes_once_to_the_home_of_its_entity(size: int, ranks: int, 
     every = events(size, seed=seed)
     every.entity[: size // 9] = ROWS  # unknown entities are at home somewhere
     parts = in_threads(ranks, lambda group: at_home(every, group, min(trainers, group.size)))
+    otherwise = dataclasses.replace(every, entity=every.entity[::-1], address=every.address[::-1])
+    for part, other in zip(
+        parts, in_threads(ranks, lambda group: at_home(otherwise, group, min(trainers, group.size))), strict=True
+    ):
+        same(part, other, "entity", "address")
     assert sorted(pair for part in parts for pair in pairs(part)) == pairs(every)
     known = [set(part.entity[part.entity < ROWS].tolist()) for part in parts]
     assert sum(map(len, known)) == len(set().union(*known))

@@ -182,7 +182,18 @@ def trained_on_few(group: Group, folder: Path) -> tuple[int, int, float]:
     train, validation = log_ins()
     heard = Kept()
     hp = dataclasses.replace(HP, training_hosts="auto", saved_epoch="best", early_stopping_patience=2)
-    shard = fit_together(part(train, group), hp, part(validation, group), group, heard)
+    checkpoints = folder / f"checkpoints-{group.rank}"
+    checkpoints.mkdir()
+    for listener in (Interrupted(), heard):
+        with contextlib.suppress(InterruptedError):
+            shard = fit_together(
+                part(train, group),
+                hp,
+                part(validation, group),
+                group,
+                listener,
+                checkpoints=Checkpoints(checkpoints, "", group),
+            )
     artifact.save(shard, folder / "model", {}, group)
     assert heard.plan
     return len(shard.rows), heard.plan.ranks, heard.epochs[-1].discriminator_auc or 0.0

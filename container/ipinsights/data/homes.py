@@ -46,7 +46,7 @@ class Homes:
         return self.rank[buckets(rows)]
 
     def bring(self, events: Events, group: Group) -> Events:
-        """All ranks' events of the entities that are at home here, in the order of the ranks that have read them.
+        """All ranks' events of the entities that are at home here, by entity and address: whoever has read them.
 
         An event of an unknown entity goes to the home that its address would have as a row.
         """
@@ -54,7 +54,8 @@ class Homes:
         keys = np.where(unknown, events.address.astype(np.int64), events.entity)
         home = self.rank_of(keys)
         entity, address = send(events.entity, home, group), send(events.address, home, group)
-        return dataclasses.replace(events, entity=entity, address=address)
+        order = np.lexsort((address, entity))
+        return dataclasses.replace(events, entity=entity[order], address=address[order])
 
 
 def loads(events: Events, group: Group) -> Loads:

@@ -87,6 +87,8 @@ def train(**connection: Any) -> None:
             group = _join(hosts, paths, connection)
         run(paths, group, hosts.current)
         group.close()
+    except stopping.Stopped:
+        logger.warning("The job was asked to stop while this host waited for the others: there is no model")
     except OtherHostFailed as error:
         group.leave()
         _leave(f"This host ends because {error}")

@@ -44,8 +44,8 @@ def fit_together(
     """Train a model on the events of all ranks of a group, each of which has read some. Returns this rank's part of it.
 
     It is as `fit`, and every rank must call it with the same hyperparameters, index, networks and earlier model.
-    ``stop`` may return True on any rank. The result depends on the events, the seed and the number of ranks, and
-    not on who has read what, except for the order of the events.
+    ``stop`` may return True on any rank. The result depends on the events, the seed and the number of ranks, and not on
+    who has read what.
 
     Raises UserError as `fit` does. What is wrong on one rank raises `OtherHostFailed` on the others.
     """
