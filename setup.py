@@ -12,7 +12,7 @@ HERE = Path(__file__).parent
 
 TEST = [
     *("clang-format", "coverage", "hypothesis", "mypy", "pandas-stubs", "psutil", "pytest", "requests", "ruff"),
-    *("safetensors", "scikit-learn"),
+    *("polars", "safetensors", "scikit-learn"),
 ]
 DEMO = ["matplotlib", "requests"]
 
@@ -81,6 +81,7 @@ setup(
         # It has no wheel, so installing it needs a C compiler; and it brings a command `train` of its own that replaces
         # ours, unless it is installed first, as the Dockerfiles and the Makefile do.
         "toolkit": ["sagemaker-training>=5.1.4,<6"],
+        "sklearn": ["scikit-learn>=1.6"],  # for IPInsightsDetector
         "demo": DEMO,
         "test": TEST + DEMO,
     },

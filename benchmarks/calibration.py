@@ -84,7 +84,9 @@ def _row(name: str, found: list[tuple[int, Shares]]) -> tuple[str, int, list[Sha
 def _known(train: Events, later: Events, hp: Hyperparameters, seed: int) -> tuple[int, Shares]:
     """Log-ins of known entities: what calibrated, and the shares at each rate."""
     model, calibration = _trained(train, hp, seed)
-    percentile = calibration.percentile(model.score(later.entity, later.address), later.entity < model.index.num_rows)
+    percentile = calibration.percentile(
+        model.score_rows(later.entity, later.address), later.entity < model.index.num_rows
+    )
     return len(calibration.known), [float((percentile <= rate).mean()) for rate in RATES]
 
 
@@ -95,7 +97,7 @@ def _new(train: Events, hp: Hyperparameters, seed: int) -> tuple[int, Shares]:
     model, calibration = _trained(_some(train, ~apart), hp, seed)
     strange = _some(train, apart)
     unknown = np.full(len(strange), model.index.num_rows, dtype=np.int32)
-    percentile = calibration.percentile(model.score(unknown, strange.address), np.zeros(len(strange), np.bool_))
+    percentile = calibration.percentile(model.score_rows(unknown, strange.address), np.zeros(len(strange), np.bool_))
     _, entity, log_ins = np.unique(strange.entity, return_inverse=True, return_counts=True)
     shares = [float((np.bincount(entity, percentile <= rate) / log_ins).mean()) for rate in RATES]
     return len(calibration.new), shares

@@ -24,8 +24,9 @@ FLOORS = (
     {"distributed"},
     {"data"},
     {"model"},
-    {"training", "evaluation"},
-    {"commands"},
+    {"training", "evaluation", "alerts"},
+    {"estimators"},
+    {"commands", "detector"},
     {"sagemaker"},
 )
 """Folders and modules from the bottom up. Each may import its own members and what lies below its floor."""

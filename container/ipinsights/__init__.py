@@ -11,25 +11,27 @@ from typing import TYPE_CHECKING, Any
 from ipinsights.version import version
 
 if TYPE_CHECKING:
+    from ipinsights.detector import IPInsightsDetector
     from ipinsights.errors import UserError
+    from ipinsights.estimators import fit
     from ipinsights.hyperparameters import Hyperparameters
     from ipinsights.model.artifact import load
     from ipinsights.model.explanation import explain
     from ipinsights.model.model import Model
     from ipinsights.model.scoring import Scorer
-    from ipinsights.training.fit import fit
 
     __version__: str
 
-__all__ = ["Hyperparameters", "Model", "Scorer", "UserError", "explain", "fit", "load"]
+__all__ = ["Hyperparameters", "IPInsightsDetector", "Model", "Scorer", "UserError", "explain", "fit", "load"]
 
 _HOMES = {
     "Hyperparameters": "hyperparameters",
+    "IPInsightsDetector": "detector",
     "Model": "model.model",
     "Scorer": "model.scoring",
     "UserError": "errors",
     "explain": "model.explanation",
-    "fit": "training.fit",
+    "fit": "estimators",
     "load": "model.artifact",
 }
 """The module of each public name."""

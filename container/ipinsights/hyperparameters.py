@@ -25,6 +25,9 @@ _UNBOUNDED = 2**31 - 1
 _SHOWN = 40
 """Characters of a number that an error quotes."""
 
+VECTOR_DIM = 64
+"""The length of embeddings where a shell or a notebook sets none. (A training job must set it.)"""
+
 MIN_STEPS = 60
 """Optimiser steps that a training takes at least, unless somebody sets mini_batch_size."""
 _RATE_OF_ONE_STEP, _HIGHEST_RATE = 0.25, 0.03

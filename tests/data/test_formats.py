@@ -54,10 +54,10 @@ LOOKS = {
     "blanks": (lines("{}   {}"), "looks like text separated by blanks. Write commas"),
     "time first": (
         lines("2026-11-01T08:00:00Z,{},{}"),
-        "looks like CSV with 3 columns. A row has two columns, the entity and the address, and no third (column 3 "
-        "holds addresses, column 1 holds times). Times are not used.",
+        "looks like CSV with 3 columns. A row has two columns, the entity and the address. A third may only be a time "
+        "such as 2026-01-02T03:04:05Z (column 3 holds addresses, column 1 holds times).",
     ),
-    "time last": (lines("{},{},1761984000"), "(column 2 holds addresses, column 3 holds times). Times are not used."),
+    "other times last": (lines("{},{},01/11/2026 8:00"), "(column 2 holds addresses, column 3 holds times)."),
     "five columns": (lines("x,{},{},ok,7"), "CSV with 5 columns. A row has two columns, the entity and the address"),
     "two addresses": (lines("{0},{1},{1}"), "(columns 2 and 3 hold addresses)."),
     "tabs with a header": (b"user\tip\ttime\n" + lines("{}\t{}\t8:00"), "looks like tab-separated text"),

@@ -103,7 +103,7 @@ def worlds(draw: st.DrawFn) -> World:
 
 def pairwise(model: Model, rows: npt.NDArray[np.integer], addresses: Addresses) -> npt.NDArray[np.float32]:
     """The scores of all pairs: [rows, addresses]."""
-    scores = model.score(np.repeat(rows, len(addresses)), np.tile(addresses, len(rows)))
+    scores = model.score_rows(np.repeat(rows, len(addresses)), np.tile(addresses, len(rows)))
     return scores.reshape(len(rows), len(addresses))
 
 

@@ -4,6 +4,7 @@ import ctypes
 import io
 import json
 import re
+from datetime import datetime
 
 import numpy as np
 import numpy.typing as npt
@@ -38,10 +39,20 @@ entity = st.text(st.characters(exclude_categories=["Cs"], exclude_characters='\r
     lambda name: not name.startswith("\ufeff")
 )
 blanks = st.text(" \t", max_size=2)
+moments = st.datetimes(datetime(1700, 1, 1), datetime(2199, 12, 31))
+time = st.just("") | moments.map(lambda moment: f",{moment:%Y-%m-%dT%H:%M:%SZ}")
+ends = st.sampled_from(["\n", "\r\n", "\n\n", "\n\r\n"])
 clean_line = st.builds(
-    lambda name, before, address, after, end: f"{name},{before}{address}{after}{end}".encode(),
-    *(entity, blanks, st.ip_addresses(v=4), blanks, st.sampled_from(["\n", "\r\n", "\n\n", "\n\r\n"])),
+    lambda name, before, address, after, time, end: f"{name},{before}{address}{after}{time}{end}".encode(),
+    *(entity, blanks, st.ip_addresses(v=4), blanks, time.filter(lambda text: "-02-29T" not in text), ends),
 )
+TIMES = [
+    *("2026-01-02T03:04:05Z", '"2026-01-02T03:04:05Z"', " 2026-01-02T03:04:05Z", "2026-01-02T03:04:05Z ", "2026-01-31"),
+    *("2026-01-02T03:04:05", "2026-01-02 03:04:05+01:00", "2026-01-02T03:04:05.25Z", "1770000000", "2026-01-02T03:04"),
+    *("2026-02-29T03:04:05Z", "2024-02-29T03:04:05Z", "2026-04-31T03:04:05Z", "2026-13-01T00:00:00Z"),
+    *("2026-00-01T00:00:00Z", "2026-01-00T00:00:00Z", "2026-01-02T24:00:00Z", "2026-01-02T03:60:05Z"),
+    *("2026-01-02T03:04:60Z", "0001-01-02T03:04:05Z", "2026-01-02T03:04:05Zx", "2026-01-02T03:04:05Z,x"),
+]
 dirty = st.one_of(
     st.binary(max_size=4),
     st.sampled_from(
@@ -112,6 +123,7 @@ dirty = st.one_of(
             b"a,+1.2.3.4\n",
             b"a,1.2.3./\n",
             b"a,1.2.3.:\n",
+            *(f"a,1.2.3.4,{time}\n".encode() for time in TIMES),
         ]
     ),
 )

@@ -37,7 +37,7 @@ def shares(model: Model, later: Events, rate: float) -> tuple[float, float]:
     """The shares of the log-ins of known and of new entities whose percentile is no more than a rate."""
     assert model.calibration is not None
     known = later.entity < model.index.num_rows
-    percentile = model.calibration.percentile(model.score(later.entity, later.address), known)
+    percentile = model.calibration.percentile(model.score_rows(later.entity, later.address), known)
     return float((percentile[known] <= rate).mean()), float((percentile[~known] <= rate).mean())
 
 

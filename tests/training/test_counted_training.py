@@ -211,7 +211,7 @@ def test_known_entities_are_validated_apart_where_there_are_others(train: Events
     chain = model.vocabulary.chains[model.vocabulary.leaves(random[:1])][0]
     threshold = popularity[chain].sum() + popularity[-1] - model.encode(random[:1])[0, POPULARITY]
     own, made_up, shuffled = (
-        model.score(validation.entity, address) + np.where(known, threshold, 0)
+        model.score_rows(validation.entity, address) + np.where(known, threshold, 0)
         for address in (validation.address, random, validation.address[shuffle])
     )
     assert (~known).sum() == 100
@@ -327,5 +327,5 @@ def test_whole_addresses_are_known_where_they_recur_and_as_long_as_training_goes
     everyone = np.arange(20)
     for some in (model, fit(train, hp, earlier=model)):
         assert some.vocabulary.levels == model.vocabulary.levels
-        mine, theirs = (some.score(everyone, address.astype(np.uint32)) for address in (own, np.roll(own, 1)))
+        mine, theirs = (some.score_rows(everyone, address.astype(np.uint32)) for address in (own, np.roll(own, 1)))
         assert mine.min() > theirs.max()

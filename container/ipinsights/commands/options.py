@@ -2,24 +2,85 @@
 
 import argparse
 import os
+import sys
+from collections.abc import Iterator, Sequence
+from io import FileIO
 from pathlib import Path
 from typing import TypeAlias
 
-from ipinsights.model.scoring import UNTRAINED_MODEL, Scorer
+from ipinsights.data.addresses import Family
+from ipinsights.data.events import find_files
+from ipinsights.data.malformed import Malformed
+from ipinsights.data.records import Records, line_blocks, salvage_csv
+from ipinsights.data.sources import Stream, stream
+from ipinsights.model import artifact
+from ipinsights.model.model import Model
+from ipinsights.model.scoring import UNTRAINED_MODEL, Scorer, require_trained
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 """Where a command is added, whose parser has a default ``run``: what is to be done with its options."""
+
+STANDARD_INPUT = Path("-")
 
 CSV = (
     "The input is CSV without a header. Each line is a log-in: the entity (any string) and an IPv4 address. A model "
     "trained with ip_version=6 takes IPv6 and IPv4 addresses."
 )
 """What a command reads, in its description."""
+LOG_INS = f"{CSV} A third column may be the time, such as 2026-01-02T03:04:05Z."
 
 
 def open_scorer(folder: Path) -> Scorer:
     """A scorer of the model in a folder, which may be untrained if the environment says so. Raises UserError."""
-    return Scorer.open(folder, untrained=os.environ.get(UNTRAINED_MODEL, "").lower() == "accept")
+    return Scorer(open_model(folder))
+
+
+def open_model(folder: Path) -> Model:
+    """The model in a folder, which may be untrained if the environment says so. Raises UserError."""
+    model = artifact.load(folder)
+    if os.environ.get(UNTRAINED_MODEL, "").lower() != "accept":
+        require_trained(model, folder)
+    return model
+
+
+def add_log_ins(command: argparse.ArgumentParser) -> None:
+    """Add the arguments that `log_ins` reads."""
+    command.add_argument("log_ins", type=Path, nargs="+", help="files and folders of log-ins; - is standard input")
+    command.add_argument(
+        "--malformed",
+        choices=("fail", "skip"),
+        default="fail",
+        help="what to do about malformed rows: fail at the first (the default), or skip and count them",
+    )
+
+
+def log_ins(options: argparse.Namespace, family: Family) -> Iterator[Records]:
+    """The log-ins of all files, block by block. Raises UserError if a file cannot be read, or has a malformed row.
+
+    Malformed rows that may be skipped are told on standard error, at the end.
+    """
+    skipped = Malformed()
+    for text in _texts(options.log_ins):
+        for block in line_blocks(text, text.name):
+            if options.malformed == "fail":
+                yield block.parse(family)
+            else:
+                salvaged = salvage_csv(block.text, family, block.first_line)
+                skipped.add(block.name, salvaged.faults)
+                yield salvaged.records
+    if skipped.count:
+        print(f"Skipped {skipped.count:,} malformed rows: {skipped.told}: {skipped}", file=sys.stderr)
+
+
+def _texts(paths: Sequence[Path]) -> Iterator[Stream]:
+    """The text of each file, open for as long as the caller reads it."""
+    for path in paths:
+        if path == STANDARD_INPUT:
+            with Stream(FileIO(0, closefd=False), "standard input") as text:
+                yield text
+        for file in [] if path == STANDARD_INPUT else find_files(path) if path.is_dir() else [path]:
+            with stream(file) as text:
+                yield text
 
 
 def seed(text: str) -> int:

@@ -43,7 +43,7 @@ def salvage_columns(entities: Column, texts: Column, family: Family = IPV4) -> t
     Raises ValueError if one is longer than the other, and TypeError if a column holds other values than strings: pandas
     turns account 7 beside a missing one into 7.0.
     """
-    names, texts = _strings(entities), _strings(texts)
+    names, texts = strings(entities), strings(texts)
     if len(names) != len(texts):
         raise ValueError(f"there are {len(names):,} entities and {len(texts):,} addresses: each row must have both")
     records, readable, _ = _readable(names, texts, family)
@@ -52,7 +52,7 @@ def salvage_columns(entities: Column, texts: Column, family: Family = IPV4) -> t
 
 def salvage_table(entities: pa.Array, texts: pa.Array, family: Family = IPV4) -> Salvaged:
     """The readable rows of two columns of strings of one length, and the faults, which have the index of their row."""
-    names, texts = (_strings(column.cast(pa.string())) for column in (entities, texts))
+    names, texts = (strings(column.cast(pa.string())) for column in (entities, texts))
     records, readable, removed = _readable(names, texts, family)
     at = np.flatnonzero(~readable)
     pairs = list(zip(*(column.take(pa.array(at)).to_pylist() for column in (names, texts)), strict=True))
@@ -75,7 +75,7 @@ def _absence(entity: object, address: object) -> Kind:
     return Kind.EMPTY if address is None and isinstance(entity, str) else Kind.SHAPE
 
 
-def _strings(column: Column) -> pa.StringArray:
+def strings(column: Column) -> pa.StringArray:
     """A column in one piece. Missing strings become empty, and so do those not in UTF-8 (Spark allows them)."""
     array = pa.array(column, pa.string(), from_pandas=True)
     array = pc.fill_null(single_chunk(array) if isinstance(array, pa.ChunkedArray) else array, "")

@@ -131,8 +131,8 @@ def _about(rows: list[list[str]], columns: int) -> str:
         if where:
             plural = "s" if len(where) > 1 else ""
             parts.append(f"column{plural} {' and '.join(map(str, where))} hold{'' if plural else 's'} {what}")
-    unused = " Times are not used." if len(parts) > 1 else ""
-    return f"A row has two columns, the entity and the address, and no third ({', '.join(parts)}).{unused}"
+    form = "A row has two columns, the entity and the address. A third may only be a time such as 2026-01-02T03:04:05Z"
+    return f"{form} ({', '.join(parts)})."
 
 
 def _is_time(text: str) -> bool:

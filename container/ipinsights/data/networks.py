@@ -74,6 +74,13 @@ class Networks:
             found[part] = np.where((at >= 0) & (queries[part] <= self.last[at]), at, -1)
         return found
 
+    def labels_of(self, queries: npt.NDArray[np.unsignedinteger]) -> npt.NDArray[np.uint32]:
+        """The labels of each address, as `labels` has them, 0 where it has none: uint32 [K, n]."""
+        found = self.find(queries)
+        labels = np.zeros((len(self.labels), len(queries)), dtype=np.uint32)
+        labels[:, found >= 0] = self.labels[:, found[found >= 0]]
+        return labels
+
     def restrict(self, known: Sequence[npt.NDArray[np.uint32]]) -> "Networks":
         """Keep only what lookups of the known labels (one array a kind) need.
 

@@ -1,5 +1,7 @@
 """Reads CSV of training files and requests, two columns (entity, IP address) without a header, into columns.
 
+A third column is accepted if it is a time (`times`). Only what looks at single log-ins uses it: training does not.
+
 RFC 4180 quotes are accepted. One record is one line, so a quoted field cannot hold a line break. (So line numbers in
 errors are correct, and a large file can be cut at any line end.) Text behind a closing quote is malformed: what was
 meant cannot be known, for example if backslashes escape quotes. CRLF, blank lines and blanks around the address are
@@ -11,6 +13,7 @@ Arrow reads the text. If only the hash of an entity is needed, as in training, t
 lines instead, and Arrow reads all other blocks.
 """
 
+import contextlib
 import csv
 import io
 import re
@@ -24,10 +27,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv as arrow_csv
 
-from ipinsights.data import addresses
+from ipinsights.data import addresses, times
 from ipinsights.data.addresses import IPV4, Addresses, Family
 from ipinsights.data.entities import hash_names
 from ipinsights.data.malformed import LONGEST_LINE, SHOWN, Fault, Kind, MalformedRecords, of_address
+from ipinsights.data.times import Times
 from ipinsights.errors import UserError
 from ipinsights.native import reader, scoring
 from ipinsights.native.reader import Digests
@@ -65,6 +69,8 @@ class Records:
     """The entities' names, [n]."""
     addresses: Addresses
     """The addresses, all of one family: uint32 or uint64 [n]."""
+    times: Times | None = None
+    """When each was observed, [n]; None if no row has a time."""
 
     def __len__(self) -> int:
         return len(self.addresses)
@@ -78,7 +84,13 @@ class Records:
         """All pairs of the parts, which are of one family, in order. Without parts, no pairs of IPv4."""
         entities = pa.concat_arrays([pa.array([], pa.string()), *(part.entities for part in parts)])
         values: list[Addresses] = [part.addresses for part in parts]
-        return cls(entities, np.concatenate(values) if values else np.zeros(0, dtype=IPV4.dtype))
+        timed = None
+        if any(part.times is not None for part in parts):
+            none = [np.full(len(part), "NaT", dtype="datetime64[s]") for part in parts]
+            timed = np.concatenate(
+                [n if part.times is None else part.times for part, n in zip(parts, none, strict=True)]
+            )
+        return cls(entities, np.concatenate(values) if values else np.zeros(0, dtype=IPV4.dtype), timed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,16 +353,8 @@ def _parse_faultless(data: bytes, family: Family) -> Salvaged | None:
         return Salvaged.whole(Records(pa.array([], pa.string()), np.zeros(0, dtype=family.dtype)))
     if _has_long_line(data):
         return None
-    try:
-        table = arrow_csv.read_csv(
-            pa.BufferReader(data),
-            arrow_csv.ReadOptions(column_names=["entity", "ip"], use_threads=False, block_size=len(data) + 1),
-            arrow_csv.ParseOptions(newlines_in_values=False),
-            arrow_csv.ConvertOptions(
-                column_types={"entity": pa.string(), "ip": pa.string()}, strings_can_be_null=False, check_utf8=True
-            ),
-        )
-    except pa.ArrowInvalid:
+    table = _table(data)
+    if table is None:
         return None
     quoted = b'"' in data
     characters = np.frombuffer(data, dtype=np.uint8)
@@ -360,10 +364,27 @@ def _parse_faultless(data: bytes, family: Family) -> Salvaged | None:
     if b" " in data or b"\t" in data:
         texts = pc.utf8_trim(texts, " \t")
     values, valid, ports, mapped = addresses.read(texts, family)
+    timed, are_times = times.read(single_chunk(table.column("time"))) if table.num_columns > 2 else (None, np.True_)
     line_break_inside_quotes = quoted and len(entities) != _count_lines(characters)
-    if line_break_inside_quotes or not valid.all() or pc.any(pc.equal(entities, "")).as_py():
+    faultless = valid.all() and are_times.all() and not pc.any(pc.equal(entities, "")).as_py()
+    if line_break_inside_quotes or not faultless:
         return None
-    return Salvaged.whole(Records(entities, values), Removed(ports=ports, mapped=mapped))
+    return Salvaged.whole(Records(entities, values, timed), Removed(ports=ports, mapped=mapped))
+
+
+def _table(data: bytes) -> pa.Table | None:
+    """The columns of some lines, all of two fields or all of three; None for other lines."""
+    for names in (["entity", "ip"], ["entity", "ip", "time"]):
+        with contextlib.suppress(pa.ArrowInvalid):
+            return arrow_csv.read_csv(
+                pa.BufferReader(data),
+                arrow_csv.ReadOptions(column_names=names, use_threads=False, block_size=len(data) + 1),
+                arrow_csv.ParseOptions(newlines_in_values=False),
+                arrow_csv.ConvertOptions(
+                    column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False, check_utf8=True
+                ),
+            )
+    return None
 
 
 def _parse_lines(data: bytes, family: Family, first_line: int) -> Salvaged:
@@ -371,16 +392,24 @@ def _parse_lines(data: bytes, family: Family, first_line: int) -> Salvaged:
     csv.field_size_limit(_LONGEST_FIELD)
     entities: list[str] = []
     texts: list[str] = []
+    moments: list[str | None] = []
     wrong: dict[int, tuple[Kind, str]] = {}
     lines = list(record_lines(data, first_line))
     for i, (_, line) in enumerate(lines):
-        entity, text = "", ""
+        entity, text, moment = "", "", None
         try:
-            entity, text = _split_line(line, family)
+            entity, text, moment = _split_line(line, family)
         except _Wrong as error:
             wrong[i] = error.kind, str(error)
         entities.append(entity)
         texts.append(text)
+        moments.append(moment)
+    timed, are_times = times.read(pa.array(moments, pa.string()))
+    for i in np.flatnonzero(~are_times).tolist():
+        moment = moments[i]
+        if moment is not None:
+            wrong[i] = _too_many(["", texts[i], moment], family)
+            texts[i] = ""
     values, valid, ports, mapped = addresses.read(pa.array(texts, pa.string()), family)
     faults = []
     explained = 0
@@ -392,19 +421,20 @@ def _parse_lines(data: bytes, family: Family, first_line: int) -> Salvaged:
         kind, reason = wrong[i]
         faults.append(Fault(number, line[: 4 * SHOWN].decode(errors="replace")[:SHOWN], reason, kind))
     names = pa.array([entity for entity, ok in zip(entities, valid, strict=True) if ok], pa.string())
-    return Salvaged(Records(names, values[valid]), valid, faults, Removed(ports=ports, mapped=mapped))
+    when = timed[valid] if are_times.any() else None
+    return Salvaged(Records(names, values[valid], when), valid, faults, Removed(ports=ports, mapped=mapped))
 
 
 class _Wrong(ValueError):
-    """A line has no two fields. The text is the reason."""
+    """A line is no pair. The text is the reason."""
 
     def __init__(self, kind: Kind, reason: str) -> None:
         super().__init__(reason)
         self.kind = kind
 
 
-def _split_line(line: bytes, family: Family) -> tuple[str, str]:
-    """The entity and the text of the address. Raises _Wrong."""
+def _split_line(line: bytes, family: Family) -> tuple[str, str, str | None]:
+    """The entity and the texts of the address and of what may be a time, if there is a third. Raises _Wrong."""
     if len(line) > LONGEST_LINE:
         raise _Wrong(Kind.TOO_LONG, f"the line is longer than 1 MB ({LONGEST_LINE:,} bytes)")
     try:
@@ -418,15 +448,26 @@ def _split_line(line: bytes, family: Family) -> tuple[str, str]:
         if decoded.count('"') % 2:
             reason = "a quote is not closed on its line"
         raise _Wrong(Kind.QUOTES, reason) from None
-    if len(fields) != 2:
-        reason = f"expected 2 columns (entity, {family.noun}), found {len(fields)}"
-        kind = Kind.TOO_FEW if len(fields) < 2 else Kind.TOO_MANY
-        if kind is Kind.TOO_MANY and all(addresses.is_address(text.strip(" \t")) for text in fields[1:]):
-            kind, reason = Kind.SEVERAL, f"{reason}: several addresses"
-        raise _Wrong(kind, reason)
+    if len(fields) < 2:
+        raise _Wrong(Kind.TOO_FEW, _expected(fields, family))
+    if len(fields) > 3:
+        raise _Wrong(*_too_many(fields, family))
     if not fields[0]:
         raise _Wrong(Kind.NO_ENTITY, "the entity is empty")
-    return fields[0], fields[1].strip(" \t")
+    entity, text, *others = fields
+    return entity, text.strip(" \t"), others[0] if others else None
+
+
+def _too_many(fields: Sequence[str], family: Family) -> tuple[Kind, str]:
+    """The fault of a line with more fields than it may have."""
+    reason = _expected(fields, family)
+    if all(addresses.is_address(text.strip(" \t")) for text in fields[1:]):
+        return Kind.SEVERAL, f"{reason}: several addresses"
+    return Kind.TOO_MANY, reason
+
+
+def _expected(fields: Sequence[str], family: Family) -> str:
+    return f"expected 2 columns (entity, {family.noun}), found {len(fields)}"
 
 
 def single_chunk(column: pa.ChunkedArray) -> pa.StringArray:

@@ -1,7 +1,7 @@
 """Reads log-ins from Parquet: a table with two columns of strings, the entity and the address.
 
-The order of the columns counts, not their names, as in CSV. A batch of rows at a time is in memory. Unlike text, such a
-file is read with seeks, so it cannot come through a pipe.
+The order of the columns counts, not their names, as in CSV. A third column may hold times, which are not used. A batch
+of rows at a time is in memory. Unlike text, such a file is read with seeks, so it cannot come through a pipe.
 """
 
 from collections.abc import Iterator
@@ -29,11 +29,11 @@ class Batch(NamedTuple):
     read: float
     """The share of the table's rows that is read with this batch."""
     columns: pa.RecordBatch
-    """The entities and the addresses."""
+    """The entities and the addresses, and maybe times."""
 
     def salvage(self, family: Family) -> Hashed:
         """The readable pairs in the form that a model uses, and the faults of the other rows."""
-        entities, texts = self.columns.columns
+        entities, texts = self.columns.columns[:2]
         salvaged = salvage_table(entities, texts, family)
         faults = {row: fault.at(self.first_row + row) for row, fault in salvaged.faults_by_row().items()}
         return Hashed(salvaged.records.hashed(), faults, salvaged.removed)
@@ -62,12 +62,13 @@ def batches(path: Path) -> Iterator[Batch]:
 
 
 def _check(path: Path, schema: Any) -> None:
-    if len(schema) == 2 and all(_is_text(column.type) for column in schema):
+    types = [column.type for column in schema]
+    if len(types) in (2, 3) and all(map(_is_text, types[:2])) and all(map(pa.types.is_timestamp, types[2:])):
         return
     columns = ", ".join(f"{column.name!r} ({column.type})" for column in schema)
     raise UserError(
         f"{path} has the columns {columns[:200]}: it must have two columns of strings, the entity and the IP address, "
-        "and no third"
+        "and no third but one of timestamps"
     )
 
 

@@ -36,7 +36,7 @@ _ALIVE, _BYE, _LOST, _READY = b".", b"b", b"l", b"r"
 _LENGTH = struct.Struct("<i")
 _LONGEST, _LONGEST_REASON = 1 << 20, 4000
 _GREETING, _FAREWELL = 5.0, 2.0
-"""Seconds that a connection has to say who it is, and that others have to hang up."""
+"""Seconds that a connection has to come about and to say who it is, and that others have to hang up."""
 _REMINDER = 30.0
 """Seconds between two reports of who is waited for."""
 _LOOK = 0.1
@@ -144,6 +144,7 @@ class Watch:
             with contextlib.suppress(TimeoutError):
                 connection, _ = self._server.accept()
                 self._welcome(connection)
+        self._server.close()
 
     def _welcome(self, connection: socket.socket) -> None:
         """Take the connection of a rank; one of anybody else is closed."""
@@ -165,7 +166,7 @@ class Watch:
         while True:
             self._check()
             try:
-                connection = socket.create_connection((self._hosts[0], port), timeout=max(1.0, self._patience))
+                connection = socket.create_connection((self._hosts[0], port), timeout=min(_GREETING, self._patience))
                 break
             except OSError as error:
                 if time.monotonic() > self._deadline:

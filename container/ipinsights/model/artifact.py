@@ -15,6 +15,7 @@ import fcntl
 import json
 import os
 import reprlib
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from typing import Any
 import numpy.typing as npt
 import xxhash
 
-from ipinsights.data import entities
+from ipinsights.data import archive, entities
 from ipinsights.data.addresses import FAMILIES
 from ipinsights.data.entities import EntityIndex
 from ipinsights.data.networks import LABELS, Networks
@@ -111,8 +112,18 @@ def update(folder: Path, change: Callable[[Model], Model]) -> Model:
 
 
 def load(folder: str | Path, verify: bool = True) -> Model:
-    """Open a model: its tensors are mapped into memory. Raises UserError as `read` does."""
-    return read(Path(folder), verify)[0]
+    """Open a model, in a folder or in a model.tar.gz: its tensors are mapped into memory. Raises UserError as `read`.
+
+    An archive is unpacked into a temporary folder, which has no name any more once the tensors are mapped.
+    """
+    path = Path(folder)
+    if not (path.name.endswith(ARCHIVES) and path.is_file()):
+        return read(path, verify)[0]
+    with tempfile.TemporaryDirectory(prefix="ipinsights-") as scratch:
+        archive.extract(path, (MANIFEST, TENSORS), Path(scratch))
+        if not Path(scratch, MANIFEST).exists():
+            raise UserError(f"there is no model in {path}: it has no {MANIFEST}")
+        return read(Path(scratch), verify)[0]
 
 
 def read(folder: Path, verify: bool = True) -> tuple[Model, dict[str, Any]]:

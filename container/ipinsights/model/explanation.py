@@ -85,7 +85,7 @@ class Explanation:
         own = _Own.of(model, row, seen)
         provider, country = _labels(model, queries)
         return cls(
-            score=float(model.score(np.array([row]), queries)[0]),
+            score=float(model.score_rows(np.array([row]), queries)[0]),
             popularity=parts.get("popularity"),
             habit=parts.get("habit"),
             affinity=parts.get("affinity"),
@@ -180,8 +180,12 @@ def _networks(model: Model, own: _Own, queries: npt.NDArray[np.unsignedinteger])
 
 def _labels(model: Model, queries: npt.NDArray[np.unsignedinteger]) -> tuple[int | None, str | None]:
     networks = model.vocabulary.networks
-    place = -1 if networks is None else int(networks.find(queries)[0])
-    if networks is None or place < 0:
+    if networks is None:
         return None, None
-    provider, country = networks.labels[:, place].tolist()
-    return provider or None, country.to_bytes(2, "big").decode() if country else None
+    provider, country = networks.labels_of(queries)[:, 0].tolist()
+    return provider or None, country_name(country) if country else None
+
+
+def country_name(label: int) -> str:
+    """The two letters of a country's label."""
+    return label.to_bytes(2, "big").decode()

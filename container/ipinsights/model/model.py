@@ -17,18 +17,27 @@ every array is float32.
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from ipinsights.data.addresses import Addresses, Family
+from ipinsights.data.columns import salvage_columns
 from ipinsights.data.entities import EntityIndex
-from ipinsights.errors import UserError
+from ipinsights.data.frames import ADDRESS, ENTITY, Frame, columns, like
+from ipinsights.errors import UserError, brief, refusals
 from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.model.calibration import Calibration
 from ipinsights.model.history import History
 from ipinsights.model.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    from ipinsights.model.explanation import Explanation
+    from ipinsights.model.scoring import Embedded, Scorer
 
 RESERVED = 3
 """Coordinates of all embeddings that training leaves at 0, for counting (`refit`)."""
@@ -189,7 +198,7 @@ class Model:
         history = self.counted.history.cut(self.family, bits) if bits else History.none(self.family)
         return dataclasses.replace(self, counted=dataclasses.replace(self.counted, history=history))
 
-    def score(self, rows: npt.NDArray[np.integer], addresses: Addresses) -> npt.NDArray[np.float32]:
+    def score_rows(self, rows: npt.NDArray[np.integer], addresses: Addresses) -> npt.NDArray[np.float32]:
         """The score of n pairs of an entity's row and an address: [n]. For many, `scoring.Scorer` is faster."""
         scores = np.empty(len(rows), dtype=np.float32)
         for begin in range(0, len(rows), _CHUNK):
@@ -202,3 +211,60 @@ class Model:
         rows = self.vocabulary.chains[self.vocabulary.leaves(addresses)]
         encoded: npt.NDArray[np.float32] = self.encoder(rows)
         return encoded
+
+    # What a notebook asks. Data frames are of pandas or polars, Arrow tables, or dicts of columns; ``entity`` and
+    # ``address`` name their columns of strings. A new column is of the frame's kind.
+
+    def score(self, frame: Frame, entity: str = ENTITY, address: str = ADDRESS) -> Any:
+        """The score of each row of a data frame, float32: higher is more normal, below 0 looks fabricated.
+
+        NaN for a row without an entity or a readable address. Raises UserError if a column is missing, and TypeError if
+        it holds other values than strings.
+        """
+        return like(frame, "score", self._scorer.score_columns(*columns(frame, entity, address)))
+
+    def percentile(self, frame: Frame, entity: str = ENTITY, address: str = ADDRESS) -> Any:
+        """How unusual each row of a data frame is: the share of ordinary log-ins that score no higher, in (0, 1].
+
+        It is as `score` in all else. Raises UserError if the model is not calibrated.
+        """
+        names, texts = columns(frame, entity, address)
+        return like(frame, "percentile", self._scorer.percentile_columns(names, texts))
+
+    def embed(self, frame: Frame, entity: str = ENTITY, address: str = ADDRESS) -> "Embedded":
+        """Both embeddings of each row of a data frame, with their inner products, which are the scores.
+
+        Raises UserError if a row is malformed.
+        """
+        names, texts = columns(frame, entity, address)
+        records, readable = salvage_columns(names, texts, self.family)
+        if not readable.all():
+            row = int(np.argmin(readable))
+            pair = [list(column)[row] for column in (names, texts)]
+            raise UserError(f"row {row} (counted from 0) cannot be read: {brief(pair)} is no entity and address")
+        return self._scorer.embed(records)
+
+    def explain(self, entity: str, address: str) -> "Explanation":
+        """Why an entity and an address have their score (`explanation.explain`)."""
+        from ipinsights.model.explanation import explain  # which imports this module
+
+        return explain(self, entity, address)
+
+    def knows(self, entity: str) -> bool | None:
+        """Whether training saw an entity; None where entities share rows, which leaves it open."""
+        if self.index.sharing:
+            return None
+        return bool(self.index.find(pa.array([entity], pa.string()))[0] < self.index.num_rows)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the model into a folder (`artifact.save`), without facts about its training. Raises UserError."""
+        from ipinsights.model import artifact
+
+        with refusals("write the model to", folder):
+            artifact.save(self, Path(folder), {})
+
+    @cached_property
+    def _scorer(self) -> "Scorer":
+        from ipinsights.model.scoring import Scorer
+
+        return Scorer(self)

@@ -272,7 +272,7 @@ class Refit:
             who = history.rows[rng.integers(len(history.rows), size=half)]
             leaves = vocabulary.leaves(where)
             strange = ~own.leaf(who, leaves) & ~own.home(who, vocabulary.chains[leaves])
-            scores.append(refitted.score(who[strange], where[strange]))
+            scores.append(refitted.score_rows(who[strange], where[strange]))
         return scores
 
 

@@ -204,6 +204,20 @@ class Scorer:
         scores[readable] = self.score(records)
         return scores
 
+    def percentile_columns(self, entities: Column, addresses: Column) -> npt.NDArray[np.float64]:
+        """The percentile of each pair of two columns, in (0, 1]: [n]; otherwise as `score_columns`.
+
+        Raises UserError if the model has no calibration.
+        """
+        calibration = self._calibration()
+        records, readable = salvage_columns(entities, addresses, self.family)
+        digests, queries = records.hashed()
+        index = self._model.index
+        known = index.find_hashed(digests) < index.num_rows if not index.sharing else np.ones(len(digests), np.bool_)
+        percentiles = np.full(len(readable), np.nan)
+        percentiles[readable] = calibration.percentile(self.score_hashed(digests, queries), known)
+        return percentiles
+
     def embed(self, records: Records) -> Embedded:
         """The scores with both embeddings of each pair."""
         return self.embed_hashed(*records.hashed())
@@ -226,12 +240,7 @@ class Scorer:
 
         Raises UserError if the model has no calibration.
         """
-        calibration = self._model.calibration
-        if calibration is None:
-            raise UserError(
-                "the model is not calibrated, so it cannot tell how unusual a score is: train with a validation "
-                "channel, or with more log-ins (see the hyperparameter held_out_share)"
-            )
+        calibration = self._calibration()
         found = self.embed_hashed(digests, addresses) if embedded else None
         scores = found.scores if found else self.score_hashed(digests, addresses)
         index = self._model.index
@@ -245,6 +254,14 @@ class Scorer:
         codes[:, 2] = self._model.vocabulary.leaves(addresses)
         codes[:, 3:] = codes[:, :1]
         return Calibrated(scores, labels, codes, found)
+
+    def _calibration(self) -> Calibration:
+        if self._model.calibration is None:
+            raise UserError(
+                "the model is not calibrated, so it cannot tell how unusual a score is: train with a validation "
+                "channel, or with more log-ins (see the hyperparameter held_out_share)"
+            )
+        return self._model.calibration
 
     def _labels(self, calibration: Calibration, rate: float | None) -> Labels:
         """The values that calibrated predictions can have: the codes of `calibrate_hashed` are their places."""

@@ -4,12 +4,12 @@
 //
 // Reading. A line is *clean* if it is
 //
-//     entity "," blank* octet "." octet "." octet "." octet blank* (LF | CRLF | end of text)
+//     entity "," blank* octet "." octet "." octet "." octet blank* ["," time] (LF | CRLF | end of text)
 //
-// where the entity is one byte or more of valid UTF-8 without comma, quote, CR or LF, and without a byte order mark at
+// where a time is YYYY-MM-DDThh:mm:ssZ, which is passed over; the entity is one byte or more of valid UTF-8 without comma, quote, CR or LF, and without a byte order mark at
 // its start; blanks are spaces and tabs; an octet is 0 to 255 without a leading zero; and the line, without its end, has
 // LONGEST_LINE bytes at most. Such lines, and empty ones, are read in one pass. Whatever else occurs makes it give up: a
-// quoted field, a byte order mark, a lone CR, a third column, a port, IPv6, a fault. The caller then has its exact
+// quoted field, a byte order mark, a lone CR, another third column, a port, IPv6, a fault. The caller then has its exact
 // reader, which knows all of these and words every error, read the text in place of this one. So this decides nothing:
 // it is right if it is right on clean lines and sees that others are not.
 //
@@ -53,6 +53,7 @@ namespace {
 constexpr int64_t LONGEST_QUAD = 15;
 constexpr int64_t SIDE_BY_SIDE = 16;
 constexpr int64_t LONGEST_NUMBER = 15;
+constexpr int64_t TIME_LENGTH = 20;
 constexpr int DEEPEST = 8;
 constexpr int64_t LONGEST_LINE = 1 << 20;  // as in ipinsights/data/malformed.py
 
@@ -156,6 +157,20 @@ int64_t quad_before(const uint8_t* p, const uint8_t* end, uint32_t& address) {
     uint8_t last[LONGEST_QUAD + 1] = {};
     std::memcpy(last, p, static_cast<size_t>(end - p));
     return quad(last, address);
+}
+
+// Whether a time is at p: only the form in which `ipinsights prepare` writes it. A 29 February is left to the caller.
+bool is_time(const uint8_t* p, const uint8_t* end) {
+    if (end - p < TIME_LENGTH) return false;
+    constexpr int days[] = {31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
+    constexpr std::string_view form = "0000-00-00T00:00:00Z";
+    for (size_t i = 0; i < form.size(); ++i)
+        if (form[i] == '0' ? p[i] - '0' > 9u : p[i] != form[i]) return false;
+    const auto two = [p](int at) { return (p[at] - '0') * 10 + (p[at + 1] - '0'); };
+    const auto within = [](int value, int low, int high) { return low <= value && value <= high; };
+    const int year = two(0) * 100 + two(2), month = two(5), day = two(8);
+    return within(year, 1700, 2199) && within(month, 1, 12) && within(day, 1, days[month - 1]) &&
+           within(two(11), 0, 23) && within(two(14), 0, 59) && within(two(17), 0, 59);
 }
 
 // --- Instances ---
@@ -411,6 +426,10 @@ int64_t ipinsights_read_lines(const char* text, int64_t size, uint64_t* digests,
             digests[n] = xxh64(entity, comma - entity);
             addresses[n++] = address;
             while (p < end && (*p == ' ' || *p == '\t')) ++p;
+            if (p < end && *p == ',') {
+                if (!is_time(p + 1, end)) return NOT_CLEAN;
+                p += 1 + TIME_LENGTH;
+            }
             if (p - entity > LONGEST_LINE) return NOT_CLEAN;
             if (p == end) break;
         }

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
+from ipinsights.data.archive import extract
 from ipinsights.data.events import find_files
 from ipinsights.errors import UserError
 from ipinsights.model import artifact
 from ipinsights.model.model import Model
-from ipinsights.sagemaker.archive import extract
 
 
 def load(channel: Path, scratch: Path) -> Model:

@@ -212,7 +212,8 @@ def _stopped(
     if group.leads:
         model, metrics = _best_known(hp, base, checkpoints)
         training = {"events": model.vocabulary.events, "ended": "before_training"}
-        _save(paths, model, hp, training, metrics)
+        facts = {"hyperparameters": dataclasses.asdict(hp), "training": training, "metrics": metrics}
+        _save(paths, model, facts)
 
 
 def _require_writable(folder: Path, what: str, size: int = 0) -> None:
@@ -324,18 +325,7 @@ def _train(
         artifact.save(learnt, paths.model, {}, group)
         logger.info("Sent this host's part of the model to %s, which saves it", group.hosts[0])
         return
-    ending = report.ending
-    if ending is None or report.profile is None:
-        raise AlgorithmError("training ended without reporting how")
-    facts = {
-        "events": events,
-        "seconds": round(saving - started, 3),
-        "epochs": ending.epochs,
-        "steps_beyond": ending.steps,
-        "ended": ending.ended,
-    }
-    metrics = dataclasses.asdict(ending.saved) if ending.saved else {}
-    _save(paths, learnt, report.hyperparameters, facts, metrics, group, data=report.profile.facts())
+    _save(paths, learnt, report.facts(events, saving - started), group)
     report.finished(saving)
 
 
@@ -362,15 +352,7 @@ def _best_known(
     return Model.blank(FAMILIES[hp.ip_version], hp.num_entity_vectors, hp.vector_dim, hp.num_ip_encoder_layers), {}
 
 
-def _save(
-    paths: Paths,
-    model: Model | Shard,
-    hp: Hyperparameters,
-    training: dict[str, Any],
-    metrics: dict[str, Any],
-    group: Group = ALONE,
-    **others: dict[str, Any],
-) -> None:
+def _save(paths: Paths, model: Model | Shard, facts: dict[str, dict[str, Any]], group: Group = ALONE) -> None:
     """Save a model, or one of which each host has a part, with its facts.
 
     Raises UserError where an untrained one would replace a model.
@@ -382,13 +364,12 @@ def _save(
                 "was left as it is"
             )
         logger.warning("The saved model is untrained: it scores every pair 0")
-    facts = {"hyperparameters": dataclasses.asdict(hp), "training": training, "metrics": metrics, **others}
     try:
         described = artifact.save(model, paths.model, facts, group)
     except OSError as error:
         raise refusal("write the model to", paths.model, error) from error
     if "history" in described:
-        reporting.history_kept(described["history"], FAMILIES[hp.ip_version].width)
+        reporting.history_kept(described["history"], FAMILIES[described["vocabulary"]["ip_version"]].width)
     logger.info("Saved the model to %s", paths.model)
 
 

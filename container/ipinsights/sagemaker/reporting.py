@@ -22,7 +22,7 @@ from ipinsights.errors import one_line
 from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.model.calibration import RATES, Calibration
 from ipinsights.model.profile import Profile
-from ipinsights.training.progress import BatchProgress, Ended, Ending, EpochSummary, Listener, Plan, Quality
+from ipinsights.training.progress import BatchProgress, Ended, Ending, EpochSummary, Plan, Quality, Record
 
 METRIC_DEFINITIONS = {
     "train:binary_classification_accuracy": (
@@ -164,16 +164,15 @@ class _Host:
         return f"#metrics {json.dumps(document)}\n"
 
 
-class TrainingReport(Listener):
+class TrainingReport(Record):
     """Writes the lines of one job as training goes."""
 
     def __init__(
         self, host: str, hyperparameters: Hyperparameters, events: int, validation_events: int, hosts: int = 1
     ) -> None:
+        super().__init__(hyperparameters)
         self._host = _Host(host)
         self._hosts = hosts
-        self.hyperparameters = hyperparameters
-        """As asked for, and as adapted to the data once training is planned."""
         self._epochs = hyperparameters.epochs
         self._events = events
         self._validation_events = validation_events
@@ -185,10 +184,6 @@ class TrainingReport(Listener):
         self._validated = False
         self._best = 0.0, 0
         """The best discriminator_auc of this run, and its epoch."""
-        self.profile: Profile | None = None
-        """Facts about the training data; None as long as training is not planned."""
-        self.ending: Ending | None = None
-        """How training ended; None as long as it has not."""
 
     def initialized(self, started: float, reading: tuple[float, float]) -> None:
         """The data is in memory. ``reading`` is when it began and ended, in Unix seconds."""
@@ -201,7 +196,7 @@ class TrainingReport(Listener):
     def training_planned(self, plan: Plan) -> None:
         """What the hyperparameters became, what the data and the vocabulary are, where training runs, what it takes."""
         hp, vocabulary, asked = plan.hyperparameters, plan.vocabulary, self.hyperparameters
-        self.hyperparameters = hp
+        super().training_planned(plan)
         logger.info("Final configuration: %s", {name: str(value) for name, value in dataclasses.asdict(hp).items()})
         for name in ("mini_batch_size", "learning_rate"):
             value, default = getattr(hp, name), getattr(asked, name)
@@ -214,8 +209,7 @@ class TrainingReport(Listener):
                     default,
                     f"{self._events:,}",
                 )
-        self.profile = plan.profile
-        self._profile(plan.profile)
+        self._describe(plan.profile)
         if plan.held_out:
             logger.info(
                 "%s log-ins are kept apart from training, to calibrate the scores by them (held_out_share)",
@@ -371,7 +365,7 @@ class TrainingReport(Listener):
     def training_ended(self, ending: Ending) -> None:
         """Why it ended; the metrics of the saved model, unless they are the last ones printed; and what follows."""
         self._close_bar()
-        self.ending = ending
+        super().training_ended(ending)
         if ending.ended != "all_epochs":
             logger.warning(
                 "Training ended after %d of %d epochs and %d steps of the next epoch, because %s",
@@ -400,7 +394,7 @@ class TrainingReport(Listener):
         self._metrics(saving_started, ended, {"finalize.time": [_ms(ended - saving_started)]})
         self._metrics(ended, ended, {"setuptime": [_ms(self._setup)], "totaltime": [_ms(ended - self._started)]})
 
-    def _profile(self, profile: Profile) -> None:
+    def _describe(self, profile: Profile) -> None:
         """The facts about the data in a few lines, and a warning for each doubt."""
         logger.info(
             "Training data: %s events of %s entities and %s addresses, which form %s distinct pairs",

@@ -181,7 +181,7 @@ def learn(
         if not group.any(bool(seen.any())):
             return model.keeping(hp.history)
         ordinary = apart.entity[seen], apart.address[seen]
-        calibration = Calibration.of(model.score, refit.counts, *ordinary, hp.seed, group)
+        calibration = Calibration.of(model.score_rows, refit.counts, *ordinary, hp.seed, group)
         listener.calibrated(calibration)
         return dataclasses.replace(model, calibration=calibration).keeping(hp.history)
 

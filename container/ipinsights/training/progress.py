@@ -1,11 +1,13 @@
 """What training reports while it runs: the numbers, and the listener that receives them."""
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from ipinsights.errors import AlgorithmError
 from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.model.calibration import Calibration
 from ipinsights.model.profile import Profile
@@ -146,3 +148,42 @@ class Listener:
 
     def training_ended(self, ending: Ending) -> None:
         """All epochs are over, or something stopped training."""
+
+
+class Record(Listener):
+    """Remembers what a manifest tells of a training."""
+
+    def __init__(self, hyperparameters: Hyperparameters) -> None:
+        self.hyperparameters = hyperparameters
+        """As asked for, and as adapted to the data once training is planned."""
+        self._profile: Profile | None = None
+        self._ending: Ending | None = None
+
+    def training_planned(self, plan: Plan) -> None:
+        """The hyperparameters, and the facts about the data."""
+        self.hyperparameters, self._profile = plan.hyperparameters, plan.profile
+
+    def training_ended(self, ending: Ending) -> None:
+        """How it ended, and with which metrics."""
+        self._ending = ending
+
+    def facts(self, events: int, seconds: float) -> dict[str, dict[str, Any]]:
+        """What belongs into the manifest of the model, if reading and training so many events took so long.
+
+        Raises AlgorithmError as long as training has not ended.
+        """
+        profile, ending = self._profile, self._ending
+        if profile is None or ending is None:
+            raise AlgorithmError("training ended without reporting how")
+        return {
+            "hyperparameters": dataclasses.asdict(self.hyperparameters),
+            "training": {
+                "events": events,
+                "seconds": round(seconds, 3),
+                "epochs": ending.epochs,
+                "steps_beyond": ending.steps,
+                "ended": ending.ended,
+            },
+            "metrics": dataclasses.asdict(ending.saved) if ending.saved else {},
+            "data": profile.facts(),
+        }

@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import Tree
+from ipinsights.data.archive import extract
 from ipinsights.errors import UserError
 from ipinsights.model import artifact
 from ipinsights.sagemaker import earlier
-from ipinsights.sagemaker.archive import extract
 
 NAMES = (artifact.MANIFEST, artifact.TENSORS)
 Entry: TypeAlias = "tarfile.TarInfo | tuple[str, bytes]"
@@ -142,7 +142,7 @@ def test_a_large_member_of_no_concern_takes_neither_disk_nor_memory(tmp_path: Pa
         file.write(bytes(-size % 512) + packed((artifact.MANIFEST, b"{}")))
     code = f"""
 import pathlib, resource
-from ipinsights.sagemaker.archive import extract
+from ipinsights.data.archive import extract
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), used + (64 << 20)))
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
