@@ -23,13 +23,15 @@ FLOORS = (
     {"native"},
     {"distributed"},
     {"data"},
-    {"model"},
+    {"model", "logs"},
     {"training", "evaluation", "alerts"},
     {"estimators"},
     {"commands", "detector"},
     {"sagemaker"},
 )
 """Folders and modules from the bottom up. Each may import its own members and what lies below its floor."""
+NEEDS = {"logs": {"logs", "data", "errors"}}
+"""Folders that may import less of ours than their floor allows."""
 HOMES = {
     "torch": {"distributed", "training"},
     "triton": {"training"},
@@ -83,6 +85,8 @@ def test_every_folder_has_a_floor() -> None:
 def test_imports_point_down(path: Path) -> None:
     if place(path):
         assert not upward(path)
+        ours = {name.split(".")[1] for name in imported(path) if name.startswith("ipinsights.")}
+        assert ours <= NEEDS.get(place(path), ours)
         libraries = {name.split(".")[0] for name in imported(path)}
         assert not [name for name in libraries & HOMES.keys() if place(path) not in HOMES[name]]
         if place(path) == "sagemaker":

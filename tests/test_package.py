@@ -9,7 +9,7 @@ import pytest
 import ipinsights
 from conftest import Traffic, Tree, to_events
 
-NAMES = ("Hyperparameters", "Model", "Scorer", "UserError", "explain", "fit", "load")
+NAMES = ("Hyperparameters", "IPInsightsDetector", "Model", "Scorer", "UserError", "explain", "fit", "load")
 
 
 def loaded_by(code: str) -> set[str]:

@@ -28,7 +28,7 @@ def run(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, input=text, capture_output=True, text=True, timeout=120, check=False)
 
 
-@pytest.mark.parametrize("command", [[], ["simulate"], ["score"], ["evaluate"], ["forget"]])
+@pytest.mark.parametrize("command", [[], ["simulate"], ["prepare"], ["score"], ["evaluate"], ["forget"]])
 def test_help_teaches(command: list[str]) -> None:
     result = run(*command, "--help")
     assert result.returncode == 0
@@ -83,7 +83,7 @@ def test_what_is_recommended_ranks_names_with_commas(tmp_path: Path) -> None:
         assert ranked == [["Smith,", "Bob"], ["bob"], ["NA"], ["007"]]
 
 
-@pytest.mark.parametrize("command", [[], ["simulate"], ["score"], ["evaluate"], ["forget"]])
+@pytest.mark.parametrize("command", [[], ["simulate"], ["prepare"], ["score"], ["evaluate"], ["forget"]])
 def test_no_help_recommends_a_sort_that_reads_no_quotes(command: list[str]) -> None:
     assert "| sort" not in run(*command, "--help").stdout
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ipinsights.alerts import seen
 from ipinsights.alerts.listing import Alert, Alerts, find
-from ipinsights.commands.options import LOG_INS, Commands, add_log_ins, log_ins, open_model
+from ipinsights.commands.options import LOG_INS, Commands, add_log_ins, log_ins, open_model, positive
 from ipinsights.data import times
 from ipinsights.errors import UserError, one_line
 from ipinsights.model.model import Model
@@ -37,7 +37,7 @@ def add(commands: Commands) -> None:
     command.add_argument("--model", type=Path, required=True, help="the folder of a model")
     how_many = command.add_mutually_exclusive_group()
     how_many.add_argument(
-        "--budget", type=_positive, default=BUDGET, metavar="N", help=f"so many lines a day at most (default {BUDGET})"
+        "--budget", type=positive, default=BUDGET, metavar="N", help=f"so many lines a day at most (default {BUDGET})"
     )
     how_many.add_argument(
         "--max-false-alarms",
@@ -149,12 +149,6 @@ def _unusual(alert: Alert, model: Model) -> str:
     if alert.percentile < _RARE:
         return f"{score}: 1 in {round(1 / alert.percentile):,} ordinary log-ins {whose}is so low"
     return f"{score}: {alert.percentile:.0%} of ordinary log-ins {whose}are so low"
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
 
 
 def _share(text: str) -> float:

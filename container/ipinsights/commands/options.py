@@ -60,7 +60,7 @@ def log_ins(options: argparse.Namespace, family: Family) -> Iterator[Records]:
     Malformed rows that may be skipped are told on standard error, at the end.
     """
     skipped = Malformed()
-    for text in _texts(options.log_ins):
+    for text in texts(options.log_ins):
         for block in line_blocks(text, text.name):
             if options.malformed == "fail":
                 yield block.parse(family)
@@ -72,7 +72,7 @@ def log_ins(options: argparse.Namespace, family: Family) -> Iterator[Records]:
         print(f"Skipped {skipped.count:,} malformed rows: {skipped.told}: {skipped}", file=sys.stderr)
 
 
-def _texts(paths: Sequence[Path]) -> Iterator[Stream]:
+def texts(paths: Sequence[Path]) -> Iterator[Stream]:
     """The text of each file, open for as long as the caller reads it."""
     for path in paths:
         if path == STANDARD_INPUT:
@@ -81,6 +81,13 @@ def _texts(paths: Sequence[Path]) -> Iterator[Stream]:
         for file in [] if path == STANDARD_INPUT else find_files(path) if path.is_dir() else [path]:
             with stream(file) as text:
                 yield text
+
+
+def positive(text: str) -> int:
+    """The type of an option that is a number of things."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
 
 
 def seed(text: str) -> int:

@@ -1,13 +1,14 @@
 """``ipinsights simulate``: simulate log-ins like those of the AWS tutorial."""
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from ipinsights.commands.options import Commands, seed
 from ipinsights.data import addresses
-from ipinsights.errors import UserError, refusal
+from ipinsights.errors import UserError, refusals
 from ipinsights.evaluation import simulation
 
 
@@ -34,6 +35,12 @@ def add(commands: Commands) -> None:
     command.add_argument(
         "--test-size", type=int, default=100_000, help="number of test log-ins, and of attacks (default 100000)"
     )
+    command.add_argument(
+        "--log",
+        action="store_true",
+        help="also write OUT/access.log: all log-ins of the ten days as a web server logs them, with failed ones and "
+        "other requests. `ipinsights prepare` reads it",
+    )
     command.add_argument("--seed", type=seed, default=0, help="the seed of all random draws (default 0)")
     command.set_defaults(run=run)
 
@@ -55,10 +62,15 @@ def run(options: argparse.Namespace) -> None:
     for name, part in parts.items():
         path = options.out / f"{name}.csv"
         lines = zip(part.names(), addresses.render(part.address), strict=True)
-        text = "".join(f"{user},{address}\n" for user, address in lines)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
-        except OSError as error:
-            raise refusal("write to", path.parent, error) from error
+        _write(path, (f"{user},{address}\n" for user, address in lines))
         print(f"{path}: {len(part.user):,} log-ins")
+    if options.log:
+        _write(options.out / "access.log", simulation.access_log(traffic, rng))
+        print(f"{options.out / 'access.log'}: {len(traffic.user):,} log-ins, among other requests")
+
+
+def _write(path: Path, lines: Iterable[str]) -> None:
+    with refusals("write to", path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as file:
+            file.writelines(lines)

@@ -8,17 +8,29 @@ times, at most 10,000. Parameters from the tutorial's generate_data.py, github a
 """
 
 import gzip
+from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from ipinsights.data import addresses
 from ipinsights.errors import UserError, refusal
 
 DAYS = 10
 TRAIN_DAYS = 7
 """The tutorial trains on the first seven days and tests on the last three."""
+
+FIRST_DAY = datetime(2018, 11, 11, tzinfo=UTC)
+"""When the tutorial's log begins."""
+_SECONDS = 86400
+_AGENT = "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0"
+_MISTYPED, _SEES_PICTURE = 0.05, 0.3
+"""How often a log-in follows a failed one, and how often a picture is fetched after it."""
+_BLOCK = 1 << 16
+"""Log-ins whose lines are made at a time."""
 
 _WORK_WINDOW = 50_000
 _ROAMING_SIGMA = 10
@@ -129,6 +141,29 @@ def simulate(num_users: int, ranges: Ranges, rng: np.random.Generator) -> Traffi
 def _below(values: npt.NDArray[np.float64], limit: int) -> npt.NDArray[np.float32]:
     """Numbers below a limit in half the bytes; rounding must not raise one to the limit."""
     return np.minimum(values.astype(np.float32), np.nextafter(np.float32(limit), np.float32(0)))
+
+
+def access_log(traffic: Traffic, rng: np.random.Generator) -> Iterator[str]:
+    """The lines of a web server's access log (the combined format) in which such log-ins are found.
+
+    A log-in is ``GET /login_success`` with the status 200, as in the tutorial. Among them are failed ones, whose users
+    are not verified, and pictures.
+    """
+    count = len(traffic.user)
+    mistyped, sees = rng.random(count) < _MISTYPED, rng.random(count) < _SEES_PICTURE
+    seconds = (traffic.day.astype(np.float64) * _SECONDS).astype(np.int64)  # of a float32 the product would be rounded
+    for begin in range(0, count, _BLOCK):
+        some = np.arange(begin, min(begin + _BLOCK, count))
+        part = traffic.where(some)
+        texts, chosen = addresses.render(part.address), (seconds[some], mistyped[some], sees[some])
+        rows = zip(part.names(), texts, *(values.tolist() for values in chosen), strict=True)
+        for user, address, second, failed_before, picture_after in rows:
+            head = f"{address} - {user} [{FIRST_DAY + timedelta(seconds=second):%d/%b/%Y:%H:%M:%S} +0000]"
+            if failed_before:
+                yield f'{head} "GET /login_success HTTP/1.1" 401 381 "-" "{_AGENT}"\n'
+            yield f'{head} "GET /login_success HTTP/1.1" 200 476 "-" "{_AGENT}"\n'
+            if picture_after:
+                yield f'{head} "GET /images/logo.png HTTP/1.1" 200 20323 "-" "{_AGENT}"\n'
 
 
 @dataclass(frozen=True)
