@@ -62,16 +62,22 @@ setup(
     package_dir={"": "container"},
     packages=find_packages("container"),
     # The sources of the library come along, so that it is known whether it was compiled from them.
-    package_data={"ipinsights": ["py.typed"], "ipinsights.native": ["*.h", "*.cpp"]},
+    package_data={
+        "ipinsights": ["py.typed"],
+        "ipinsights.native": ["*.h", "*.cpp"],
+        "ipinsights.reporting": ["page.html", "page.css", "page.js"],
+    },
     ext_modules=[LIBRARY],
     cmdclass={"build_ext": BuildLibrary, "bdist_wheel": PlatformWheel},
     install_requires=[
         "boto3>=1.35,<2",
         "flask>=3,<4",
         "gunicorn>=23,<28",  # sagemaker/worker.py is for 27.0; with another release gunicorn's own worker serves
+        "jinja2>=3.1,<4",
         "numpy>=2,<3",
         "orjson>=3.10,<4",
         "pandas>=2.2,<4",
+        "plotly>=6,<8",
         "pyarrow>=18",
         "torch==2.13.*",
         "tqdm>=4.66,<5",

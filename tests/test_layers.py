@@ -25,7 +25,7 @@ FLOORS = (
     {"data"},
     {"model", "logs"},
     {"training", "evaluation", "alerts"},
-    {"estimators"},
+    {"estimators", "reporting"},
     {"commands", "detector"},
     {"sagemaker"},
 )
@@ -35,6 +35,8 @@ NEEDS = {"logs": {"logs", "data", "errors"}}
 HOMES = {
     "torch": {"distributed", "training"},
     "triton": {"training"},
+    "plotly": {"reporting"},
+    "jinja2": {"reporting"},
     "flask": {"sagemaker"},
     "gunicorn": {"sagemaker"},
     "werkzeug": {"sagemaker"},

@@ -23,12 +23,35 @@ from ipinsights.training.fit import fit
 pytestmark = pytest.mark.slow
 
 
+HELP = [
+    [],
+    *(["simulate"], ["prepare"], ["train"], ["alerts"], ["explain"], ["report"], ["score"], ["evaluate"], ["embed"]),
+    ["forget"],
+]
+"""The help of the command, and of each of its commands."""
+
+
 def run(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", "from ipinsights.commands.main import main; main()", *arguments]
     return subprocess.run(command, input=text, capture_output=True, text=True, timeout=120, check=False)
 
 
-@pytest.mark.parametrize("command", [[], ["simulate"], ["prepare"], ["score"], ["evaluate"], ["forget"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        [],
+        ["simulate"],
+        ["prepare"],
+        ["score"],
+        ["train"],
+        ["alerts"],
+        ["explain"],
+        ["evaluate"],
+        ["report"],
+        ["embed"],
+        ["forget"],
+    ],
+)
 def test_help_teaches(command: list[str]) -> None:
     result = run(*command, "--help")
     assert result.returncode == 0
@@ -83,7 +106,22 @@ def test_what_is_recommended_ranks_names_with_commas(tmp_path: Path) -> None:
         assert ranked == [["Smith,", "Bob"], ["bob"], ["NA"], ["007"]]
 
 
-@pytest.mark.parametrize("command", [[], ["simulate"], ["prepare"], ["score"], ["evaluate"], ["forget"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        [],
+        ["simulate"],
+        ["prepare"],
+        ["score"],
+        ["train"],
+        ["alerts"],
+        ["explain"],
+        ["evaluate"],
+        ["report"],
+        ["embed"],
+        ["forget"],
+    ],
+)
 def test_no_help_recommends_a_sort_that_reads_no_quotes(command: list[str]) -> None:
     assert "| sort" not in run(*command, "--help").stdout
 
@@ -144,6 +182,7 @@ def test_packed_files_and_packed_input_are_scored_and_evaluated(trained: tuple[T
     (tmp_path / "packed").write_bytes(gzip.compress(text.encode()))
     command = [sys.executable, "-c", "from ipinsights.commands.main import main; main()"]
     score, evaluate = ([*command, name, "--model", str(trained[0].model)] for name in ("score", "evaluate"))
+    evaluate.append("--all")  # the model knows none of these
     for arguments in (score, evaluate):
         outputs = [
             subprocess.check_output([*arguments, tmp_path / name], timeout=120) for name in ("log.csv", "packed")
@@ -181,7 +220,8 @@ def test_evaluate_prints_both_comparisons(
 ) -> None:
     (tmp_path / "normal.csv").write_text(to_csv(traffic.normal))
     main.main(["evaluate", "--model", str(trained[0].model), str(tmp_path)])
-    head, _, random, others, *promises = capsys.readouterr().out.splitlines()
+    head, _, random, others, *promises, baselines = capsys.readouterr().out.splitlines()
+    assert baselines.startswith("Baselines (longest shared prefix, counting) are left out: they need the training")
     assert "2,000 log-ins" in head
     assert random.startswith("random addresses")
     assert others.startswith("other entities' addresses")
@@ -201,7 +241,7 @@ def test_evaluate_warns_of_log_ins_that_are_not_as_they_were(
     main.main(["evaluate", "--model", str(trained[0].model), str(tmp_path / "log.csv")])
     printed = capsys.readouterr().out
     assert "log-ins of known entities score below" in printed
-    assert printed.splitlines()[-1].startswith("Warning: more than twice or less than half as many log-ins as promised")
+    assert printed.splitlines()[-2].startswith("Warning: more than twice or less than half as many log-ins as promised")
 
 
 def test_evaluate_of_a_model_without_calibration_promises_nothing(
@@ -267,10 +307,10 @@ def test_a_full_disk_is_told_in_a_sentence(trained: tuple[Tree, object], tmp_pat
     (tmp_path / "log.csv").write_text("a,1.2.3.4\n")
     (tmp_path / "long.csv").write_text("a,1.2.3.4\n" * 300_000)
     code = "from ipinsights.commands.main import main; main()"
-    for command, name in (("score", "log.csv"), ("score", "long.csv"), ("evaluate", "log.csv")):
+    for *command, name in (("score", "log.csv"), ("score", "long.csv"), ("evaluate", "--all", "log.csv")):
         with Path("/dev/full").open("w") as full:
             result = subprocess.run(
-                [sys.executable, "-c", code, command, "--model", str(trained[0].model), str(tmp_path / name)],
+                [sys.executable, "-c", code, *command, "--model", str(trained[0].model), str(tmp_path / name)],
                 stdout=full,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -316,7 +356,7 @@ def test_evaluate_says_what_it_cannot_compare(
     text: str, reason: str, trained: tuple[Tree, object], tmp_path: Path
 ) -> None:
     (tmp_path / "log.csv").write_text(text)
-    result = run("evaluate", "--model", str(trained[0].model), str(tmp_path / "log.csv"))
+    result = run("evaluate", "--all", "--model", str(trained[0].model), str(tmp_path / "log.csv"))
     assert result.returncode == 0
     last = result.stdout.splitlines()[-1]
     assert last.startswith("other entities' addresses: not compared, since there are none in these log-ins: ")

@@ -359,5 +359,5 @@ def test_the_console_script_has_the_commands_of_both_layers(capsys: pytest.Captu
     with pytest.raises(SystemExit):
         getattr(importlib.import_module(module), function)(["--help"])
     text = capsys.readouterr().out
-    for command in ("simulate", "score", "evaluate", "forget", "algorithm-spec"):
+    for command in ("simulate", "score", "evaluate", "report", "embed", "forget", "algorithm-spec"):
         assert re.search(rf"^    {command}\s", text, re.MULTILINE)

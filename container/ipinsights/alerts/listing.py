@@ -26,6 +26,8 @@ from ipinsights.errors import UserError
 from ipinsights.model.model import Model
 from ipinsights.model.scoring import Scorer
 
+BUDGET = 20
+"""Alerts a day, unless somebody says how many."""
 ORDINARY = 0.1
 """A log-in with a greater percentile needs no look, unless it scores below 0."""
 

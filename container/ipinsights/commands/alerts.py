@@ -9,14 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from ipinsights.alerts import seen
-from ipinsights.alerts.listing import Alert, Alerts, find
+from ipinsights.alerts.listing import BUDGET, Alert, Alerts, find
 from ipinsights.commands.options import LOG_INS, Commands, add_log_ins, log_ins, open_model, positive
 from ipinsights.data import times
 from ipinsights.errors import UserError, one_line
 from ipinsights.model.model import Model
 
-BUDGET = 20
-"""Alerts a day, unless somebody says how many."""
 _RARE = 0.1
 COLUMNS = "entity", "entity_known", "network", "address", "log_ins", "first", "last", "score", "percentile", "reason"
 

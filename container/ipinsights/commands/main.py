@@ -5,7 +5,18 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from ipinsights.commands import alerts, evaluate, explain, forget, prepare, score, simulate, train
+from ipinsights.commands import (
+    alerts,
+    embed,
+    evaluate,
+    explain,
+    forget,
+    prepare,
+    report,
+    score,
+    simulate,
+    train,
+)
 from ipinsights.commands.options import Commands
 from ipinsights.errors import UserError, one_line, refusal
 from ipinsights.version import version
@@ -63,6 +74,6 @@ def _parser() -> tuple[argparse.ArgumentParser, Commands]:
     )
     parser.add_argument("--version", action="version", version=version())
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (simulate, prepare, train, alerts, explain, score, evaluate, forget):
+    for command in (simulate, prepare, train, alerts, explain, report, score, evaluate, embed, forget):
         command.add(commands)
     return parser, commands

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from io import FileIO
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from ipinsights.data.addresses import Family
 from ipinsights.data.events import find_files
@@ -37,10 +37,15 @@ def open_scorer(folder: Path) -> Scorer:
 
 def open_model(folder: Path) -> Model:
     """The model in a folder, which may be untrained if the environment says so. Raises UserError."""
-    model = artifact.load(folder)
+    return open_described(folder)[0]
+
+
+def open_described(folder: Path) -> tuple[Model, dict[str, Any]]:
+    """`open_model` with the model's manifest."""
+    model, manifest = artifact.read(folder)
     if os.environ.get(UNTRAINED_MODEL, "").lower() != "accept":
         require_trained(model, folder)
-    return model
+    return model, manifest
 
 
 def add_log_ins(command: argparse.ArgumentParser) -> None:

@@ -1,23 +1,20 @@
-"""How well a model tells real log-ins from fabricated ones: with random addresses, and with other entities' addresses.
+"""How well a model tells real log-ins from fabricated ones, and whether they score as calibration promised.
 
-A botnet on rented machines might use random addresses, and the built-in validates with them. Addresses of other
-entities are the harder, more informative case: all of them are in use, but not by this entity.
+This is the short comparison, of a model alone with the fabricated pairs that need nothing but the log-ins. `judgement`
+is the long one.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
-import pyarrow as pa
 
 from ipinsights import metrics
-from ipinsights.data.addresses import mapped_share, random_addresses
 from ipinsights.data.records import Records
+from ipinsights.evaluation import negatives
+from ipinsights.evaluation.negatives import OTHERS, RANDOM
 from ipinsights.metrics import Detection
 from ipinsights.model.calibration import RATES, SUPPORT
 from ipinsights.model.scoring import Scorer
-
-RANDOM, OTHERS = "random addresses", "other entities' addresses"
-"""The kinds of addresses of fabricated pairs."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +34,9 @@ def evaluate(scorer: Scorer, log_ins: Records, threshold: float, seed: int = 0) 
     ``threshold`` are flagged.
     """
     rng = np.random.default_rng(seed)
-    random = random_addresses(len(log_ins), scorer.family, mapped_share(log_ins.addresses), rng)
     kinds = {
-        RANDOM: Records(log_ins.entities, random),
-        OTHERS: _others(log_ins, rng),
+        RANDOM: negatives.of_random(log_ins, scorer.family, rng),
+        OTHERS: negatives.of_others(log_ins, rng),
     }
     real = scorer.score(log_ins)
     scores = {kind: scorer.score(made_up) for kind, made_up in kinds.items() if len(made_up)}
@@ -82,17 +78,3 @@ def promises(scorer: Scorer, log_ins: Records) -> list[Promise]:
                 below = float((scores < threshold.score).mean())
                 found.append(Promise(name, threshold.rate, threshold.score, len(scores), below))
     return found
-
-
-def _others(log_ins: Records, rng: np.random.Generator) -> Records:
-    """Entities with addresses of others; log-ins without such an address are skipped."""
-    # A pair is one number: the places of its entity and its address among the distinct ones, 32 bits each.
-    entity = log_ins.entities.dictionary_encode().indices.to_numpy().astype(np.int64) << 32
-    distinct, address = np.unique(log_ins.addresses, return_inverse=True)
-    used = np.unique(entity | address)
-    drawn = rng.permutation(address)
-    own = np.isin(entity | drawn, used)
-    for _ in range(20):
-        drawn[own] = rng.choice(address, size=int(own.sum()))
-        own = np.isin(entity | drawn, used)
-    return Records(log_ins.entities.filter(pa.array(~own)), distinct[drawn[~own]])

@@ -228,6 +228,17 @@ class Scorer:
         scores = _products(self._model.entity, rows, encoded, leaves)
         return Embedded(scores, self._model.entity[rows], encoded[leaves])
 
+    def knows_hashed(self, digests: Digests) -> npt.NDArray[np.bool_]:
+        """Whether training saw each entity, given by its `hash_names`: bool [n].
+
+        Where entities share rows it cannot be told, and then all count as known.
+        """
+        index = self._model.index
+        if index.sharing:
+            return np.ones(len(digests), dtype=np.bool_)
+        known: npt.NDArray[np.bool_] = index.find_hashed(digests) != index.num_rows
+        return known
+
     @property
     def calibration(self) -> Calibration | None:
         """What scores ordinary log-ins got, by which `calibrate_hashed` tells how unusual a score is."""
@@ -243,10 +254,7 @@ class Scorer:
         calibration = self._calibration()
         found = self.embed_hashed(digests, addresses) if embedded else None
         scores = found.scores if found else self.score_hashed(digests, addresses)
-        index = self._model.index
-        known = np.ones(len(scores), dtype=np.int32)
-        if not index.sharing:
-            known[index.find_hashed(digests) == index.num_rows] = 0
+        known = self.knows_hashed(digests).astype(np.int32)
         labels = self._labels(calibration, rate)
         codes = np.empty((len(scores), len(labels.values)), dtype=np.int32)
         codes[:, 0] = bins(scores) + BINS * known
