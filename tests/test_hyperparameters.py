@@ -31,6 +31,7 @@ def test_documented_defaults() -> None:
         "early_stopping_patience": 0,
         "history": 128,
         "held_out_share": 0.02,
+        "training_hosts": "auto",
         "checkpoint_interval_minutes": 10.0,
     }
 

@@ -21,6 +21,7 @@ FLOORS = (
     {"errors", "version"},
     {"hyperparameters", "machine", "metrics"},
     {"native"},
+    {"distributed"},
     {"data"},
     {"model", "logs"},
     {"training", "evaluation", "alerts"},
@@ -32,7 +33,7 @@ FLOORS = (
 NEEDS = {"logs": {"logs", "data", "errors"}}
 """Folders that may import less of ours than their floor allows."""
 HOMES = {
-    "torch": {"training"},
+    "torch": {"distributed", "training"},
     "triton": {"training"},
     "plotly": {"reporting"},
     "jinja2": {"reporting"},

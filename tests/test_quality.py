@@ -1,6 +1,9 @@
 """The model against counting on real data, as `python -m benchmarks.quality` measures it; one seed of each."""
 
+import os
+import subprocess
 import sys
+from pathlib import Path
 from unittest.mock import patch
 
 import pytest
@@ -37,6 +40,34 @@ def test_ipv6_is_as_good_as_ipv4() -> None:
 
 def test_the_documented_defaults_do() -> None:
     assert Task.tor("validation", IPV4).measure(contenders.model({"vector_dim": 64}), 0).mean() > 0.98
+
+
+def test_several_ranks_learn_what_one_learns() -> None:
+    rows = scaled("--quality", "--ranks", "1", "2", "--splits", "far")
+    assert [row[:2] for row in rows] == [["far", "1"], ["far", "2"]]
+    one, two = (float(row[2]) for row in rows)
+    assert two == pytest.approx(one, abs=0.003)
+
+
+def test_the_speed_of_several_ranks_is_compared() -> None:
+    rows = scaled("--users", "60", "--ranks", "1", "2", "--rounds", "1", "--epochs", "2", "--batch", "500")
+    assert [row[0] for row in rows] == ["1", "2"]
+    assert all(float(row[1].replace(",", "")) > 0 for row in rows)
+
+
+def scaled(*options: str) -> list[list[str]]:
+    """The cells that `benchmarks.scaling` prints, run as a process since it starts others."""
+    run = subprocess.run(
+        [sys.executable, "-m", "benchmarks.scaling", *options],
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in run.stdout.splitlines()[2:]]
 
 
 def test_the_table_has_a_row_a_contender(capsys: pytest.CaptureFixture[str]) -> None:

@@ -130,9 +130,10 @@ class Hyperparameters:
     )
     mini_batch_size: int = _declare(
         (1, 500_000),
-        "Positive samples in one optimiser step, each with its negative samples. The log counts mini-batches of this "
-        "many records, negative samples included, as the built-in does, so a step counts as 1 + R + S mini-batches. If "
-        f"you do not set it and the training would have fewer than {MIN_STEPS} steps, it is lowered.",
+        "Positive samples in one optimiser step, of all hosts together, each with its negative samples. The log counts "
+        "mini-batches of this many records, negative samples included, as the built-in does, so a step counts as "
+        "1 + R + S mini-batches. If you do not set it and the training would have fewer than "
+        f"{MIN_STEPS} steps, it is lowered.",
         default=_DefaultInt(10_000),
         tuning=(100, 50_000),
     )
@@ -219,6 +220,14 @@ class Hyperparameters:
         "rate of false alarms. With a validation channel, its log-ins tell it. 0: nothing is kept apart. So it is with "
         "fewer than 1,000 log-ins, too (20 to keep apart).",
         default=0.02,
+    )
+    training_hosts: str = _declare(
+        None,
+        "Of a job on several hosts, those that train. auto: only as many as leave each 20,000 events and 250 positives "
+        "of a mini-batch, and no entity with more than a quarter of a host's events. Little data learns worse when it "
+        "is divided. The other hosts read. all: every host.",
+        default="auto",
+        choices=("auto", "all"),
     )
     checkpoint_interval_minutes: float = _declare(
         (0.0, 100_000.0),

@@ -414,7 +414,6 @@ def test_a_model_channel_that_was_promised_is_not_done_without(ready: Tree) -> N
             "'networks' does not support Pipe mode: use File",
         ),
         ({"inputdataconfig": {"model": {"TrainingInputMode": "Pipe"}}}, "'model' does not support Pipe mode: use File"),
-        ({"resourceconfig": {"current_host": "algo-1", "hosts": ["algo-1", "algo-2"]}}, "several hosts"),
     ],
 )
 def test_what_is_not_supported_is_told(ready: Tree, others: dict[str, object], complaint: str) -> None:

@@ -24,6 +24,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ipinsights.distributed.group import ALONE, Group
 from ipinsights.native import reader
 
 
@@ -252,12 +253,13 @@ def render(addresses: Addresses, family: Family = IPV4) -> list[str]:
     return [f"{a}.{b}.{c}.{d}" for a, b, c, d in octets.tolist()]
 
 
-def mapped_share(addresses: Addresses) -> float:
-    """The share of IPv4 addresses in the IPv6 family; 0 for the IPv4 family."""
-    if addresses.dtype != np.uint64 or not len(addresses):
+def mapped_share(addresses: Addresses, group: Group = ALONE) -> float:
+    """The share of IPv4 addresses in the IPv6 family, of all ranks' addresses; 0 for the IPv4 family."""
+    if addresses.dtype != np.uint64:
         return 0.0
     above = MAPPED_SHIFT + MAPPED_BITS
-    return float((addresses >> np.uint64(above) == MAPPED_FIRST >> above).mean())
+    mapped = int(np.count_nonzero(addresses >> np.uint64(above) == MAPPED_FIRST >> above))
+    return group.total(mapped) / max(1, group.total(len(addresses)))
 
 
 def random_addresses(size: int, family: Family, mapped_share: float, rng: np.random.Generator) -> Addresses:

@@ -101,6 +101,11 @@ class EntityIndex:
         tags[rows] = FORGOTTEN
         return EntityIndex(self.num_rows, tags, self.sharing)
 
+    def adopt(self, tags: npt.NDArray[np.uint32], sharing: int) -> None:
+        """Take over the owners that another index has found for the same table."""
+        self.tags[:] = tags
+        self._known_sharing = sharing
+
     def find_hashed(self, digests: Digests) -> npt.NDArray[np.int32]:
         """`find` for entities given by their `hash_names`: uint64 [n]."""
         return self._settle(digests, self._search(digests))

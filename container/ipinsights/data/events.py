@@ -23,12 +23,17 @@ from ipinsights.data.formats import CSV, JSON_LINES, PARQUET, Look, is_tar, reco
 from ipinsights.data.instances import salvage_lines
 from ipinsights.data.malformed import ABSENT, Kind, Malformed, brief_path, remedies, shown
 from ipinsights.data.records import Block, Hashed, Removed, demand, line_blocks
+from ipinsights.data.shares import Blocks, Share, claim_together
 from ipinsights.data.sources import Pipe, Source, stream
 from ipinsights.data.tables import Batch, batches
+from ipinsights.distributed.group import ALONE, Group
 from ipinsights.errors import UserError, refusals
 from ipinsights.machine import usable_cores
+from ipinsights.native.reader import Digests
 
 Scalar = TypeVar("Scalar", bound=np.integer[Any])
+_Place = tuple[int, int]
+"""The number of a block's source, and its own among the blocks of all sources that were passed."""
 
 _ROOM = 1000
 """The most characters of an error about malformed rows: many platforms show no more of the message of a failed job."""
@@ -96,6 +101,8 @@ def read(
     tolerated: float | None = None,
     spared: Collection[Kind] = (),
     progress: Callable[[int], object] = lambda _: None,
+    group: Group = ALONE,
+    divided: bool = True,
 ) -> Events:
     """Read a channel's log-ins with addresses of a family, from CSV, JSON Lines or Parquet.
 
@@ -106,22 +113,81 @@ def read(
 
     ``progress`` is called in the calling thread with the size of each block on disk, in bytes, and with 0 about once a
     second while a pipe has no data. An exception from it ends the reading.
+
+    In a ``group`` of several ranks, each reads its share, or with ``divided=False`` all of its own sources, and
+    returns those events. All get the same index. If reading fails on one rank, it raises there, and elsewhere it raises
+    `OtherHostFailed`.
     """
-    entity, address, malformed = _Growing(np.dtype(np.int32)), _Growing(family.dtype), Malformed()
-    unit, removed = "row" if content_type == PARQUET else "line", Removed()
-    for name, (pairs, faults, removed_here), look in _parse(sources, family, content_type, progress):
-        if look and (look.binary or tolerated is None):
-            begins = "" if look.binary else f" It begins with {shown(faults[0].content)}."
-            raise UserError(f"{brief_path(name)} of channel {channel!r} {look}{begins}")
-        entity.extend((index.claim_hashed if claim else index.find_hashed)(pairs.digests))
-        address.extend(pairs.addresses)
-        malformed.add(name, [*faults.values()], unit)
-        removed += removed_here
-    events = Events(entity.array(), address.array(), index, malformed, removed)
+    found = _Found(family)
+    error: Exception | None = None
+    rows_of = None if group.size > 1 else index.claim_hashed if claim else index.find_hashed
+    try:
+        found.read(sources, family, channel, content_type, tolerated, progress, group, divided, rows_of)
+    except Exception as fault:
+        error = fault
+    group.agree(error)
+    malformed = found.malformed
     counted = malformed.without(spared)
-    if counted.count > (len(events) + counted.count) * (tolerated or 0.0):
-        raise _refusal(counted, len(events), family, channel, tolerated, malformed)
-    return events
+    bad, readable = group.sum(np.array([counted.count, len(found.address)])).tolist()
+    error = None
+    if bad > (readable + bad) * (tolerated or 0.0) and counted.count:
+        error = _refusal(counted, len(found.address), family, channel, tolerated, malformed)
+    group.agree(error)
+    entity = found.rows(index, claim, group)
+    return Events(entity, found.address.array(), index, malformed, found.removed)
+
+
+class _Found:
+    """What a rank has found in a channel so far."""
+
+    def __init__(self, family: Family) -> None:
+        self.row = _Growing(np.dtype(np.int32))
+        self.digest = _Growing(np.dtype(np.uint64))
+        """Of several ranks, in place of the row, on which they have yet to agree."""
+        self.address = _Growing(family.dtype)
+        self.malformed = Malformed()
+        self.removed = Removed()
+        self._blocks: list[tuple[int, int, int]] = []
+        self._starts: list[int] = []
+
+    def read(
+        self,
+        sources: Sequence[Source],
+        family: Family,
+        channel: str,
+        content_type: str,
+        tolerated: float | None,
+        progress: Callable[[int], object],
+        group: Group,
+        divided: bool,
+        rows_of: Callable[[Digests], npt.NDArray[np.int32]] | None,
+    ) -> None:
+        """Read this rank's share."""
+        unit = "row" if content_type == PARQUET else "line"
+        share = Share.of_channel(group, len(sources), divided)
+        for place, name, (pairs, faults, removed), look in _parse(sources, family, content_type, progress, share):
+            if look and (look.binary or tolerated is None):
+                begins = "" if look.binary else f" It begins with {shown(faults[0].content)}."
+                raise UserError(f"{brief_path(name)} of channel {channel!r} {look}{begins}")
+            if rows_of:
+                self.row.extend(rows_of(pairs.digests))
+            else:
+                self._blocks.append((0 if divided else group.rank, *place))
+                self._starts.append(len(self.address))
+                self.digest.extend(pairs.digests)
+            self.address.extend(pairs.addresses)
+            self.malformed.add(name, [*faults.values()], unit)
+            self.removed += removed
+
+    def rows(self, index: EntityIndex, claim: bool, group: Group) -> npt.NDArray[np.int32]:
+        """The row of each event's entity; with ``claim`` all ranks' new entities get one."""
+        if group.size == 1:
+            return self.row.array()
+        digests = self.digest.array()
+        if claim:
+            order = np.array(self._blocks, dtype=np.int64).reshape(-1, 3)
+            claim_together(group, index, digests, Blocks(order, np.array(self._starts, dtype=np.int64)))
+        return index.find_hashed(digests)
 
 
 def survey(
@@ -137,7 +203,7 @@ def survey(
     kinds: Counter[Kind] = Counter()
     distinct = np.zeros(0, dtype=np.uint64)
     waiting: list[npt.NDArray[np.uint64]] = []
-    for _, (pairs, faults, _), _ in _parse(sources, family, content_type, progress):
+    for _, _, (pairs, faults, _), _ in _parse(sources, family, content_type, progress, Share()):
         kinds.update(fault.kind for fault in faults.values())
         waiting.append(np.unique(pairs.digests))
         if sum(map(len, waiting)) > len(distinct):
@@ -152,6 +218,8 @@ def _refusal(
     """The error that says how many rows of which kinds are malformed, what the first ones are, and what to do."""
     kinds = f" ({counted.told})" if counted.count > 1 else ""
     allowed = "" if tolerated is None else f", more than malformed_rows_limit={tolerated:g} allows"
+    if tolerated is not None and counted.count <= (readable + counted.count) * tolerated:
+        allowed = f", with those that other hosts have read{allowed[1:]}"
     others = f", besides {malformed.count - counted.count:,} rows without an address" * (
         malformed.count > counted.count
     )
@@ -170,23 +238,23 @@ def _refusal(
 
 
 def _parse(
-    sources: Sequence[Source], family: Family, content_type: str, progress: Callable[[int], object]
-) -> Iterator[tuple[str, Hashed, Look | None]]:
-    """The source and the content of each block, in order, and what it looks like if that is another format.
+    sources: Sequence[Source], family: Family, content_type: str, progress: Callable[[int], object], share: Share
+) -> Iterator[tuple[_Place, str, Hashed, Look | None]]:
+    """The place, the source and the content of each block, in order, and what it looks like if that is another format.
 
     A few blocks are parsed at a time.
     """
     threads = usable_cores()
-    parsing: deque[tuple[str, Future[tuple[Hashed, Look | None]]]] = deque()
+    parsing: deque[tuple[_Place, str, Future[tuple[Hashed, Look | None]]]] = deque()
     pool = ThreadPoolExecutor(threads)
     try:
-        for block in _blocks(sources, content_type, progress):
-            parsing.append((block.name, pool.submit(_salvage, block, family, content_type)))
+        for place, block in _blocks(sources, content_type, progress, share):
+            parsing.append((place, block.name, pool.submit(_salvage, block, family, content_type)))
             if len(parsing) > threads:
-                name, parsed = parsing.popleft()
-                yield name, *parsed.result()
-        for name, parsed in parsing:
-            yield name, *parsed.result()
+                place, name, parsed = parsing.popleft()
+                yield place, name, *parsed.result()
+        for place, name, parsed in parsing:
+            yield place, name, *parsed.result()
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -207,8 +275,13 @@ def _salvage(block: Block | Batch, family: Family, content_type: str) -> tuple[H
     return found, look if look and (look.binary or not len(found.pairs.digests)) else None
 
 
-def _blocks(sources: Sequence[Source], content_type: str, progress: Callable[[int], object]) -> Iterator[Block | Batch]:
-    for source in sources:
+def _blocks(
+    sources: Sequence[Source], content_type: str, progress: Callable[[int], object], share: Share
+) -> Iterator[tuple[_Place, Block | Batch]]:
+    """The blocks of this rank's share."""
+    for number, source in enumerate(sources):
+        if not share.has(number):
+            continue
         told = 0
         if content_type == PARQUET:
             if isinstance(source, Pipe):
@@ -217,14 +290,16 @@ def _blocks(sources: Sequence[Source], content_type: str, progress: Callable[[in
             for batch in batches(source):
                 progress(int(batch.read * size) - told)
                 told = int(batch.read * size)
-                yield batch
+                if (at := share.block()) is not None:
+                    yield (number, at), batch
             progress(size - told)
             continue
         with stream(source, idle=lambda: progress(0)) as text:
             for block in line_blocks(text, text.name, returns=content_type == CSV):
                 progress(text.taken - told)
                 told = text.taken
-                yield block
+                if (at := share.block()) is not None:
+                    yield (number, at), block
             progress(text.taken - told)  # the bytes that gzip has after the text
 
 
@@ -234,6 +309,9 @@ class _Growing(Generic[Scalar]):
     def __init__(self, dtype: np.dtype[Scalar]) -> None:
         self._array: npt.NDArray[Scalar] = np.empty(1 << 16, dtype=dtype)
         self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
 
     def extend(self, values: npt.NDArray[Scalar]) -> None:
         size = self._size + len(values)

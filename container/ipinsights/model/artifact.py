@@ -10,6 +10,7 @@ To verify checksums is to read the whole file. A caller may go without, and then
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
@@ -19,17 +20,20 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy.typing as npt
 import xxhash
 
 from ipinsights.data import archive, entities
 from ipinsights.data.addresses import FAMILIES
 from ipinsights.data.entities import EntityIndex
 from ipinsights.data.networks import LABELS, Networks
+from ipinsights.distributed.group import ALONE, Group
 from ipinsights.errors import UserError, refusal
 from ipinsights.model import checks, tensors
 from ipinsights.model.calibration import Calibration, Sketch
 from ipinsights.model.history import History
 from ipinsights.model.model import Counted, Encoder, Model
+from ipinsights.model.shard import Shard
 from ipinsights.model.tensors import Arrays
 from ipinsights.model.vocabulary import Labels, Vocabulary
 from ipinsights.version import version
@@ -55,9 +59,19 @@ _SEAL = ',\n  "checksum": "{}"\n}}\n'
 """How a manifest ends: with the checksum of all that stands before."""
 
 
-def save(model: Model, folder: Path, facts: Mapping[str, Any]) -> None:
-    """Write a model into a folder, with ``facts`` (hyperparameters, training facts, metrics) in its manifest."""
-    arrays, described = _parts(model)
+def save(model: Model | Shard, folder: Path, facts: Mapping[str, Any], group: Group = ALONE) -> dict[str, Any]:
+    """Write a model into a folder, with ``facts`` (hyperparameters, training facts, metrics) in its manifest.
+
+    If each rank of a group has a part of it, all must call this, and the leader writes. Returns what the manifest says
+    of the model itself.
+    """
+    arrays, described = _parts_of_all(model, group) if isinstance(model, Shard) else _parts(model)
+    if not group.leads:
+        for array in tensors.in_order(arrays).values():
+            if isinstance(array, tensors.Streamed):
+                for _ in array.pieces:
+                    pass  # this rank's part of it is sent
+        return described
     manifest = {
         "format_version": FORMAT_VERSION,
         "ipinsights_version": version(),
@@ -69,6 +83,7 @@ def save(model: Model, folder: Path, facts: Mapping[str, Any]) -> None:
     (folder / MANIFEST).unlink(missing_ok=True)
     checksums = tensors.write(folder / TENSORS, arrays)
     tensors.publish(_written(folder, {**manifest, "checksums": _of_all(checksums)}), folder / MANIFEST)
+    return described
 
 
 def update(folder: Path, change: Callable[[Model], Model]) -> Model:
@@ -185,11 +200,11 @@ def restore(arrays: Arrays, described: Mapping[str, Any]) -> tuple[Vocabulary, E
     return vocabulary, index
 
 
-def _parts(model: Model) -> tuple[Arrays, dict[str, Any]]:
+def _parts(model: Model) -> tuple[dict[str, npt.NDArray[Any] | tensors.Streamed], dict[str, Any]]:
     """A whole model, as `describe` describes a part of it."""
     known, described = describe(model.vocabulary, model.index)
     encoder = {f"encoder.{name}": getattr(model.encoder, name) for name in _ENCODER}
-    arrays = {"entity": model.entity, **encoder, **known}
+    arrays: dict[str, npt.NDArray[Any] | tensors.Streamed] = {"entity": model.entity, **encoder, **known}
     if model.counted:
         history = model.counted.history
         arrays |= {f"counted.{name}": getattr(model.counted, name) for name in _COUNTED}
@@ -199,6 +214,12 @@ def _parts(model: Model) -> tuple[Arrays, dict[str, Any]]:
         arrays |= {f"calibration.{name}": getattr(model.calibration, name).counts for name in _CALIBRATION}
         described["calibration"] = model.calibration.described
     return arrays, described
+
+
+def _parts_of_all(shard: Shard, group: Group) -> tuple[dict[str, npt.NDArray[Any] | tensors.Streamed], dict[str, Any]]:
+    """The same of a model of which each rank has a part."""
+    arrays, described = _parts(dataclasses.replace(shard.model, counted=None))
+    return {**arrays, **shard.tensors(group)}, {**described, **shard.described(group)}
 
 
 def _calibration(arrays: Arrays, described: Mapping[str, Any]) -> Calibration | None:

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ipinsights.data.addresses import Addresses, mapped_share, random_addresses
+from ipinsights.distributed.group import ALONE, Group
 from ipinsights.model.counting import Counts
 
 RATES = (0.1, 0.01, 0.001, 0.0001)
@@ -67,6 +68,10 @@ class Sketch:
         """That of both together."""
         return Sketch(self.counts + other.counts)
 
+    def of_all(self, group: Group) -> "Sketch":
+        """That of all ranks together."""
+        return Sketch(group.sum(self.counts.astype(np.int64)).astype(np.uint32))
+
     @property
     def percentiles(self) -> npt.NDArray[np.float64]:
         """The percentile of a score in each bin, in (0, 1], never falling: [BINS]."""
@@ -109,22 +114,25 @@ class Calibration:
         rows: npt.NDArray[np.int32],
         addresses: Addresses,
         seed: int,
+        group: Group = ALONE,
     ) -> "Calibration":
         """Calibrate the ``score`` of a model by log-ins that took no part in its training, nor in its ``counts``.
 
-        ``rows`` and ``addresses``, [n], are of entities that training knows.
+        ``rows`` and ``addresses``, [n], are of entities that training knows. In a ``group`` each rank has those of its
+        entities, and all get the calibration by all of them.
         """
-        rng = np.random.default_rng((seed, 0xCA11B))
-        if len(rows) > _MOST:
-            some = np.sort(rng.choice(len(rows), _MOST, replace=False))
+        rng = np.random.default_rng((seed, 0xCA11B) if group.size == 1 else (seed, 0xCA11B, group.rank))
+        most = _MOST if group.size == 1 else _MOST * len(rows) // max(1, group.total(len(rows)))
+        if len(rows) > most:
+            some = np.sort(rng.choice(len(rows), most, replace=False))
             rows, addresses = rows[some], addresses[some]
-        random = random_addresses(len(rows), counts.vocabulary.family, mapped_share(addresses), rng)
+        random = random_addresses(len(rows), counts.vocabulary.family, mapped_share(addresses, group), rng)
         others = addresses[rng.permutation(len(rows))]
         fabricated = (Sketch.of(score(rows, made_up)) for made_up in (random, others))
         return cls(
-            known=Sketch.of(score(rows, addresses)),
-            new=Sketch.of(_strangers(counts, rng)),
-            fabricated=next(fabricated).plus(next(fabricated)),
+            known=Sketch.of(score(rows, addresses)).of_all(group),
+            new=Sketch.of(_strangers(counts, rng, group)).of_all(group),
+            fabricated=next(fabricated).plus(next(fabricated)).of_all(group),
         )
 
     @property
@@ -158,11 +166,12 @@ def bins(scores: npt.NDArray[np.floating]) -> npt.NDArray[np.intp]:
     return np.clip(place, 0, BINS - 1).astype(np.intp)
 
 
-def _strangers(counts: Counts, rng: np.random.Generator) -> npt.NDArray[np.float64]:
-    """The score of one event of each entity, as if its entity had never been seen: [M]."""
+def _strangers(counts: Counts, rng: np.random.Generator, group: Group) -> npt.NDArray[np.float64]:
+    """The score of one event of each entity of this rank, as if its entity had never been seen: [M]."""
     history, scores = counts.history, []
-    if len(history.rows) > _MOST:
-        history = history.of_entities(np.sort(rng.choice(history.rows, _MOST, replace=False)))
+    most = _MOST if group.size == 1 else _MOST * len(history.rows) // max(1, group.total(len(history.rows)))
+    if len(history.rows) > most:
+        history = history.of_entities(np.sort(rng.choice(history.rows, most, replace=False)))
     for part in counts.parts(history):
         sizes = np.diff(part.starts)
         total = np.cumsum(part.counts, dtype=np.float64)

@@ -35,6 +35,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ipinsights.distributed.group import ALONE, Group
 from ipinsights.model.history import History
 from ipinsights.model.vocabulary import Vocabulary
 
@@ -109,7 +110,8 @@ class _Level:
 class Counts:
     """The counts of a history in the networks of a vocabulary."""
 
-    def __init__(self, vocabulary: Vocabulary, history: History) -> None:
+    def __init__(self, vocabulary: Vocabulary, history: History, group: Group = ALONE) -> None:
+        """In a ``group`` the history is that of this rank's entities, and the counts are those of all."""
         self.vocabulary = vocabulary
         self.history = history
         lengths = vocabulary.levels
@@ -136,8 +138,11 @@ class Counts:
             for level in _levels(vocabulary, part, leaves, columns):
                 self.entities += np.bincount(level.node, minlength=rows)
                 self.fabricated += np.bincount(level.node[level.group], weight[level.inside], minlength=rows)
+        for name in ("entities", "fabricated", "leaf_pairs", "leaf_events"):
+            setattr(self, name, group.sum(getattr(self, name)))
+        self._everywhere = group.total(self._everywhere)
         wide = [c for c, length in enumerate(lengths) if length < vocabulary.family.levels[-1]]
-        self._may_be_home = self.entities <= HOME_SHARE * len(history.rows)
+        self._may_be_home = self.entities <= HOME_SHARE * group.total(len(history.rows))
         self._may_be_home[vocabulary.depth + sum(len(vocabulary.counted(c)[0]) for c in wide) :] = True
         self._parent = self._parents()
         self._siblings = np.zeros(rows + 1)

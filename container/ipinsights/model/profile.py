@@ -28,6 +28,8 @@ from ipinsights.data.addresses import (
     render,
 )
 from ipinsights.data.events import Events
+from ipinsights.data.homes import buckets, send
+from ipinsights.distributed.group import ALONE, Group
 from ipinsights.model.vocabulary import Vocabulary
 
 FEW_ENTITIES = 10
@@ -103,35 +105,40 @@ class Profile:
     """The number of these entities."""
 
     @classmethod
-    def of(cls, train: Events, vocabulary: Vocabulary) -> "Profile":
+    def of(cls, train: Events, vocabulary: Vocabulary, group: Group = ALONE) -> "Profile":
         """Compute the facts. The vocabulary is that of the events, or continues an earlier one.
 
+        In a ``group`` the events are those of all ranks, each of which has all events of its entities.
         Raises ValueError if there are no events.
         """
-        if not len(train):
+        number = group.total(len(train))
+        if not number:
             raise ValueError("there are no events")
         family = vocabulary.family
-        number = len(train)
-        events = np.bincount(train.entity)
-        entities = int(np.count_nonzero(events))
-        most, one = int(events.max()), int(np.count_nonzero(events == 1))
+        events = np.bincount(train.entity, minlength=1)
+        entities = group.total(int(np.count_nonzero(events)))
+        most = max(found.item() for found in group.gather(events.max(keepdims=True)))
+        one = group.total(int(np.count_nonzero(events == 1)))
         del events  # the next step needs the memory
-        visits = _Visits.of(train)
-        pairs = visits.pairs()
+        visits = _Visits.of(_by_address(train, group))
+        pairs = visits.pairs().of_all(group)
         starts, ends = _known_ranges(vocabulary)
+        reserved, known = (
+            group.total(visits.between(*ranges)) for ranges in (_reserved_ranges(family), (starts, ends))
+        )
         return cls(
             events=number,
             entities=entities,
             addresses=pairs.addresses,
             pairs=pairs.pairs,
             busiest_entity_share=most / number,
-            busiest_address=_text(visits.address(pairs.busiest), family),
+            busiest_address=_text(pairs.busiest, family),
             busiest_address_share=pairs.most / number,
             one_event_entities_share=one / entities,
             one_event_pairs_share=pairs.once / pairs.pairs,
-            reserved_address_share=visits.between(*_reserved_ranges(family)) / number,
-            unknown_prefix_share=1 - visits.between(starts, ends) / number,
-            once_each_address=_text(visits.address(pairs.once_each), family) if pairs.visitors else None,
+            reserved_address_share=reserved / number,
+            unknown_prefix_share=1 - known / number,
+            once_each_address=_text(pairs.once_each, family) if pairs.visitors else None,
             once_each_entities=pairs.visitors,
         )
 
@@ -198,7 +205,7 @@ class Profile:
 
 @dataclass
 class _Pairs:
-    """Sums and maxima over the pairs; addresses as numbers of a `_Visits`."""
+    """Sums and maxima over the pairs."""
 
     pairs: int = 0
     once: int = 0
@@ -212,6 +219,22 @@ class _Pairs:
     """The address with the most visitors, the lowest of several."""
     visitors: int = 0
     """Its entities with one event there, if these are `NEARLY_ALL` of its entities."""
+
+    def of_all(self, group: Group) -> "_Pairs":
+        """Those of all ranks, each of which has all pairs of its addresses."""
+        own = np.array([dataclasses.astuple(self)], dtype=np.uint64)
+        ranks = [_Pairs(*row.tolist()) for row in np.concatenate(group.gather(own))]
+        busy = max(ranks, key=lambda pairs: (pairs.most, -pairs.busiest))
+        visited = max(ranks, key=lambda pairs: (pairs.visitors, -pairs.once_each))
+        return _Pairs(
+            pairs=sum(pairs.pairs for pairs in ranks),
+            once=sum(pairs.once for pairs in ranks),
+            addresses=sum(pairs.addresses for pairs in ranks),
+            busiest=busy.busiest,
+            most=busy.most,
+            once_each=visited.once_each,
+            visitors=visited.visitors,
+        )
 
 
 @dataclass(frozen=True)
@@ -268,12 +291,12 @@ class _Visits:
             of_address = np.add.reduceat(events, first)
             at = int(of_address.argmax())
             if of_address[at] > found.most:
-                found.busiest, found.most = int(number[first[at]]), int(of_address[at])
+                found.busiest, found.most = self.address(int(number[first[at]])), int(of_address[at])
             visitors = np.add.reduceat(once, first)
             visitors[visitors < NEARLY_ALL * np.diff(first, append=len(starts))] = 0
             at = int(visitors.argmax())
             if visitors[at] > found.visitors:
-                found.once_each, found.visitors = int(number[first[at]]), int(visitors[at])
+                found.once_each, found.visitors = self.address(int(number[first[at]])), int(visitors[at])
         return found
 
     def _parts(self) -> Iterator[npt.NDArray[np.uint64]]:
@@ -284,6 +307,18 @@ class _Visits:
             end = int(np.searchsorted(self.keys, last, side="right"))
             yield self.keys[begin:end]
             begin = end
+
+
+def _by_address(train: Events, group: Group) -> Events:
+    """All ranks' events of some addresses, so that each address is on one rank."""
+    if group.size == 1:
+        return train
+    to = buckets(train.address) % group.size
+    # Rows count from 0 on each rank.
+    before = sum(rows.item() for rows in group.gather(np.array([train.index.num_rows]))[: group.rank])
+    entity = train.entity + np.int32(before)
+    entity, address = send(entity, to, group), send(train.address, to, group)
+    return dataclasses.replace(train, entity=entity, address=address)
 
 
 def _changes(ascending: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:

@@ -28,8 +28,9 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from ipinsights.data.addresses import mapped_share, random_addresses
+from ipinsights.data.addresses import Addresses, mapped_share, random_addresses
 from ipinsights.data.entities import FORGOTTEN
+from ipinsights.distributed.group import ALONE, Group
 from ipinsights.model.counting import Counts, Habits
 from ipinsights.model.history import History
 from ipinsights.model.model import RESERVED, Counted, Encoder, Model
@@ -57,6 +58,8 @@ _RANDOM = 0.25
 _ONCE = 0.01
 """What an event counts as a habit whose entity was never in its network besides."""
 _CHUNK = 1 << 14
+_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+"""Of a hash of entities (Knuth's multiplicative one)."""
 _FLOATS = 1 << 22
 """Of the systems that are solved together."""
 
@@ -66,12 +69,14 @@ Vectors = npt.NDArray[np.float32]
 class Refit:
     """What counting knows, ready to be written into the tables of any epoch."""
 
-    def __init__(self, counts: Counts) -> None:
+    def __init__(self, counts: Counts, group: Group = ALONE) -> None:
+        """In a ``group`` the counts are those of all ranks, with the history of this rank's entities."""
         self.counts = counts
+        self._group = group
         self._networks = _chains_of_networks(counts)
         # The rest of the world is what events come from, and what pairs do: one busy account is but half of it.
         weights = counts.leaf_pairs / counts.leaf_pairs.sum() + counts.leaf_events / counts.leaf_events.sum()
-        vocabulary, share = counts.vocabulary, mapped_share(counts.history.addresses)
+        vocabulary, share = counts.vocabulary, mapped_share(counts.history.addresses, group)
         weights = (1 - _RANDOM) * weights / 2 + _RANDOM * vocabulary.leaf_shares(share)
         self._weights = weights.astype(np.float32)
 
@@ -137,7 +142,8 @@ class Refit:
     ) -> Model | None:
         """The learnt model with counting in it, and with what it was made of. None if ``give_up`` returned True.
 
-        Of entities without a history, `kept` is kept.
+        Of entities without a history, `kept` is kept. In a ``group`` the model is this rank's part: it has the rows of
+        its entities, and all else is the same on all ranks. It is None on all ranks if it is on one.
         """
         history, encoder = self.counts.history, learnt.encoder
         moves = self.moves(encoder)
@@ -148,10 +154,14 @@ class Refit:
             kept, added = self.kept(earlier)
             entity[kept] = learnt.entity[kept] + added
             moved = np.union1d(moved, kept)
+        late = False
         for habits in self.counts.habits():
-            if give_up():
-                return None
+            late = give_up()
+            if late:
+                break
             entity[habits.rows] = learnt.entity[habits.rows] + moves(habits)
+        if self._group.any(late):
+            return None
         refitted = dataclasses.replace(learnt, entity=entity, encoder=self.encoder(encoder))
         threshold = self._threshold(refitted, seed)
         networks = slice(learnt.vocabulary.depth, learnt.vocabulary.depth + len(learnt.vocabulary.prefixes))
@@ -169,15 +179,45 @@ class Refit:
         less: counting has lifted it by itself.
         """
         rng = np.random.default_rng(seed)
+        if self._group.size > 1:
+            return self._threshold_of_all(refitted, rng)
         history = self.counts.history
         if len(history) > _SAMPLED:
             order = rng.permutation(len(history.rows))
             some = max(1, int(np.searchsorted(np.cumsum(np.diff(history.starts)[order]), _SAMPLED, side="right")))
             history = history.of_entities(np.sort(history.rows[order[:some]]))
+        return self._best(refitted, history, self.counts.history.addresses, rng)
+
+    def _threshold_of_all(self, refitted: Model, rng: np.random.Generator) -> float:
+        """The threshold of all ranks' entities: the leader finds it by a sample of them.
+
+        A hash of the entities decides which ones, so it does not depend on where they are at home.
+        """
+        history, group = self.counts.history, self._group
+        share = _SAMPLED / max(1, group.total(len(history)))
+        names = refitted.index.tags[history.rows].astype(np.uint64) * _FACTOR
+        chosen = history.rows[names <= np.uint64(min(share * 2.0**64, 2.0**64 - 2**11))]
+        if share >= 1:
+            chosen = history.rows
+        some = history.of_entities(chosen)
+        sizes, addresses, counts, entity = (
+            np.concatenate(group.collect(array))
+            for array in (np.diff(some.starts), some.addresses, some.counts, refitted.entity[chosen])
+        )
+        threshold = np.zeros(0)
+        if group.leads:
+            rows = np.arange(len(sizes), dtype=np.int32)
+            sample = History(rows, np.append(0, np.cumsum(sizes)), addresses, counts, history.length)
+            scored = dataclasses.replace(refitted, entity=entity)
+            threshold = np.array([self._best(scored, sample, addresses, rng)])
+        return float(group.broadcast(threshold).item())
+
+    def _best(self, refitted: Model, history: History, every: Addresses, rng: np.random.Generator) -> float:
+        """The threshold of some entities. ``every`` are the addresses of all pairs."""
         own = _Own(self.counts, history)
-        habit, at_home = self._habit_scores(refitted, history, own, rng)
+        habit, at_home = self._habit_scores(refitted, history, every, own, rng)
         errors = [(habit[~at_home], 1 / len(habit)), (habit[at_home], _MISS_AT_HOME / len(habit))]
-        strange = [np.sort(scores) for scores in self._strange_scores(refitted, history, own, rng)]
+        strange = [np.sort(scores) for scores in self._strange_scores(refitted, history, every, own, rng)]
         candidates = np.unique(np.concatenate([habit, *strange]))
         total = np.zeros(len(candidates))
         for scores, weight in errors:
@@ -188,14 +228,14 @@ class Refit:
         return float(candidates[max(0, best - 1)] + candidates[best]) / 2
 
     def _habit_scores(
-        self, refitted: Model, history: History, own: "_Own", rng: np.random.Generator
+        self, refitted: Model, history: History, addresses: Addresses, own: "_Own", rng: np.random.Generator
     ) -> tuple[Vectors, npt.NDArray[np.bool_]]:
         """Of events where their entities have come back to, at places of others there or at unknown ones.
 
         And whether each is at home.
         """
         counts, leaves = self.counts, self.counts.vocabulary.leaves
-        every = np.sort(counts.history.addresses)
+        every = np.sort(addresses)
         every = every[np.append(True, every[1:] != every[:-1])]
         scores, at_home = [], []
         for another in (False, True):
@@ -219,15 +259,15 @@ class Refit:
         return np.concatenate(scores), np.concatenate(at_home)
 
     def _strange_scores(
-        self, refitted: Model, history: History, own: "_Own", rng: np.random.Generator
+        self, refitted: Model, history: History, every: Addresses, own: "_Own", rng: np.random.Generator
     ) -> list[Vectors]:
         """Of entities with random addresses, and with addresses of others: not in their own leaves, nor at home."""
-        every, vocabulary = self.counts.history, self.counts.vocabulary
+        vocabulary = self.counts.vocabulary
         half = _PAIRS // 2
         scores = []
         for where in (
-            random_addresses(half, refitted.family, mapped_share(every.addresses), rng),
-            every.addresses[rng.integers(len(every), size=half)],
+            random_addresses(half, refitted.family, mapped_share(every), rng),
+            every[rng.integers(len(every), size=half)],
         ):
             who = history.rows[rng.integers(len(history.rows), size=half)]
             leaves = vocabulary.leaves(where)

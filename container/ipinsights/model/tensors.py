@@ -17,6 +17,7 @@ import reprlib
 import stat
 import struct
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Self
 
@@ -30,6 +31,8 @@ _ALIGNMENT = 8
 _NAMES = {"u1": "U8", "i4": "I32", "u4": "U32", "i8": "I64", "u8": "U64", "f4": "F32", "f8": "F64"}
 _DTYPES = {name: np.dtype(f"<{kind}") for kind, name in _NAMES.items()}
 _TEXTS, _CHECKSUMS = "__metadata__", "checksums"
+_NO_CHECKSUM = "0" * 32
+"""As long as a checksum: it stands in the header until the tensor is written."""
 _LONGEST_HEADER = 100_000_000
 """Bytes. The format's own library has the same limit."""
 _LONGEST_AXIS = 1 << 48
@@ -47,36 +50,82 @@ class _Place(NamedTuple):
     end: int
 
 
-def write(path: Path, arrays: Mapping[str, npt.NDArray[Any]], texts: Mapping[str, str] | None = None) -> dict[str, str]:
+@dataclass(frozen=True)
+class Streamed:
+    """An array that comes in pieces along its first axis, so that nobody holds all of it."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    pieces: Iterator[npt.NDArray[Any]]
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a number."""
+        return self.dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def write(
+    path: Path, arrays: Mapping[str, npt.NDArray[Any] | Streamed], texts: Mapping[str, str] | None = None
+) -> dict[str, str]:
     """Write arrays, and texts that go with them. Returns the arrays' checksums.
 
     Raises OSError, and then leaves what was there. (The format's own library writes to a file of an unknown name first,
     which stays where the process is killed.)
     """
-    ordered = {
-        name: np.ascontiguousarray(array).reshape(array.shape)  # the former makes a vector of a scalar
-        for name, array in sorted(arrays.items(), key=lambda entry: -entry[1].itemsize)
-    }
+    ordered = in_order(arrays)
     texts = texts or {}
-    checksums = {name: _checksum(array.dtype, array.shape, [_bytes(array).data]) for name, array in ordered.items()}
-    proof = json.dumps({**checksums, _TEXTS: _checksum_of_texts(texts)})
-    header: dict[str, Any] = {_TEXTS: {**texts, _CHECKSUMS: proof}}
-    end = 0
-    for name, array in ordered.items():
-        begin, end = end, end + array.nbytes
-        header[name] = {"dtype": _NAMES[array.dtype.str[1:]], "shape": array.shape, "data_offsets": (begin, end)}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % _ALIGNMENT)
+    checksums = dict.fromkeys(ordered, _NO_CHECKSUM)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(struct.pack("<Q", len(text)) + text)
-            for array in ordered.values():
-                file.write(_bytes(array).data)
+            file.write(_header_of(ordered, texts, checksums))
+            for name, array in ordered.items():
+                checksums[name] = _write(file, name, array)
+            file.seek(0)
+            file.write(_header_of(ordered, texts, checksums))  # as long as the one before
         publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     return checksums
+
+
+def in_order(arrays: Mapping[str, npt.NDArray[Any] | Streamed]) -> dict[str, npt.NDArray[Any] | Streamed]:
+    """The arrays in the order in which they are written."""
+    return dict(sorted(arrays.items(), key=lambda entry: -entry[1].itemsize))
+
+
+def _header_of(
+    arrays: Mapping[str, npt.NDArray[Any] | Streamed], texts: Mapping[str, str], checksums: Mapping[str, str]
+) -> bytes:
+    proof = json.dumps({**checksums, _TEXTS: _checksum_of_texts(texts)})
+    header: dict[str, Any] = {_TEXTS: {**texts, _CHECKSUMS: proof}}
+    end = 0
+    for name, array in arrays.items():
+        begin, end = end, end + array.nbytes
+        header[name] = {"dtype": _NAMES[array.dtype.str[1:]], "shape": array.shape, "data_offsets": (begin, end)}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % _ALIGNMENT)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _write(file: BinaryIO, name: str, array: npt.NDArray[Any] | Streamed) -> str:
+    """Write an array where the file is. Returns its checksum."""
+    pieces = array.pieces if isinstance(array, Streamed) else iter([array])
+    digest = xxhash.xxh3_128(f"{array.dtype.str} {array.shape}\n".encode())
+    begin = file.tell()
+    for piece in pieces:
+        # The first call makes a vector of a scalar, which is what is written.
+        text = np.ascontiguousarray(piece, dtype=array.dtype).reshape(-1).view(np.uint8).data
+        digest.update(text)
+        file.write(text)
+    if file.tell() - begin != array.nbytes:
+        raise ValueError(f"tensor {name!r} came as {file.tell() - begin} bytes, and {array.nbytes} were announced")
+    return digest.hexdigest()
 
 
 class File:
@@ -276,7 +325,3 @@ def _checksum(dtype: np.dtype[Any], shape: tuple[int, ...], pieces: Iterable[mem
 
 def _checksum_of_texts(texts: Mapping[str, str]) -> str:
     return xxhash.xxh3_128_hexdigest(json.dumps(texts, sort_keys=True).encode())
-
-
-def _bytes(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    return array.reshape(-1).view(np.uint8)

@@ -26,7 +26,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ipinsights.data.addresses import IPV4, MAPPED_BITS, MAPPED_FIRST, MAPPED_SHIFT, Addresses, Family, render
+from ipinsights.data.homes import buckets, send
 from ipinsights.data.networks import Networks
+from ipinsights.distributed.group import ALONE, Group
 from ipinsights.native import reader
 
 MAX_ROWS = 40_000
@@ -34,6 +36,8 @@ MAX_ROWS = 40_000
 not improve the model, and a table larger than the processor's cache slows down training and scoring."""
 EVENTS_PER_ROW = 200
 """With more events, one row for so many of them: half a million prefixes for a hundred million events."""
+MOST_ROWS = 1_000_000
+"""The most known prefixes, however many events there are: every host has all of them, with the optimiser's means."""
 
 RECURRING = 0.25
 """The share of events at an address that their entity had used before, from which on whole addresses are levels too."""
@@ -91,33 +95,42 @@ class Vocabulary:
         levels: Sequence[int] | None = None,
         max_rows: int | None = None,
         earlier: "Vocabulary | None" = None,
+        group: Group = ALONE,
     ) -> "Vocabulary":
         """Count the prefixes of the training addresses (of the family's type, [n]) and keep the frequent ones.
 
         ``min_count`` is the smallest number from 1 on that keeps no more than ``max_rows`` of them. The default of
         ``max_rows`` depends on the number of events: see ``MAX_ROWS``. The counts of an ``earlier`` vocabulary of the
         same family and levels are added, and its networks are used if no others are given.
+
+        In a ``group`` the training addresses are those of all ranks, and all get the same vocabulary. Every prefix is
+        counted on one rank, together with all that it is part of or that are part of it.
         """
         levels = tuple(levels or family.levels)
-        events = len(training) + (earlier.events if earlier else 0)
-        max_rows = max(MAX_ROWS, events // EVENTS_PER_ROW) if max_rows is None else max_rows
+        events = group.total(len(training)) + (earlier.events if earlier else 0)
+        max_rows = min(max(MAX_ROWS, events // EVENTS_PER_ROW), MOST_ROWS) if max_rows is None else max_rows
         networks = networks or (earlier.networks if earlier else None)
         at = levels[-1]
         prefixes, counts = np.unique(training >> _bits(family.width - at, training), return_counts=True)
+        if group.size > 1:
+            home = _home(prefixes, at - levels[0], group)
+            prefixes, counts = _add(send(prefixes, home, group), send(counts, home, group))
         found: list[tuple[Addresses, npt.NDArray[np.int64]]] = []
         for level in reversed(levels):  # each computed from the finer one
             prefixes = prefixes >> _bits(at - level, prefixes)
-            first = np.flatnonzero(np.concatenate([[True], prefixes[1:] != prefixes[:-1]]))
+            first = np.flatnonzero(np.concatenate([[True], prefixes[1:] != prefixes[:-1]])[: len(prefixes)])
             prefixes, counts, at = prefixes[first], np.add.reduceat(counts, first), level
             found.insert(0, (prefixes, counts))
         if earlier:
-            found = [_add(*own, *earlier.counted(level)) for level, own in enumerate(found)]
-        every = np.concatenate([count for _, count in found])
-        min_count = 1
-        if len(every) > max_rows:  # above the count of the most frequent one without room
-            min_count = int(np.partition(every, -max_rows - 1)[-max_rows - 1]) + 1
-        kept = [(prefixes[count >= min_count], count[count >= min_count]) for prefixes, count in found]
-        labels = _count_labels(training, networks, earlier.labels if earlier else ()) if networks is not None else ()
+            for level, own in enumerate(found):
+                known, before = earlier.counted(level)
+                here = _home(known, levels[level] - levels[0], group) == group.rank
+                found[level] = _add(np.concatenate([own[0], known[here]]), np.concatenate([own[1], before[here]]))
+        min_count = _min_count(np.concatenate([count for _, count in found]), max_rows, group)
+        kept = [_kept(prefixes, count, min_count, group) for prefixes, count in found]
+        labels: tuple[Labels, ...] = ()
+        if networks is not None:
+            labels = _count_labels(training, networks, earlier.labels if earlier else (), group)
         return cls(
             family,
             levels,
@@ -322,26 +335,60 @@ class Vocabulary:
         return np.where(at >= 0, sum(self.sizes[:level]) + at, -1).astype(np.int32)
 
 
-def _count_labels(training: Addresses, networks: Networks, earlier: tuple[Labels, ...]) -> tuple[Labels, ...]:
-    """The labels of at least two training events, including events counted earlier."""
-    events = np.bincount(networks.find(training) + 1, minlength=len(networks) + 1)[1:]
+def _home(prefixes: Addresses, beyond: int, group: Group) -> npt.NDArray[np.intp]:
+    """The rank that counts each prefix, [n]: that of its coarsest prefix, which it is ``beyond`` so many bits of."""
+    return buckets(prefixes >> _bits(beyond, prefixes)) % group.size
+
+
+def _min_count(counts: npt.NDArray[np.int64], max_rows: int, group: Group) -> int:
+    """The smallest number from 1 on that no more than ``max_rows`` of all ranks' counts reach."""
+    if group.total(len(counts)) <= max_rows:
+        return 1
+    too_few = 1
+    enough = 1 << 62
+    while enough - too_few > 1:
+        middle = (too_few + enough) // 2
+        if group.total(int(np.count_nonzero(counts >= middle))) > max_rows:
+            too_few = middle
+        else:
+            enough = middle
+    return enough
+
+
+def _kept(
+    prefixes: Addresses, counts: npt.NDArray[np.int64], min_count: int, group: Group
+) -> tuple[Addresses, npt.NDArray[np.int64]]:
+    """All ranks' prefixes with such a count, ascending, and their counts."""
+    frequent = counts >= min_count
+    prefixes, counts = prefixes[frequent], counts[frequent]
+    if group.size > 1:
+        prefixes, counts = np.concatenate(group.gather(prefixes)), np.concatenate(group.gather(counts))
+        order = np.argsort(prefixes)
+        prefixes, counts = prefixes[order], counts[order]
+    return prefixes, counts
+
+
+def _count_labels(
+    training: Addresses, networks: Networks, earlier: tuple[Labels, ...], group: Group
+) -> tuple[Labels, ...]:
+    """The labels of at least two training events of any rank, including events counted earlier."""
+    events = group.sum(np.bincount(networks.find(training) + 1, minlength=len(networks) + 1)[1:])
     found = []
     for kind, own in enumerate(networks.labels):
         values, place = np.unique(own, return_inverse=True)
         counts = np.bincount(place, weights=events, minlength=len(values)).astype(np.int64)
         if earlier:
-            values, counts = _add(values, counts, earlier[kind].values, earlier[kind].counts)
+            before = earlier[kind]
+            values, counts = _add(np.concatenate([values, before.values]), np.concatenate([counts, before.counts]))
         known = (values > 0) & (counts >= 2)
         found.append(Labels(values[known], counts[known]))
     return tuple(found)
 
 
-def _add(
-    values: npt.NDArray[Any], counts: npt.NDArray[np.int64], others: npt.NDArray[Any], theirs: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    """The union of two lists of values with their counts, ascending."""
-    distinct, place = np.unique(np.concatenate([values, others]), return_inverse=True)
-    total = np.bincount(place, np.concatenate([counts, theirs]), minlength=len(distinct))
+def _add(values: npt.NDArray[Any], counts: npt.NDArray[np.int64]) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """The distinct values, ascending, with the sums of their counts."""
+    distinct, place = np.unique(values, return_inverse=True)
+    total = np.bincount(place, counts, minlength=len(distinct))
     return distinct, total.astype(np.int64)
 
 

@@ -152,12 +152,23 @@ struct Update {
 void ipinsights_rows(int64_t count, int64_t levels, const int32_t* leaf, const float* drawn, const float* hidden,
                      const int32_t* chains, int32_t* rows) noexcept;
 
+// How far each of some rows of a table [., 3, dim] has moved from `base` [., dim]: to `moves` [count, dim].
+void ipinsights_moves(int64_t count, int64_t dim, const int64_t* rows, const float* table, const float* base,
+                      float* moves) noexcept;
+
+// The other way round: `base` moves by scale[i] * moves[i], and the table's weights become that.
+void ipinsights_moved(int64_t count, int64_t dim, const int64_t* rows, const float* moves, const float* scale,
+                      float* table, float* base) noexcept;
+
 // What takes steps on parameters, which stay where they are. The caller deletes it. A lack of memory ends the process.
 Step* ipinsights_step_new(const Shape* shape, const Parameters* parameters) noexcept;
 void ipinsights_step_delete(Step* step) noexcept;
 
 // The blocks' weights were changed from outside.
 void ipinsights_step_pack(Step* step) noexcept;
+
+// From now on, add 1 to `touches` [prefix rows] for each row that a step with an update touches.
+void ipinsights_step_count(Step* step, int32_t* touches) noexcept;
 
 // One step; without an update its gradients alone, which stay until the next one. Adds summed cross entropy, records
 // classified rightly, and records to the totals [3].

@@ -413,6 +413,9 @@ class Steps {
         pack();
     }
 
+    // From now on, count there the steps that touch each prefix row.
+    void count(int32_t* touches) { touches_ = touches; }
+
     // Take the blocks' weights as they are now.
     void pack() {
         pack_biases();
@@ -440,7 +443,11 @@ class Steps {
             apply_dense(thread, *update);
             apply_rows(p_.entity, share.entities, d_entity_.get(), benches_[thread], *update);
             apply_rows(p_.prefix, share.prefixes, d_address_.get(), benches_[thread], *update);
+            if (!touches_) return;
+            for (const int32_t row : share.prefixes.rows) ++touches_[row];  // each row is one thread's own
         });
+        for (int64_t level = 0; update && touches_ && level < shape_.levels; ++level)
+            touches_[level] += shares_[0].met[level];
         for (const auto& share : shares_) {
             totals[0] += share.totals.loss;
             totals[1] += share.totals.right;
@@ -785,6 +792,7 @@ class Steps {
     Buffer<float> d_entity_, d_address_;  // gradients of each positive's entity, and of each address, tile by tile
     Batch batch_ = {};
     int64_t groups_ = 0, tiles_ = 0, tile_addresses_ = 0;
+    int32_t* touches_ = nullptr;
 };
 
 }  // namespace
@@ -830,11 +838,36 @@ void ipinsights_rows(int64_t count, int64_t levels, const int32_t* leaf, const f
     }
 }
 
+void ipinsights_moves(int64_t count, int64_t dim, const int64_t* rows, const float* table, const float* base,
+                      float* moves) noexcept {
+    for (int64_t i = 0; i < count; ++i, moves += dim) {
+        if (i + AHEAD < count) {
+            ask_for(table + rows[i + AHEAD] * 3 * dim, dim);
+            ask_for(base + rows[i + AHEAD] * dim, dim);
+        }
+        const float *now = table + rows[i] * 3 * dim, *before = base + rows[i] * dim;
+        for (int64_t c = 0; c < dim; ++c) moves[c] = now[c] - before[c];
+    }
+}
+
+void ipinsights_moved(int64_t count, int64_t dim, const int64_t* rows, const float* moves, const float* scale,
+                      float* table, float* base) noexcept {
+    for (int64_t i = 0; i < count; ++i, moves += dim) {
+        if (i + AHEAD < count) {
+            ask_for(table + rows[i + AHEAD] * 3 * dim, dim);
+            ask_for(base + rows[i + AHEAD] * dim, dim);
+        }
+        float *now = table + rows[i] * 3 * dim, *before = base + rows[i] * dim;
+        for (int64_t c = 0; c < dim; ++c) now[c] = before[c] += scale[i] * moves[c];
+    }
+}
+
 Step* ipinsights_step_new(const Shape* shape, const Parameters* parameters) noexcept {
     return new Step(*shape, *parameters);
 }
 void ipinsights_step_delete(Step* step) noexcept { delete step; }
 void ipinsights_step_pack(Step* step) noexcept { step->pack(); }
+void ipinsights_step_count(Step* step, int32_t* touches) noexcept { step->count(touches); }
 void ipinsights_step_run(Step* step, const Batch* batch, const Update* update, double* totals) noexcept {
     step->run(*batch, update, totals);
 }

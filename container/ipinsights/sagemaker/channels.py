@@ -12,6 +12,7 @@ from ipinsights.data.events import Events
 from ipinsights.data.formats import CSV
 from ipinsights.data.malformed import ABSENT
 from ipinsights.data.sources import Source, size
+from ipinsights.distributed.group import ALONE, Group
 from ipinsights.errors import UserError
 from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.sagemaker import reporting, stopping
@@ -23,10 +24,17 @@ logger = logging.getLogger("ipinsights")
 
 
 def read(
-    name: str, sources: Sequence[Source], index: EntityIndex, hp: Hyperparameters, content_type: str = CSV
+    name: str,
+    sources: Sequence[Source],
+    index: EntityIndex,
+    hp: Hyperparameters,
+    content_type: str = CSV,
+    group: Group = ALONE,
+    sharded: bool = False,
 ) -> Events:
     """Read a channel; that of training gives new entities a row in the ``index``. No sources hold no events.
 
+    Each rank of a ``group`` reads its share, or all of its own files if the channel is ``sharded``.
     Raises UserError where it has no rows, too many malformed ones, or does not come; and what `stopping.check` raises.
     """
     total = size(sources)
@@ -43,6 +51,8 @@ def read(
             tolerated=None if hp.malformed_rows == "fail" else hp.malformed_rows_limit,
             spared=ABSENT if hp.malformed_rows == "skip_placeholders" else (),
             progress=_Reception(name, bar),
+            group=group,
+            divided=not sharded,
         )
     skipped, rows = data.malformed.count, data.malformed.count + len(data)
     if skipped:
@@ -62,7 +72,7 @@ def read(
             f"{data.removed.ports:,}",
             f"{data.removed.mapped:,}",
         )
-    if sources and not len(data):
+    if group.any(bool(sources)) and not group.total(len(data)):
         raise UserError(f"channel {name!r} has no rows" + (" except malformed ones" if skipped else ""))
     return data
 

@@ -52,6 +52,22 @@ logger = logging.getLogger("ipinsights")
 
 
 @dataclass(frozen=True)
+class Hosts:
+    """The hosts of a training job, as the platform lists them, in the same order on each."""
+
+    names: tuple[str, ...] = ("algo-1",)
+    current: str = "algo-1"
+    """This host's name, as log lines carry it."""
+    interface: str | None = None
+    """The network interface that the platform names. It may not exist."""
+
+    @property
+    def rank(self) -> int:
+        """The place of this host. The first one leads."""
+        return self.names.index(self.current)
+
+
+@dataclass(frozen=True)
 class Configuration:
     """A training job's input, checked."""
 
@@ -64,10 +80,10 @@ class Configuration:
     """Those of the networks channel, a table of who runs which addresses; None where the job has none."""
     model: Path | None
     """The folder of the model channel, an earlier artifact; None where the job has none."""
-    host: str
-    """This host's name, as log lines carry it."""
     content_types: Mapping[str, str] = field(default_factory=dict)
     """The content types of the channels that the job has, by name."""
+    sharded: frozenset[str] = frozenset()
+    """The channels of which each host has files of its own (ShardedByS3Key). All hosts have the others whole."""
 
     @property
     def source(self) -> str:
@@ -81,35 +97,58 @@ class Configuration:
         return hashlib.sha256("\n".join(listed).encode(errors="surrogateescape")).hexdigest()
 
 
-def read(paths: Paths) -> Configuration:
-    """Read and check a job's input. Raises UserError."""
+def hosts(paths: Paths) -> Hosts:
+    """Read which hosts train. Raises UserError."""
+    resources = _read_json(paths.resource_config) or {}
+    current = resources.get("current_host", Hosts.current)
+    names = resources.get("hosts") or [current]
+    if not isinstance(names, list):
+        raise UserError(f"{paths.resource_config} has hosts {brief(names)}, which must be a list of names")
+    for name in (current, *names):
+        if not isinstance(name, str) or not re.fullmatch(r"\S+", name):  # as the metric expressions have it
+            raise UserError(
+                f"{paths.resource_config} has current_host {brief(name)}, which cannot be the name of a host"
+            )
+    if len({*names}) < len(names) or (len(names) > 1 and current not in names):
+        raise UserError(
+            f"{paths.resource_config} has current_host {brief(current)} and hosts {brief(names)}: each host must be in "
+            "the list once"
+        )
+    interface = resources.get("network_interface_name")
+    return Hosts(
+        tuple(names) if len(names) > 1 else (current,), current, interface if isinstance(interface, str) else None
+    )
+
+
+def read(paths: Paths, number_of_hosts: int = 1) -> Configuration:
+    """Read and check a job's input. Of a channel that is divided among several hosts, one may have nothing.
+
+    Raises UserError.
+    """
     values = _read_json(paths.hyperparameters)
     if values is None:
         raise UserError(f"{paths.hyperparameters} is missing: num_entity_vectors and vector_dim are required")
     provided = {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
-    resources = _read_json(paths.resource_config) or {}
-    if len(resources.get("hosts", [])) > 1:
-        raise UserError("training on several hosts is not supported by this release: set the instance count to 1")
-    host = resources.get("current_host", "algo-1")
-    if not isinstance(host, str) or not re.fullmatch(r"\S+", host):  # as the metric expressions have it
-        raise UserError(f"{paths.resource_config} has current_host {brief(host)}, which cannot be the name of a host")
     channels = _channels(paths)
 
     def files(use: str) -> list[Path] | None:
-        return _files(paths, use, channels[use].name) if use in channels else None
+        if use not in channels:
+            return None
+        return _files(paths, use, channels[use].name, channels[use].sharded and number_of_hosts > 1)
 
     def csv(use: str) -> Sequence[Source] | None:
         channel = channels.get(use)
         return [Pipe(paths.pipe(channel.name))] if channel and channel.piped else files(use)
 
+    train = csv("train")
     return Configuration(
         hyperparameters=Hyperparameters.parse(provided),
-        train=csv("train") or _files(paths, "train", "train"),
+        train=_files(paths, "train", "train") if train is None else train,
         validation=csv("validation"),
         networks=files("networks"),
         model=paths.channel(channels["model"].name) if files("model") else None,
-        host=host,
         content_types={use: channel.content_type for use, channel in channels.items()},
+        sharded=frozenset(use for use, channel in channels.items() if channel.sharded),
     )
 
 
@@ -128,6 +167,7 @@ class _Channel:
     """What the job calls it."""
     piped: bool
     content_type: str
+    sharded: bool = False
 
     @classmethod
     def check(cls, use: str, name: str, declared: dict[str, Any]) -> "_Channel":
@@ -137,6 +177,7 @@ class _Channel:
                 f"channel {name!r} has RecordWrapperType {declared['RecordWrapperType']}: remove RecordWrapperType"
             )
         piped = declared.get("TrainingInputMode") == "Pipe"
+        sharded = declared.get("S3DistributionType") == "ShardedByS3Key"
         if piped and "Pipe" not in CHANNELS[use].input_modes:
             modes = " or ".join(CHANNELS[use].input_modes)
             raise UserError(f"channel {name!r} does not support Pipe mode: use {modes} mode")
@@ -144,7 +185,7 @@ class _Channel:
         content_type, _ = parse_options_header(declared.get("ContentType") or CSV)
         content_type, supported = content_type.lower(), CHANNELS[use].content_types
         if use not in ("train", "validation"):
-            return cls(name, piped, supported[0])  # the others are read under any type
+            return cls(name, piped, supported[0], sharded)  # the others are read under any type
         if content_type == "csv":
             logger.warning("Channel %r has content type 'csv', which is read as text/csv: use that name", name)
             content_type = CSV
@@ -156,7 +197,7 @@ class _Channel:
             raise UserError(
                 f"channel {name!r} has Parquet, which cannot be read in Pipe mode: use File or FastFile mode"
             )
-        return cls(name, piped, content_type)
+        return cls(name, piped, content_type, sharded)
 
 
 def _channels(paths: Paths) -> dict[str, _Channel]:
@@ -179,8 +220,8 @@ def _channels(paths: Paths) -> dict[str, _Channel]:
     return {use: _Channel.check(use, names[use], declared.get(names[use], {})) for use in CHANNELS if use in names}
 
 
-def _files(paths: Paths, use: str, name: str) -> list[Path]:
-    """The files of a channel, of which there must be one.
+def _files(paths: Paths, use: str, name: str, may_be_empty: bool = False) -> list[Path]:
+    """The files of a channel, of which there must be one unless it may be empty.
 
     The platform mounts folders, and no links that leave them. One that does was made by somebody else, and messages
     would show to whoever reads them the rows of a file that only this job may read.
@@ -194,7 +235,7 @@ def _files(paths: Paths, use: str, name: str) -> list[Path]:
                 raise UserError(
                     f"{path} leads out of channel {name!r} by a link: copy what it leads to, or link the whole folder"
                 )
-    if not files:
+    if not files and not may_be_empty:
         raise UserError(f"channel {name!r} has no data: put {CHANNELS[use].content} in {paths.channel(name)}")
     return files
 

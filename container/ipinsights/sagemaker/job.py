@@ -14,6 +14,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,11 +23,13 @@ from ipinsights.data.addresses import FAMILIES
 from ipinsights.data.entities import EntityIndex
 from ipinsights.data.formats import CSV
 from ipinsights.data.networks import Networks
+from ipinsights.distributed.group import ALONE, Group, OtherHostFailed
 from ipinsights.errors import AlgorithmError, UserError, refusal, refusals
 from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.machine import require_memory
 from ipinsights.model import artifact
 from ipinsights.model.model import Model
+from ipinsights.model.shard import Shard
 from ipinsights.sagemaker import channels, configuration, earlier, reporting, stopping
 from ipinsights.sagemaker.paths import Paths
 from ipinsights.training.checkpoint import Checkpoints
@@ -68,16 +71,72 @@ def _can_make(folder: Path) -> bool:
     return True
 
 
-def train() -> None:
-    """Run the job that the environment describes. A failure is written to the failure file and ends the process."""
+def train(**connection: Any) -> None:
+    """Run the job that the environment describes. A failure is written to the failure file and ends the process.
+
+    ``connection`` are options of `distributed.ranks.connect`, where the job has several hosts.
+    """
     paths = Paths.from_environment()
     reporting.configure_logging()
+    group = ALONE
     try:
         with refusals("remove", paths.failure):
             paths.failure.unlink(missing_ok=True)
-        run(paths)
+        hosts = configuration.hosts(paths)
+        if len(hosts.names) > 1:
+            group = _join(hosts, paths, connection)
+        run(paths, group, hosts.current)
+        group.close()
+    except stopping.Stopped:
+        logger.warning("The job was asked to stop while this host waited for the others: there is no model")
+    except OtherHostFailed as error:
+        group.leave()
+        _leave(f"This host ends because {error}")
     except Exception as error:
-        _fail(paths, _verdict(error, paths))
+        verdict = _verdict(error, paths)
+        group.fail(verdict)
+        _fail(paths, verdict)
+
+
+def _join(hosts: configuration.Hosts, paths: Paths, connection: dict[str, Any]) -> Group:
+    """Come together with the other hosts. Raises AlgorithmError if one does not come, and `stopping.Stopped`."""
+
+    def waiting(late: Sequence[str]) -> None:
+        logger.info("Waiting for %s", ", ".join(late))
+
+    def lost(reason: str, told: bool) -> None:
+        """Another host has failed, and says why in its own failure file, or it is gone, which nobody else can say."""
+        if not told:
+            _write_failure(paths, f"AlgorithmError: {reason}")
+        _leave(f"This host ends because {reason}")
+
+    logger.info(
+        "Host %s is %d of %d: waiting for the others. Metrics are in the log of %s",
+        hosts.current,
+        hosts.rank + 1,
+        len(hosts.names),
+        hosts.names[0],
+    )
+    from ipinsights.distributed import ranks  # loads torch, which takes seconds
+
+    group = ranks.connect(
+        hosts.names,
+        hosts.rank,
+        lost,
+        named_interface=hosts.interface,
+        waiting=waiting,
+        check=stopping.check,
+        **connection,
+    )
+    logger.info("All %d hosts are there", group.size)
+    return group
+
+
+def _leave(message: str) -> NoReturn:
+    """End this process at once, from any thread: an exchange with a host that is gone may never end."""
+    with contextlib.suppress(OSError):
+        logger.error("%s", message)
+    os._exit(1)
 
 
 def _verdict(error: Exception, paths: Paths) -> str:
@@ -99,32 +158,62 @@ def _verdict(error: Exception, paths: Paths) -> str:
     return f"AlgorithmError: internal error, please report it: {error!r}"
 
 
-def run(paths: Paths) -> None:
-    """Read, train and save. Raises UserError where the input is at fault."""
+def run(paths: Paths, group: Group, host: str) -> None:
+    """Read, train and save, with the other hosts of the group. Raises UserError where the input is at fault."""
     started = time.time()
-    job = configuration.read(paths)
+    with tempfile.TemporaryDirectory(prefix="ipinsights-") as scratch:
+        error: Exception | None = None
+        try:
+            job, base, checkpoints = _prepared(paths, group, Path(scratch))
+        except Exception as fault:
+            error = fault
+        group.agree(error)
+        try:
+            _train(paths, job, base, checkpoints, started, group, host)
+        except stopping.Stopped:
+            _stopped(paths, job.hyperparameters, base, checkpoints, group)
+        except OtherHostFailed as other:
+            if other.kind != stopping.Stopped.__name__:
+                raise
+            _stopped(paths, job.hyperparameters, base, checkpoints, group)
+        group.agree(None)
+
+
+def _prepared(
+    paths: Paths, group: Group, scratch: Path
+) -> tuple[configuration.Configuration, Model | None, Checkpoints | None]:
+    """What there is to do, the earlier model, and where checkpoints are."""
+    job = configuration.read(paths, group.size)
     hp = job.hyperparameters
     hp.require(validated=job.validation is not None)
     table = 4 * (hp.num_entity_vectors + 1) * hp.vector_dim
-    require_memory(table)
-    _require_writable(paths.model, "the model", table)
+    require_memory(table // group.size)
+    if group.leads:
+        _require_writable(paths.model, "the model", table)
     checkpoints = None
     with refusals("look into", paths.checkpoints), contextlib.suppress(FileNotFoundError):
         paths.checkpoints.stat()
         _require_writable(paths.checkpoints, "checkpoints")
-        checkpoints = Checkpoints(paths.checkpoints, job.source)
-    with tempfile.TemporaryDirectory(prefix="ipinsights-") as scratch:
-        base = earlier.load(job.model, Path(scratch)) if job.model else None
-        if base:
-            base.require(hp)
-        try:
-            _train(paths, job, base, checkpoints, started)
-        except stopping.Stopped:
-            logger.warning("The job was asked to stop before training began")
-            model, metrics = _best_known(hp, base, checkpoints)
-            training = {"events": model.vocabulary.events, "ended": "before_training"}
-            facts = {"hyperparameters": dataclasses.asdict(hp), "training": training, "metrics": metrics}
-            _save(paths, model, facts)
+        checkpoints = Checkpoints(paths.checkpoints, job.source, group)
+    base = earlier.load(job.model, scratch) if job.model else None
+    if base:
+        base.require(hp)
+    return job, base, checkpoints
+
+
+def _stopped(
+    paths: Paths, hp: Hyperparameters, base: Model | None, checkpoints: Checkpoints | None, group: Group
+) -> None:
+    """Save the best model that is known, as this job has learnt nothing."""
+    logger.warning("The job was asked to stop before training began")
+    if group.size > 1 and checkpoints:
+        logger.warning("The checkpoints stay as they are: the same job on as many hosts resumes from them")
+        checkpoints = None
+    if group.leads:
+        model, metrics = _best_known(hp, base, checkpoints)
+        training = {"events": model.vocabulary.events, "ended": "before_training"}
+        facts = {"hyperparameters": dataclasses.asdict(hp), "training": training, "metrics": metrics}
+        _save(paths, model, facts)
 
 
 def _require_writable(folder: Path, what: str, size: int = 0) -> None:
@@ -151,7 +240,13 @@ def _require_writable(folder: Path, what: str, size: int = 0) -> None:
 
 
 def _train(
-    paths: Paths, job: configuration.Configuration, base: Model | None, checkpoints: Checkpoints | None, started: float
+    paths: Paths,
+    job: configuration.Configuration,
+    base: Model | None,
+    checkpoints: Checkpoints | None,
+    started: float,
+    group: Group,
+    host: str,
 ) -> None:
     hp = job.hyperparameters
     reading = time.time()
@@ -161,15 +256,16 @@ def _train(
     else:
         index = EntityIndex(hp.num_entity_vectors)
     data = {
-        name: channels.read(name, sources, index, hp, job.content_types.get(name, CSV))
+        name: channels.read(name, sources, index, hp, job.content_types.get(name, CSV), group, name in job.sharded)
         for name, sources in (("train", job.train), ("validation", job.validation or []))
     }
     networks = Networks.read(job.networks, family) if job.networks else None
     read = time.time()
     marks = sum(part.removed.marks for part in data.values())
     logger.info(
-        "Read %s training and %s validation events%s",
+        "Read %s training and %s validation events%s%s",
         *(f"{len(part):,}" for part in data.values()),
+        " here" * (group.size > 1),
         f", and removed {marks:,} byte order marks from the starts of lines" if marks else "",
     )
     logger.info(
@@ -200,24 +296,36 @@ def _train(
         # Without the kernel a step is dozens of short parallel loops, whose threads wait for one another: a second core
         # makes it 1.3 times as fast where both are ours alone, and a seventh as fast beside two busy processes.
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-    stopping.check()
-    logger.info("Loading torch, which can take several seconds")
-    from ipinsights.training.fit import fit  # loads torch, which takes seconds and reads the setting above
+    if group.any(stopping.requested()):
+        raise stopping.Stopped
+    events, validated = (group.total(len(part)) for part in data.values())
+    report = reporting.TrainingReport(host, hp, events, validated, group.size)
+    if group.leads:
+        report.initialized(started, (reading, read))
+    validation = data["validation"] if job.validation is not None else None
+    options: dict[str, Any] = {
+        "networks": networks,
+        "earlier": base,
+        "checkpoints": checkpoints,
+        "stop": stopping.requested,
+    }
+    if group.size > 1:
+        from ipinsights.training.together import fit_together
 
-    report = reporting.TrainingReport(job.host, hp, len(data["train"]), len(data["validation"]))
-    report.initialized(started, (reading, read))
-    model = fit(
-        data["train"],
-        hp,
-        data["validation"] if job.validation else None,
-        report,
-        networks=networks,
-        earlier=base,
-        checkpoints=checkpoints,
-        stop=stopping.requested,
-    )
+        learnt: Model | Shard = fit_together(
+            data["train"], hp, validation, group, report if group.leads else None, **options
+        )
+    else:
+        logger.info("Loading torch, which can take several seconds")
+        from ipinsights.training.fit import fit  # loads torch, which takes seconds and reads the setting above
+
+        learnt = fit(data["train"], hp, validation, report, **options)
     saving = time.time()
-    _save(paths, model, report.facts(len(data["train"]), saving - started))
+    if not group.leads:
+        artifact.save(learnt, paths.model, {}, group)
+        logger.info("Sent this host's part of the model to %s, which saves it", group.hosts[0])
+        return
+    _save(paths, learnt, report.facts(events, saving - started), group)
     report.finished(saving)
 
 
@@ -244,8 +352,11 @@ def _best_known(
     return Model.blank(FAMILIES[hp.ip_version], hp.num_entity_vectors, hp.vector_dim, hp.num_ip_encoder_layers), {}
 
 
-def _save(paths: Paths, model: Model, facts: dict[str, dict[str, Any]]) -> None:
-    """Save a model with its facts. Raises UserError where an untrained one would replace a model."""
+def _save(paths: Paths, model: Model | Shard, facts: dict[str, dict[str, Any]], group: Group = ALONE) -> None:
+    """Save a model, or one of which each host has a part, with its facts.
+
+    Raises UserError where an untrained one would replace a model.
+    """
     if model.untrained:
         if (paths.model / artifact.MANIFEST).exists():
             raise UserError(
@@ -254,11 +365,11 @@ def _save(paths: Paths, model: Model, facts: dict[str, dict[str, Any]]) -> None:
             )
         logger.warning("The saved model is untrained: it scores every pair 0")
     try:
-        artifact.save(model, paths.model, facts)
+        described = artifact.save(model, paths.model, facts, group)
     except OSError as error:
         raise refusal("write the model to", paths.model, error) from error
-    if model.counted:
-        reporting.history_kept(model.counted.history, model.family)
+    if "history" in described:
+        reporting.history_kept(described["history"], FAMILIES[described["vocabulary"]["ip_version"]].width)
     logger.info("Saved the model to %s", paths.model)
 
 
@@ -269,16 +380,20 @@ def _fail(paths: Paths, message: str) -> NoReturn:
         logger.error("%s", message)
     except OSError:  # it may be the log itself that cannot be written; nor could Python, which tries again as it ends
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    try:
-        paths.failure.parent.mkdir(parents=True, exist_ok=True)
-        paths.failure.write_text(_shortened(message), errors="backslashreplace")
-    except OSError as error:
-        logger.error("Cannot write %s: %s", paths.failure, error.strerror)  # noqa: TRY400  # one cause is enough
+    _write_failure(paths, message)
     toolkit_errors = sys.modules.get(f"{_TOOLKIT}.errors")
     if toolkit_errors is None:
         sys.exit(1)
     # The toolkit turns SystemExit into success, and this into exit code 1 without a traceback.
     raise toolkit_errors.ClientError(message)
+
+
+def _write_failure(paths: Paths, message: str) -> None:
+    try:
+        paths.failure.parent.mkdir(parents=True, exist_ok=True)
+        paths.failure.write_text(_shortened(message), errors="backslashreplace")
+    except OSError as error:
+        logger.error("Cannot write %s: %s", paths.failure, error.strerror)  # noqa: TRY400  # one cause is enough
 
 
 def _shortened(message: str) -> str:

@@ -11,17 +11,16 @@ import logging
 import re
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from tqdm import tqdm
 
-from ipinsights.data.addresses import Family
 from ipinsights.data.networks import LABELS
 from ipinsights.errors import one_line
 from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.model.calibration import RATES, Calibration
-from ipinsights.model.history import History
 from ipinsights.model.profile import Profile
 from ipinsights.training.progress import BatchProgress, Ended, Ending, EpochSummary, Plan, Quality, Record
 
@@ -117,17 +116,20 @@ def progress_bar(total: int | None, unit: str, description: str) -> "tqdm[Any]":
     return tqdm(total=total, unit=unit, unit_scale=True, desc=description, disable=None, leave=False)
 
 
-def history_kept(history: History, family: Family) -> None:
-    """How much a saved model keeps of its events, and what that takes."""
-    if not len(history):
+def history_kept(history: Mapping[str, int], width: int) -> None:
+    """How much a saved model keeps of its events, of addresses of so many bits, and what that takes.
+
+    ``history`` is as the manifest has it.
+    """
+    if not history["pairs"]:
         logger.info("The model keeps no list of the addresses of each entity (hyperparameter history)")
         return
     logger.info(
         "The model keeps %s pairs of an entity and %s, each with its number of events: %.1f MB (hyperparameter "
         "history)",
-        f"{len(history):,}",
-        "an address" if history.length == family.width else f"a /{history.length}",
-        history.nbytes / 1e6,
+        f"{history['pairs']:,}",
+        "an address" if history["bits"] == width else f"a /{history['bits']}",
+        history["bytes"] / 1e6,
     )
 
 
@@ -165,9 +167,12 @@ class _Host:
 class TrainingReport(Record):
     """Writes the lines of one job as training goes."""
 
-    def __init__(self, host: str, hyperparameters: Hyperparameters, events: int, validation_events: int) -> None:
+    def __init__(
+        self, host: str, hyperparameters: Hyperparameters, events: int, validation_events: int, hosts: int = 1
+    ) -> None:
         super().__init__(hyperparameters)
         self._host = _Host(host)
+        self._hosts = hosts
         self._epochs = hyperparameters.epochs
         self._events = events
         self._validation_events = validation_events
@@ -250,6 +255,15 @@ class TrainingReport(Record):
             "s" * (plan.threads > 1),
             f"{plan.memory / 1e6:,.0f}",
         )
+        if plan.ranks < self._hosts:
+            logger.info(
+                "%d of %d hosts train: the data is too little, or too much of it is of one entity, to be divided among "
+                "more. The others have read their share. As many hosts as train would be as fast (training_hosts)",
+                plan.ranks,
+                self._hosts,
+            )
+        elif self._hosts > 1:
+            logger.info("All %d hosts train, each the entities that are at home there", self._hosts)
         if plan.slower_because:
             logger.warning("Training is several times slower than it could be, because %s", plan.slower_because)
         self._epoch_started = time.time()

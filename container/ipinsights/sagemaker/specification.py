@@ -52,7 +52,7 @@ def request(image: str, name: str = DEFAULT_NAME) -> dict[str, Any]:
             "TrainingImage": image,
             "SupportedHyperParameters": [_hyperparameter(declaration) for declaration in declarations()],
             "SupportedTrainingInstanceTypes": _CPU + _ONE_GPU,
-            "SupportsDistributedTraining": False,
+            "SupportsDistributedTraining": True,
             "MetricDefinitions": [{"Name": metric, "Regex": regex} for metric, regex in METRIC_DEFINITIONS.items()],
             "TrainingChannels": [_channel(*entry) for entry in CHANNELS.items()],
             "SupportedTuningJobObjectiveMetrics": [{"Type": "Maximize", "MetricName": metric} for metric in OBJECTIVES],

@@ -1,1 +1,1 @@
-"""Training of a model. No other folder imports torch."""
+"""Training of a model, with torch. No server imports this folder."""

@@ -19,6 +19,7 @@ import torch
 
 from ipinsights.data.addresses import Family, mapped_share
 from ipinsights.data.events import Events
+from ipinsights.distributed.group import ALONE, Group
 from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.model.model import Model
 from ipinsights.model.vocabulary import Vocabulary
@@ -71,19 +72,26 @@ class Batches:
         entities: Entities,
         generator: torch.Generator,
         native: ctypes.CDLL | None,
+        group: Group = ALONE,
     ) -> None:
+        """In a ``group`` each rank has the events of its own entities, and all take as many steps an epoch.
+
+        So each takes its part of a mini-batch, however many events it has. One without any has no mini-batches.
+        """
         device = generator.device
+        self.steps_per_epoch = -(-group.total(len(train)) // hp.mini_batch_size)
+        self.size = hp.mini_batch_size if group.size == 1 else max(1, -(-len(train) // self.steps_per_epoch))
+        """Positives of a mini-batch here."""
         self._hp = hp
         self._generator = generator
         numbered = dataclasses.replace(train, entity=entities.number[train.entity])
         self._entity = torch.from_numpy(numbered.entity).to(device)
         leaf = vocabulary.leaves(train.address)
         self._leaf = torch.from_numpy(leaf).to(device)
-        self._novelty = torch.from_numpy(novelty(numbered, vocabulary.family, len(entities.met))).to(device)
+        self._novelty = torch.from_numpy(novelty(numbered, vocabulary.family, len(entities.met), group)).to(device)
         self._pairs = sampling.Pairs(numbered.entity, leaf, device)
-        self._random_leaf = sampling.Discrete(vocabulary.leaf_shares(mapped_share(train.address)), device)
+        self._random_leaf = sampling.Discrete(vocabulary.leaf_shares(mapped_share(train.address, group)), device)
         self.index = PrefixIndex(vocabulary, device, native)
-        self.steps_per_epoch = -(-len(train) // hp.mini_batch_size)
 
     def start(self) -> Position:
         """The position before the first epoch, with the generator's present state."""
@@ -98,19 +106,22 @@ class Batches:
     def rest_of_epoch(self, position: Position) -> Iterator[Batch]:
         """The mini-batches of the epoch from the position on. The caller counts the position's steps.
 
+        In a group of ranks, those with fewer events have none for the last steps.
+
         Many are drawn at a time, so drawing costs little even if they are small. (What a GPU draws depends on its
         model: an epoch that began on another one uses some events twice and others not at all.)
         """
-        hp, generator = self._hp, self._generator
+        size, generator = self.size, self._generator
         self._set_state(position.epoch_began)
         order = torch.randperm(len(self._entity), generator=generator, dtype=torch.int32, device=generator.device)
-        at_once = max(1, DRAWN // hp.mini_batch_size)
+        at_once = max(1, DRAWN // size)
         begun = taken = 0
-        if position.steps:  # draw again the group that the last step's batch was in
-            begun, last = divmod(position.steps - 1, at_once)
+        own = -(-len(order) // size)
+        if done := min(position.steps, own):  # draw again the group that the last step's batch was in
+            begun, last = divmod(done - 1, at_once)
             taken = last + 1
             self._set_state(position.drew)
-        for chosen in torch.split(order, hp.mini_batch_size * at_once)[begun:]:
+        for chosen in torch.split(order, size * at_once)[begun:]:
             position.drew = self._state()
             yield from self._draw(chosen)[taken:]
             taken = 0
@@ -129,7 +140,7 @@ class Batches:
         entity, leaf = (array.index_select(0, chosen) for array in (self._entity, self._leaf))
         novelty = self._novelty.index_select(0, entity)
         positive = self._rows_of(leaf)
-        sizes = [len(part) for part in torch.split(chosen, hp.mini_batch_size)]
+        sizes = [len(part) for part in torch.split(chosen, self.size)]
         groups = [sampling.groups(size, rates[0]) for size in sizes]
         random = self._rows_of(self._random_leaf.draw(sum(groups) * rates[0], self._generator))
         random = random.view(sum(groups), rates[0], random.shape[1])
@@ -145,7 +156,7 @@ class Batches:
 
         Who drew an address that its entity is known to use has no negative.
         """
-        size, rate = self._hp.mini_batch_size, self._hp.shuffled_negative_sampling_rate
+        size, rate = self.size, self._hp.shuffled_negative_sampling_rate
         weight = self._pairs.weight.index_select(0, chosen)
         partner = sampling.partners(weight, rate, size, tile, self._generator)
         own = torch.arange(len(chosen), dtype=torch.int32, device=chosen.device)
@@ -158,8 +169,10 @@ class Batches:
         return self.index.rows_with_dropout(leaves, self._generator)
 
 
-def novelty(train: Events, family: Family, entities: int) -> npt.NDArray[np.float32]:
+def novelty(train: Events, family: Family, entities: int, group: Group = ALONE) -> npt.NDArray[np.float32]:
     """How often each entity comes from new places: float32 [entities], from 0 to `MOST_NOVELTY`, on average `NOVELTY`.
+
+    In a ``group``, the mean is that of all ranks, each of which has all events of its entities.
 
     After Good and Turing, the chance of a new kind is the share of events whose kind was seen once. Here a kind is a
     prefix of the coarsest level, seen once for the entity. The estimate gives only the ratio between entities. It does
@@ -171,11 +184,11 @@ def novelty(train: Events, family: Family, entities: int) -> npt.NDArray[np.floa
     visits <<= number(bits)
     visits |= (train.address >> train.address.dtype.type(family.width - bits)).astype(number)
     visits.sort()
-    changes = np.concatenate([[True], visits[1:] != visits[:-1], [True]])
+    changes = np.concatenate([[True], visits[1:] != visits[:-1], [True]])[: len(visits) + 1]
     once = visits[changes[:-1] & changes[1:]] >> number(bits)
     singles = np.bincount(once.astype(np.int64), minlength=entities)
     events = np.bincount(train.entity, minlength=entities)
-    mean = max(len(once), 1) / len(train)
+    mean = max(group.total(len(once)), 1) / group.total(len(train))
     share = (singles + _NOVELTY_PRIOR * mean) / (events + _NOVELTY_PRIOR)
     return np.minimum(NOVELTY * share / mean, MOST_NOVELTY).astype(np.float32)
 

@@ -19,6 +19,7 @@ import numpy.typing as npt
 import xxhash
 
 from ipinsights.data.entities import EntityIndex
+from ipinsights.distributed.group import ALONE, Group
 from ipinsights.errors import UserError, refusal
 from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.model import artifact, checks, tensors
@@ -31,13 +32,15 @@ KEPT = 2
 """Checkpoints kept: one more than needed, in case the newest is damaged."""
 
 _NAME = "checkpoint-{}.safetensors"
-_PATTERN = _NAME.format("[0-9]" * 12)
+_DIGITS = 12
+_STEPS = "[0-9]" * _DIGITS
 _UNDECISIVE = (
     "batch_metrics_publish_interval",
     "checkpoint_interval_minutes",
     "history",
     "malformed_rows",
     "malformed_rows_limit",
+    "training_hosts",
 )
 """Hyperparameters that may change: their effect on the result shows in the data."""
 
@@ -135,21 +138,33 @@ class Checkpoint:
 class Checkpoints:
     """A folder of checkpoints. It leaves other files alone, and those that another job writes at the same time."""
 
-    def __init__(self, folder: Path, source: str = "") -> None:
-        """``source`` is a text that identifies the data before it is read."""
+    def __init__(self, folder: Path, source: str = "", group: Group = ALONE) -> None:
+        """``source`` is a text that identifies the data before it is read.
+
+        Each rank of a ``group`` has files of its own, whose names are unique, since platforms may keep those of all
+        hosts in one place.
+        """
         self.folder = folder
         self.source = source
+        self._ranks = f"-{group.rank:05d}-of-{group.size:05d}" if group.size > 1 else ""
+        self._pattern = _NAME.format(_STEPS + self._ranks)
         self._written = time.monotonic()
-        self._old = [*folder.glob(_PATTERN), *folder.glob(f".{_PATTERN}.tmp")]
+        self._old = [*folder.glob(self._pattern), *folder.glob(f".{self._pattern}.tmp")]
         self._whole: list[Path] = []
 
-    def newest(self) -> tuple[Checkpoint | None, list[str]]:
+    def newest(self, limit: int | None = None) -> tuple[Checkpoint | None, list[str]]:
         """The newest undamaged checkpoint, and for each newer one the reason why it is damaged.
 
-        Raises UserError if one has another format version, or if the system cannot read it (which may be temporary).
+        With a ``limit``, those after more steps do not count. Raises UserError if one has another format version, if
+        all are of another number of hosts, or if the system cannot read one (which may be temporary).
         """
         damaged = []
-        for path in sorted(self.folder.glob(_PATTERN), reverse=True):
+        found_here = sorted(self.folder.glob(self._pattern), reverse=True)
+        if not found_here:
+            self._require_no_other()
+        for path in found_here:
+            if limit is not None and int(path.name.split("-")[1][:_DIGITS]) > limit:
+                continue
             try:
                 found = _read(path)
             except (IsADirectoryError, RecursionError, ValueError, KeyError, TypeError) as error:
@@ -161,13 +176,27 @@ class Checkpoints:
                 return found, damaged
         return None, damaged
 
+    def _require_no_other(self) -> None:
+        """Raise UserError if there are checkpoints of another number of hosts, from which training cannot go on."""
+        others = [path.name for path in self.folder.glob(_NAME.format(f"{_STEPS}*")) if not self._is_of_us(path.name)]
+        if others:
+            number = others[0].rpartition("-of-")[2].partition(".")[0] if "-of-" in others[0] else "1"
+            raise UserError(
+                f"the checkpoints in {self.folder} are those of a training on {int(number)} host"
+                f"{'s' * (int(number) > 1)}: resume with that number, or use an empty checkpoint folder"
+            )
+
+    def _is_of_us(self, name: str) -> bool:
+        """Whether a checkpoint is of the same number of hosts."""
+        return name.partition("-of-")[2] == _NAME.format(self._ranks).partition("-of-")[2]
+
     def due(self, minutes: float) -> bool:
         """Whether the last one was written at least so many minutes ago; never with 0."""
         return 0 < minutes <= (time.monotonic() - self._written) / 60
 
     def write(self, checkpoint: Checkpoint) -> Path:
         """Write a checkpoint and remove those no longer needed. If it raises OSError, nothing has changed."""
-        path = self.folder / _NAME.format(f"{checkpoint.steps:012d}")
+        path = self.folder / _NAME.format(f"{checkpoint.steps:0{_DIGITS}d}{self._ranks}")
         try:
             _write(checkpoint, path, self.source)
         finally:
@@ -193,7 +222,7 @@ def subject_of(
         "hyperparameters": _decisive(hyperparameters),
         "device": device,
         "number_of_events": events,
-        **{name: _digest(arrays) if arrays is not None else None for name, arrays in data.items()},
+        **{name: digest_of(arrays) if arrays is not None else None for name, arrays in data.items()},
     }
 
 
@@ -297,7 +326,7 @@ def _require_fit(arrays: tensors.Arrays, text: Mapping[str, Any], vocabulary: Vo
         checks.tensor(arrays, name, np.uint8, (None,))
 
 
-def _digest(parts: Mapping[str, Any]) -> str:
+def digest_of(parts: Mapping[str, Any]) -> str:
     """A digest of named arrays in any order. It ignores those that are None."""
     digest = xxhash.xxh3_128()
     for name, part in sorted(parts.items()):

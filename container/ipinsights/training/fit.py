@@ -13,11 +13,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 
 from ipinsights.data.addresses import FAMILIES
+from ipinsights.data.entities import EntityIndex
 from ipinsights.data.events import Events
+from ipinsights.data.homes import buckets, send
 from ipinsights.data.networks import Networks
+from ipinsights.distributed.group import ALONE, Group
 from ipinsights.errors import UserError
 from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.machine import require_memory
@@ -70,37 +74,60 @@ def fit(
     and if the machine has too little memory.
     """
     hyperparameters.require(validated=validation is not None)
-    if earlier:
-        earlier.require(hyperparameters)
-        if not earlier.vocabulary.events:  # a blank one: between zeros all gradients are zero
-            earlier = None
-    if earlier and not earlier.counted and earlier.encoder.prefix[:, -RESERVED:].any():
-        raise UserError(
-            "the earlier model was made by a release that did not count: it can be served, but training cannot "
-            "continue from it. Train once without it"
-        )
-    _check(train, validation)
-    listener = listener or Listener()
-    stopping = _Stopping(stop)
-    table = 4 * (hyperparameters.num_entity_vectors + 1) * hyperparameters.vector_dim
-    require_memory(table)
+    check(len(train), train.index, None if validation is None else len(validation), hyperparameters, earlier)
+    if earlier and not earlier.vocabulary.events:  # a blank one: between zeros all gradients are zero
+        earlier = None
+    return learn(
+        train,
+        hyperparameters,
+        validation,
+        listener or Listener(),
+        device,
+        networks,
+        earlier,
+        checkpoints,
+        stop,
+        ALONE,
+    )
+
+
+def learn(
+    train: Events,
+    hyperparameters: Hyperparameters,
+    validation: Events | None,
+    listener: Listener,
+    device: str | None,
+    networks: Networks | None,
+    earlier: Model | None,
+    checkpoints: Checkpoints | None,
+    stop: Callable[[], bool],
+    group: Group,
+) -> Model:
+    """`fit` of one rank of a group, once it is sure that there is something to learn.
+
+    Events, index, earlier model and result have the rows of this rank's entities.
+    """
+    stopping = _Stopping(stop, group)
+    table = 4 * (train.index.num_rows + 1) * hyperparameters.vector_dim
+    _require_memory(table, group)
     before = earlier.vocabulary if earlier else None
     family = FAMILIES[hyperparameters.ip_version]
     history = History.of(train, family)
-    levels = before.levels if before else levels_for(family, history.recurring, history.distinct_addresses)
+    levels = before.levels if before else levels_for(family, *_recurrence(history, group))
     every = train
     if validation is None:
-        train, history, apart = hold_out(train, history, hyperparameters.held_out_share)
+        train, history, apart = hold_out(train, history, hyperparameters.held_out_share, group)
     else:
         apart = validation
-    hp = hyperparameters.adapted(len(train))
-    vocabulary = Vocabulary.build(train.address, family, networks, levels, earlier=before)
+    events = group.total(len(train))
+    hp = hyperparameters.adapted(events)
+    vocabulary = Vocabulary.build(train.address, family, networks, levels, earlier=before, group=group)
     if earlier and earlier.counted:
         history = earlier.counted.history.plus(history, family)
-    profile = Profile.of(every, vocabulary)
-    entities = Entities.of(train, hp.num_entity_vectors, earlier)
+    profile = Profile.of(every, vocabulary, group)
+    entities = Entities.of(train, train.index.num_rows, earlier)
     memory = placement.memory(hp, vocabulary, len(train), len(entities.met))
-    require_memory(table + memory)
+    _require_memory(table + memory, group)
     place = placement.choose(device, hp, vocabulary, len(train), memory)
     threads = torch.get_num_threads()
     seen = entities.number[apart.entity] < len(entities.met)
@@ -115,40 +142,46 @@ def fit(
             place.slower_because,
             memory,
             before,
-            held_out=0 if validation else len(apart),
-            unseen=int((~seen).sum()),
+            held_out=0 if validation is not None else group.total(len(apart)),
+            unseen=group.total(int((~seen).sum())),
+            ranks=group.total(int(len(train) > 0)),
         )
     )
     with _one_torch_thread(place.step == "native"), _memory_errors(), place.current:
-        trainer = Trainer(train, hp, vocabulary, entities, place, threads, earlier.learnt_alone() if earlier else None)
-        refit = Refit(Counts(vocabulary, history))
-        validator = Validator(validation, trainer, refit, hp.seed, earlier) if validation is not None else None
+        learnt_before = earlier.learnt_alone() if earlier else None
+        trainer = Trainer(train, hp, vocabulary, entities, place, threads, learnt_before, group)
+        refit = Refit(Counts(vocabulary, history, group), group)
+        validator = None
+        if validation is not None:
+            validator = Validator(validation, trainer, refit, hp.seed, earlier, group)
         saver = None
         if checkpoints:
             subject = subject_of(
                 hp,
                 place.device.type,
-                len(train),
+                events,
                 training_data={"entity": train.entity, "address": train.address},
                 validation_data={"entity": validation.entity, "address": validation.address} if validation else None,
                 table_of_networks=vars(networks) if networks else None,
                 earlier_model={"entity": earlier.entity, **vars(earlier.encoder)} if earlier else None,
+                **({"rank": {"rank_of": np.array([group.rank, group.size])}} if group.size > 1 else {}),
             )
-            saver = _Saver(checkpoints, trainer, subject, hp.checkpoint_interval_minutes, listener)
+            saver = _Saver(checkpoints, trainer, subject, hp.checkpoint_interval_minutes, listener, group)
             saver.resume()
         ending = _run(trainer, validator, hp, listener, stopping, saver)
         learnt, summary = trainer.model()
         listener.training_ended(dataclasses.replace(ending, saved=summary or ending.saved))
         if not (ending.epochs or ending.steps):
-            shape = hp.num_entity_vectors, hp.vector_dim, hp.num_ip_encoder_layers
+            shape = train.index.num_rows, hp.vector_dim, hp.num_ip_encoder_layers
             return earlier.keeping(hp.history) if earlier else Model.blank(vocabulary.family, *shape)
         model = refit.model(learnt, hp.seed, earlier, stopping.impatient)
         if model is None:
             listener.uncounted()
             return learnt
-        if not seen.any():
+        if not group.any(bool(seen.any())):
             return model.keeping(hp.history)
-        calibration = Calibration.of(model.score_rows, refit.counts, apart.entity[seen], apart.address[seen], hp.seed)
+        ordinary = apart.entity[seen], apart.address[seen]
+        calibration = Calibration.of(model.score_rows, refit.counts, *ordinary, hp.seed, group)
         listener.calibrated(calibration)
         return dataclasses.replace(model, calibration=calibration).keeping(hp.history)
 
@@ -187,8 +220,8 @@ def _run(
     position, cut_off = trainer.position, None
     if position.steps:
         cut_off = trainer.summary(None)
-    while position.epoch < hp.epochs and not trainer.out_of_patience and not stopping():
-        whole = trainer.run(listener, stopping, saver.write_if_due if saver else lambda: None)
+    while position.epoch < hp.epochs and not trainer.out_of_patience and not stopping.asked():
+        whole = trainer.run(listener, stopping.asked, saver.write_if_due if saver else lambda: None)
         if trainer.diverged and stopping() and trainer.keeps_best:
             break
         quality = validator.quality(stopping.impatient) if validator else Quality()
@@ -210,16 +243,22 @@ def _run(
 
 
 class _Stopping:
-    """Whether training was asked to stop, and whether that was long ago."""
+    """Whether training was asked to stop, and whether that was long ago. All ranks of a group have the same answer."""
 
-    def __init__(self, stop: Callable[[], bool]) -> None:
+    def __init__(self, stop: Callable[[], bool], group: Group) -> None:
         self._stop = stop
+        self._group = group
         self._since = math.inf
 
-    def __call__(self) -> bool:
-        if self._since == math.inf and self._stop():
+    def asked(self) -> bool:
+        """Ask all ranks."""
+        if self._since == math.inf and self._group.any(self._stop()):
             self._since = time.monotonic()
         return self._since < math.inf
+
+    def __call__(self) -> bool:
+        """What is known. A rank that is alone may ask at any time."""
+        return self.asked() if self._group.size == 1 else self._since < math.inf
 
     def impatient(self) -> bool:
         """Whether no time is left for optional work."""
@@ -230,9 +269,16 @@ class _Saver:
     """Writes checkpoints of a training, and resumes from one."""
 
     def __init__(
-        self, checkpoints: Checkpoints, trainer: Trainer, subject: dict[str, Any], minutes: float, listener: Listener
+        self,
+        checkpoints: Checkpoints,
+        trainer: Trainer,
+        subject: dict[str, Any],
+        minutes: float,
+        listener: Listener,
+        group: Group,
     ) -> None:
         self._checkpoints = checkpoints
+        self._group = group
         self._trainer = trainer
         self._subject = subject
         self._minutes = minutes
@@ -242,18 +288,39 @@ class _Saver:
 
     def resume(self) -> None:
         """Resume from the newest checkpoint, if there is one. Raises UserError if it belongs to another training."""
-        checkpoint, damaged = self._checkpoints.newest()
+        checkpoint, damaged = self._newest()
         if checkpoint:
-            checkpoint.require(self._subject, self._checkpoints.folder)
             self._trainer.thaw(checkpoint)
             self._last = checkpoint.steps
         position = self._trainer.position
         if checkpoint or damaged:
             self._listener.resumed(position.epoch, position.steps, damaged)
 
+    def _newest(self) -> tuple[Checkpoint | None, list[str]]:
+        """The newest checkpoint that all ranks have undamaged."""
+        limit, told = None, []
+        while True:
+            error: Exception | None = None
+            checkpoint = None
+            try:
+                checkpoint, damaged = self._checkpoints.newest(limit)
+                told += [text for text in damaged if text not in told]
+                if checkpoint:
+                    checkpoint.require(self._subject, self._checkpoints.folder)
+            except UserError as fault:
+                error = fault
+            self._group.agree(error)
+            steps = [of.item() for of in self._group.gather(np.array([checkpoint.steps if checkpoint else -1]))]
+            limit = min(steps)
+            if limit < 0 <= max(steps):
+                told.append("there is none that all hosts have whole")
+            if max(steps) == limit or limit < 0:
+                return (checkpoint if limit >= 0 else None), told
+
     def write_if_due(self) -> None:
-        """Write a checkpoint if the interval has passed."""
-        if self._checkpoints.due(self._minutes):
+        """Write a checkpoint if the interval has passed. In a group, the leader's clock decides."""
+        due = self._checkpoints.due(self._minutes)
+        if self._group.any(due and self._group.leads):
             self.write()
 
     def write_last(self) -> None:
@@ -280,14 +347,44 @@ class _Saver:
             self._listener.checkpoint_written(str(path), time.monotonic() - began)
 
 
-def _check(train: Events, validation: Events | None) -> None:
-    """Raise UserError if there is nothing to learn."""
-    if len(train) == 0:
+def _require_memory(needed: int, group: Group) -> None:
+    """`require_memory` of each rank. What one lacks, all hear of."""
+    error = None
+    try:
+        require_memory(needed)
+    except UserError as fault:
+        error = fault
+    group.agree(error)
+
+
+def _recurrence(history: History, group: Group) -> tuple[float, int]:
+    """`History.recurring` and `History.distinct_addresses` of all ranks' entities."""
+    if group.size == 1:
+        return history.recurring, history.distinct_addresses
+    recurring = 1 - group.total(len(history)) / max(1, group.total(history.events))
+    addresses = np.unique(history.addresses)
+    addresses = send(addresses, buckets(addresses) % group.size, group)
+    return recurring, group.total(len(np.unique(addresses)))
+
+
+def check(
+    events: int, index: EntityIndex, validation: int | None, hyperparameters: Hyperparameters, earlier: Model | None
+) -> None:
+    """Raise UserError if there is nothing to learn from so many events, or if the earlier model does not fit."""
+    if earlier:
+        earlier.require(hyperparameters)
+        before = earlier.encoder.prefix[:, -RESERVED:]
+        if earlier.vocabulary.events and not earlier.counted and before.any():
+            raise UserError(
+                "the earlier model was made by a release that did not count: it can be served, but training cannot "
+                "continue from it. Train once without it"
+            )
+    if not events:
         raise UserError("there are no training events: the train channel has no rows")
-    if train.index.owned + train.index.sharing == 1:
+    if index.owned + index.sharing == 1:
         raise UserError(
             "all training events belong to one entity: the model learns by comparing entities, so the train channel "
             "must have several"
         )
-    if validation is not None and len(validation) == 0:
+    if validation == 0:
         raise UserError("there are no validation events: the validation channel has no rows")

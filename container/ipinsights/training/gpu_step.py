@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ipinsights.errors import AlgorithmError
 from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.training import sampling, step
 from ipinsights.training.step import Batch, Parameters, TorchStep
@@ -61,6 +62,10 @@ class _Recording:
 
 class GpuStep(TorchStep):
     """Takes steps on float32 parameters."""
+
+    def count(self, touches: torch.Tensor) -> None:
+        """Refuse: the recorded step counts nothing yet. Several hosts train on CPUs."""
+        raise AlgorithmError(f"a recorded step cannot count the {len(touches)} rows that it touches")
 
     def __init__(
         self, parameters: Parameters, weight_decay: float, record: Callable[[Play], Play] | None = None

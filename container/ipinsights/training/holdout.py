@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ipinsights.data.events import Events
+from ipinsights.distributed.group import ALONE, Group
 from ipinsights.model.history import History
 
 LEAST, MOST = 20, 100_000
@@ -20,15 +21,17 @@ _CHUNK = 1 << 20
 Hashes = npt.NDArray[np.uint64]
 
 
-def hold_out(train: Events, history: History, share: float) -> tuple[Events, History, Events]:
+def hold_out(train: Events, history: History, share: float, group: Group = ALONE) -> tuple[Events, History, Events]:
     """Part the events, of which ``history`` is the whole, into those to learn from and those kept apart.
 
     Returns the former with their history, and the latter. About ``share`` of the events are kept apart, at most `MOST`,
-    and none if that would be fewer than `LEAST`. Every entity keeps an event to learn from.
+    and none if that would be fewer than `LEAST`. Every entity keeps an event to learn from. In a ``group`` these are
+    numbers of all ranks' events.
     """
-    share = min(share, MOST / len(train))
+    every = group.total(len(train))
+    share = min(share, MOST / every)
     none = dataclasses.replace(train, entity=train.entity[:0], address=train.address[:0])
-    if share * len(train) < LEAST:
+    if share * every < LEAST or not len(train):
         return train, history, none
     apart = _decide(history, train.index.tags, share)
     held = _first_of_each(train, history, apart)

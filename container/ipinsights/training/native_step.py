@@ -68,6 +68,12 @@ class NativeStep:
         self._torch.resume(steps)
         self._native.ipinsights_step_pack(self._handle)
 
+    def count(self, touches: torch.Tensor) -> None:
+        """Count the steps that touch each prefix row, from now on."""
+        self._touches = touches  # keeps the memory that the handle points to
+        self._native.ipinsights_step_count(self._handle, touches.numpy())
+        self._torch.count(touches)
+
     def score(self, entity: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         """The scores of n pairs."""
         scores = torch.empty(len(entity))
@@ -93,6 +99,25 @@ class NativeStep:
             ),
         )
         self._native.ipinsights_step_run(self._handle, native, update, totals.numpy())
+
+
+def moves(native: ctypes.CDLL, rows: torch.Tensor, table: torch.Tensor, base: torch.Tensor, to: torch.Tensor) -> None:
+    """How far some rows, int64 [n], of a table [P, 3, D] have moved from ``base``, [P, D]: ``to`` [n, D]."""
+    arrays = (array.numpy() for array in (rows, table, base, to))
+    native.ipinsights_moves(len(rows), base.shape[1], *arrays)
+
+
+def moved(
+    native: ctypes.CDLL,
+    rows: torch.Tensor,
+    by: torch.Tensor,
+    scale: torch.Tensor,
+    table: torch.Tensor,
+    base: torch.Tensor,
+) -> None:
+    """Move rows of ``base`` ``by``, [n, D], times ``scale``, [n], and set the weights of the table to it."""
+    arrays = (array.numpy() for array in (rows, by, scale, table, base))
+    native.ipinsights_moved(len(rows), base.shape[1], *arrays)
 
 
 def rows_with_dropout(

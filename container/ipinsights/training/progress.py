@@ -38,6 +38,8 @@ class Plan:
     """Events that are kept apart from training."""
     unseen: int = 0
     """Validation events of entities that training never saw."""
+    ranks: int = 1
+    """Ranks that train, each on a host; fewer than there are hosts where there is little data."""
 
 
 @dataclass

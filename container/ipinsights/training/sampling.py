@@ -62,7 +62,7 @@ class Pairs:
         """The entity and the leaf of each event, [n]."""
         ordered = _keys(entity, leaf)
         ordered.sort()
-        first = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+        first = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]])[: len(ordered)])
         keys, events = ordered[first], len(ordered)
         del ordered  # as there may be many
         share = np.diff(first, append=events).astype(np.float32) ** np.float32(POWER - 1)

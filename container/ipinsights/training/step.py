@@ -194,6 +194,9 @@ class Step(Protocol):
     def apply(self, gradients: Gradients, learning_rate: float) -> None:
         """Take one optimiser step with given gradients; `totals` stay as they are."""
 
+    def count(self, touches: torch.Tensor) -> None:
+        """From now on, add 1 to ``touches``, int32 [P], for each prefix row that a step touches."""
+
     def wait(self) -> None:
         """Wait until all work that was started is done."""
 
@@ -211,6 +214,7 @@ class TorchStep:
         self._parameters = parameters
         self._weight_decay = weight_decay
         self.steps = 0
+        self._touches: torch.Tensor | None = None
         self.totals = torch.zeros(3, dtype=torch.float64, device=parameters.typical.device)
 
     def run(self, batch: Batch, learning_rate: float) -> None:
@@ -295,9 +299,15 @@ class TorchStep:
                 state = table.index_select(0, rows)
                 _adam(state.unbind(1), values, rates.table, rates.deviation)
                 table.index_copy_(0, rows, state)
+        if self._touches is not None:
+            self._touches[gradients.prefix.rows] += 1
         _adam(p.typical.unbind(0), gradients.typical, rates.typical, rates.deviation)
         _adam(p.w.unbind(0), gradients.w, rates.block, rates.deviation)
         _adam(p.b.unbind(0), gradients.b, rates.block, rates.deviation)
+
+    def count(self, touches: torch.Tensor) -> None:
+        """Count the steps that touch each prefix row, from now on."""
+        self._touches = touches
 
     def next_rates(self, learning_rate: float) -> Rates:
         """The numbers of the next step's update; the step counts as taken."""

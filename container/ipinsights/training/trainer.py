@@ -15,6 +15,7 @@ import torch
 
 from ipinsights import native
 from ipinsights.data.events import Events
+from ipinsights.distributed.group import ALONE, Group
 from ipinsights.errors import UserError
 from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.model.model import RESERVED, Encoder, Model
@@ -25,7 +26,8 @@ from ipinsights.training.gpu_step import GpuStep
 from ipinsights.training.native_step import NativeStep
 from ipinsights.training.placement import Placement
 from ipinsights.training.progress import BatchProgress, EpochSummary, Listener, Quality
-from ipinsights.training.step import Parameters, Step, TorchStep
+from ipinsights.training.step import Batch, Parameters, Step, TorchStep
+from ipinsights.training.union import Union, period
 
 INITIAL_SCALE = 0.01
 """Standard deviation of the tables at the start: small, so that scores start near 0."""
@@ -46,17 +48,23 @@ class Trainer:
         place: Placement,
         threads: int,
         earlier: Model | None = None,
+        group: Group = ALONE,
     ) -> None:
-        """The native step uses so many ``threads``. With an ``earlier`` model, training continues from it."""
+        """The native step uses so many ``threads``. With an ``earlier`` model, training continues from it.
+
+        In a ``group`` the events and the entities are those of this rank, and the encoder is that of all (`union`).
+        """
         self._hp = hp
         self.vocabulary = vocabulary
         self.index = train.index
         self.entities = entities
-        self._events = len(train)
+        self._events = group.total(len(train))
         generator = torch.Generator(place.device).manual_seed(hp.seed)
         self.parameters = _initial_parameters(hp, vocabulary, entities, generator, earlier)
+        if group.size > 1:  # all ranks' encoders begin alike, and what they draw from now on is their own
+            generator.manual_seed(_seed_of_rank(hp.seed, group.rank))
         library = native.library() if place.step == "native" else None
-        self.batches = Batches(train, hp, vocabulary, entities, generator, library)
+        self.batches = Batches(train, hp, vocabulary, entities, generator, library, group)
         self.step: Step
         if library:
             self.step = NativeStep(library, self.parameters, vocabulary.depth, hp.weight_decay, threads)
@@ -64,6 +72,11 @@ class Trainer:
             self.step = GpuStep(self.parameters, hp.weight_decay)
         else:
             self.step = TorchStep(self.parameters, hp.weight_decay)
+        self._union: Union | None = None
+        if group.size > 1:
+            steps, trainers = self.batches.steps_per_epoch, group.total(int(len(train) > 0))
+            every = period(steps, hp.mini_batch_size, trainers, vocabulary.num_rows)
+            self._union = Union(group, self.parameters, self.step, steps, every, library)
         self.position = self.batches.start()
         self._seconds = 0.0
         self.last: EpochSummary | None = None
@@ -81,6 +94,7 @@ class Trainer:
     def run(self, listener: Listener, stop: Callable[[], bool], save: Callable[[], object]) -> bool:
         """Take the remaining steps of the current epoch; after each, ``save`` may freeze the training.
 
+        In a group of ranks, ``save`` and reports come where encoders are combined, and ``stop`` must ask all ranks.
         Returns whether all steps were taken; False if ``stop`` returned True before.
         """
         hp, position = self._hp, self.position
@@ -88,12 +102,15 @@ class Trainer:
         per_step, interval = hp.records_per_positive, hp.batch_metrics_publish_interval
         next_print = -(-position.steps * per_step // interval) * interval
         began, before = time.perf_counter() - self._seconds, (time.perf_counter(), self._records)
-        for batch in self.batches.rest_of_epoch(position):
+        for batch in self._rest_of_epoch():
             number = position.epoch * self.batches.steps_per_epoch + position.steps
-            self.step.run(batch, hp.learning_rate * (1 - number / steps))
+            if batch:
+                self.step.run(batch, hp.learning_rate * (1 - number / steps))
             position.steps += 1
             self._seconds = time.perf_counter() - began
-            listener.step_done(position.epoch, len(batch.entity))
+            listener.step_done(position.epoch, len(batch.entity) if batch else 0)
+            if self._union and not self._union.stepped(batch is not None, position.steps, number + 1, stop):
+                continue
             if next_print < position.steps * per_step:
                 cross_entropy, accuracy = self._means()
                 now = (time.perf_counter(), self._records)
@@ -102,7 +119,7 @@ class Trainer:
             while next_print < position.steps * per_step:  # a step may cover several prints
                 listener.batches_done(BatchProgress(position.epoch, next_print, accuracy, cross_entropy, speed))
                 next_print += interval
-            if stop():
+            if self._union.stopped if self._union else stop():
                 break
             pause = time.perf_counter()
             save()
@@ -110,6 +127,12 @@ class Trainer:
         self.step.wait()
         self._seconds = time.perf_counter() - began
         return position.steps == self.batches.steps_per_epoch
+
+    def _rest_of_epoch(self) -> Iterator[Batch | None]:
+        """A mini-batch for each remaining step of the epoch; None for a step in which this rank has none."""
+        yield from self.batches.rest_of_epoch(self.position)
+        while self.position.steps < self.batches.steps_per_epoch:
+            yield None
 
     def summary(self, quality: Quality | None) -> EpochSummary:
         """The result of the current epoch so far."""
@@ -135,6 +158,8 @@ class Trainer:
                 )
         self.batches.next_epoch(self.position)
         self.step.totals.zero_()
+        if self._union:
+            self._union.totals[:] = 0
         self._seconds = 0.0
 
     def model(self) -> tuple[Model, EpochSummary | None]:
@@ -154,7 +179,12 @@ class Trainer:
     @property
     def diverged(self) -> bool:
         """Whether the loss is no longer a number."""
-        return not math.isfinite(sum(self.step.totals.tolist()))
+        return not math.isfinite(sum(self._totals))
+
+    @property
+    def _totals(self) -> list[float]:
+        """The totals of the epoch so far, of all ranks."""
+        return (self._union or self.step).totals.tolist()
 
     def freeze(self, subject: dict[str, Any]) -> Checkpoint:
         """The present state of the training, as views that later steps change."""
@@ -184,6 +214,9 @@ class Trainer:
         self.step.totals.copy_(torch.from_numpy(checkpoint.totals.copy()))
         self._seconds = checkpoint.seconds
         self.last, self.best = checkpoint.last, checkpoint.best
+        if self._union:
+            self._union.begin()
+            self._union.add_up()
         if checkpoint.best_weights:  # as copies: views would keep the file in memory
             best = vars(checkpoint.best_weights)
             self._best_weights = Weights(**{name: array.copy() for name, array in best.items()})
@@ -212,8 +245,13 @@ class Trainer:
                 "the training loss is no longer a number: lower learning_rate (and, if the job has checkpoints, "
                 "use an empty checkpoint folder)"
             )
-        cross_entropy, right, records = self.step.totals.tolist()
+        cross_entropy, right, records = self._totals
         return cross_entropy / records, right / records
+
+
+def _seed_of_rank(seed: int, rank: int) -> int:
+    """A seed for the draws of one rank."""
+    return int(np.random.SeedSequence((seed, rank)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def _initial_parameters(

@@ -1,0 +1,277 @@
+"""The watch: every host keeps one TCP connection to the leader, and both ends send a byte a second.
+
+So a host that dies, freezes or loses its network is noticed within the patience, and told by its name to all others.
+The library that exchanges the numbers cannot do that: of a dead peer it knows a port, and of a frozen one nothing
+until its own timeout, which must be as long as the longest honest work. Plain sockets in threads of their own cannot be
+made to wait by anybody else.
+
+The watch is the rendezvous, too. It waits for hosts that come late and for names that do not resolve yet.
+"""
+
+import contextlib
+import json
+import socket
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from ipinsights.errors import AlgorithmError
+
+PORT = 7744
+BEAT = 1.0
+"""Seconds between two signs of life."""
+PATIENCE = 60.0
+"""Seconds of silence after which a host counts as gone."""
+RENDEZVOUS = 15 * 60.0
+"""Seconds that hosts wait for one another at the start: as long as a platform may take to start the last one."""
+
+_MAGIC = b"ipinsights ranks"
+_HELLO = struct.Struct("<16sIi")
+"""The magic bytes, a digest of the hosts' names, the rank."""
+_ALIVE, _BYE, _LOST, _READY = b".", b"b", b"l", b"r"
+"""Kinds of messages. The last two have a text: its length, and JSON."""
+_LENGTH = struct.Struct("<i")
+_LONGEST, _LONGEST_REASON = 1 << 20, 4000
+_GREETING, _FAREWELL = 5.0, 2.0
+"""Seconds that a connection has to come about and to say who it is, and that others have to hang up."""
+_REMINDER = 30.0
+"""Seconds between two reports of who is waited for."""
+_LOOK = 0.1
+
+
+class Watch:
+    """The connections of one rank. `ready` brings all hosts together; from then on the watch goes on by itself."""
+
+    def __init__(
+        self,
+        hosts: Sequence[str],
+        rank: int,
+        lost: Callable[[str, bool], object],
+        *,
+        port: int = PORT,
+        patience: float = PATIENCE,
+        rendezvous: float = RENDEZVOUS,
+        waiting: Callable[[Sequence[str]], object] = lambda _: None,
+        check: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Connect to the other hosts, which takes until all are there.
+
+        ``lost`` is called, once and in another thread, when a host is gone or has failed. It gets the reason, which
+        names the host, and whether that host has told it itself. It should end the process, since nothing else can end
+        an exchange with a host that is frozen. ``waiting`` is called now and then with the hosts that have not come.
+        ``check`` is called often while it waits; an exception from it ends the wait.
+
+        Raises AlgorithmError, which names a host, if one does not come in time.
+        """
+        self._hosts, self._rank, self._patience = hosts, rank, patience
+        self._digest = zlib.crc32("\n".join(hosts).encode())
+        self._lost = lost
+        self._waiting, self._check = waiting, check
+        self._deadline = time.monotonic() + rendezvous
+        self._rendezvous = rendezvous
+        self._lock = threading.Lock()
+        self._over = False
+        """Whether this rank has left, or knows of one that is lost."""
+        self._peers: dict[int, socket.socket] = {}
+        self._heard: dict[int, float] = {}
+        self._left: set[int] = set()
+        self._news = threading.Condition()
+        self._told: Any = None
+        self._listeners: list[threading.Thread] = []
+        self._server: socket.socket | None = None
+        try:
+            if rank == 0:
+                self._receive_all(port)
+            else:
+                self._connect(port)
+        except BaseException:
+            self._close()
+            raise
+
+    def ready(self, told: Any = None) -> Any:
+        """Begin. What the leader has to tell, anything that JSON has, is what every rank gets."""
+        if self._rank == 0:
+            self._send(_READY, json.dumps(told), self._peers)
+            return told
+        with self._news:
+            while self._told is None:
+                self._news.wait(_LOOK)
+                self._check()
+        return self._told[0]
+
+    def address(self, rank: int) -> str:
+        """The address of a host, as this one is connected to it: on the leader any other's, else the leader's."""
+        return str(self._peers[rank].getpeername()[0])
+
+    def fail(self, reason: str) -> None:
+        """Leave, and tell all others that it is because of a failure here."""
+        with self._lock:
+            if self._over:
+                return
+            self._over = True
+        reason = f"host {self._hosts[self._rank]} failed: {reason}"
+        self._send(_LOST, json.dumps([self._rank, reason[:_LONGEST_REASON], True]), self._peers)
+        self._drain()
+        self._close()
+
+    def leave(self) -> None:
+        """The work is done. From now on nobody minds if this rank is gone."""
+        with self._lock:
+            self._over = True
+        self._send(_BYE, None, self._peers)
+        self._close()
+
+    # ------------------------------------------------------------------------------------------------- coming together
+
+    def _receive_all(self, port: int) -> None:
+        self._server = socket.create_server(("", port), backlog=len(self._hosts))
+        self._server.settimeout(_LOOK)
+        remind = time.monotonic() + _REMINDER
+        threading.Thread(target=self._beat, daemon=True).start()
+        while len(self._peers) < len(self._hosts) - 1:
+            self._check()
+            late = [host for rank, host in enumerate(self._hosts) if rank and rank not in self._peers]
+            if time.monotonic() > self._deadline:
+                reason = f"host {', '.join(late)} has not come within {_minutes(self._rendezvous)}"
+                self._send(_LOST, json.dumps([0, reason, False]), self._peers)
+                raise AlgorithmError(reason)
+            if time.monotonic() > remind:
+                remind += _REMINDER
+                self._waiting(late)
+            with contextlib.suppress(TimeoutError):
+                connection, _ = self._server.accept()
+                self._welcome(connection)
+        self._server.close()
+
+    def _welcome(self, connection: socket.socket) -> None:
+        """Take the connection of a rank; one of anybody else is closed."""
+        connection.settimeout(min(self._patience, _GREETING))
+        greeting = b""
+        with contextlib.suppress(OSError):
+            greeting = connection.recv(_HELLO.size, socket.MSG_WAITALL)
+        magic, digest, rank = _HELLO.unpack(greeting) if len(greeting) == _HELLO.size else (b"", 0, 0)
+        ours = (magic, digest) == (_MAGIC, self._digest) and 0 < rank < len(self._hosts)
+        if not ours or rank in self._peers:
+            connection.close()
+            return
+        connection.settimeout(self._patience)
+        self._follow(rank, connection)
+
+    def _connect(self, port: int) -> None:
+        """Reach the leader, whose name may not resolve yet, and who may not be there yet."""
+        pause, remind = 0.1, time.monotonic() + _REMINDER
+        while True:
+            self._check()
+            try:
+                connection = socket.create_connection((self._hosts[0], port), timeout=min(_GREETING, self._patience))
+                break
+            except OSError as error:
+                if time.monotonic() > self._deadline:
+                    raise AlgorithmError(
+                        f"host {self._hosts[0]}, the leader, cannot be reached on port {port} within "
+                        f"{_minutes(self._rendezvous)}: {error}"
+                    ) from error
+            if time.monotonic() > remind:
+                remind += _REMINDER
+                self._waiting(self._hosts[:1])
+            time.sleep(pause)
+            pause = min(2 * pause, 2.0)
+        connection.settimeout(self._patience)
+        connection.sendall(_HELLO.pack(_MAGIC, self._digest, self._rank))
+        self._follow(0, connection)
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    def _follow(self, rank: int, connection: socket.socket) -> None:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._heard[rank] = time.monotonic()
+        self._peers[rank] = connection
+        self._listeners.append(threading.Thread(target=self._listen, args=(rank, connection), daemon=True))
+        self._listeners[-1].start()
+
+    # ------------------------------------------------------------------------------------------------------- the watch
+
+    def _listen(self, rank: int, connection: socket.socket) -> None:
+        host = self._hosts[rank]
+        while True:
+            try:
+                kind = connection.recv(1)
+                text = self._text(connection) if kind in (_LOST, _READY) else None
+            except TimeoutError:
+                return  # the beat tells it
+            except (OSError, ValueError):
+                kind = b""
+            self._heard[rank] = time.monotonic()
+            if kind == _READY:
+                with self._news:
+                    self._told = (text,)
+                    self._news.notify_all()
+            elif kind == _LOST and isinstance(text, list):
+                self._report(*text)
+                return
+            elif kind == _BYE:
+                self._left.add(rank)
+                return
+            elif not kind:
+                self._report(rank, f"host {host} is gone: its connection broke off", False)
+                return
+
+    def _text(self, connection: socket.socket) -> Any:
+        (length,) = _LENGTH.unpack(connection.recv(_LENGTH.size, socket.MSG_WAITALL))
+        if not 0 <= length <= _LONGEST:
+            raise ValueError(length)
+        return json.loads(connection.recv(length, socket.MSG_WAITALL))
+
+    def _beat(self) -> None:
+        while not self._over:
+            self._send(_ALIVE, None, [rank for rank in list(self._peers) if rank not in self._left])
+            now = time.monotonic()
+            for rank, heard in list(self._heard.items()):
+                if rank not in self._left and now - heard > self._patience:
+                    self._report(rank, f"host {self._hosts[rank]} has been silent for {self._patience:.0f} s", False)
+                    return
+            time.sleep(min(BEAT, self._patience / 4))
+
+    def _report(self, rank: int, reason: str, told: bool) -> None:
+        """A host is lost: tell the others, and whoever owns the watch."""
+        with self._lock:
+            if self._over:
+                return
+            self._over = True
+        if self._rank == 0:
+            self._send(_LOST, json.dumps([rank, reason, told]), [other for other in self._peers if other != rank])
+            self._drain()
+        self._lost(reason, told)
+
+    def _send(self, kind: bytes, text: str | None, ranks: Iterable[int]) -> None:
+        message = kind
+        if text is not None:
+            message += _LENGTH.pack(len(text.encode())) + text.encode()
+        for rank in ranks:
+            # Nobody waits here: a peer that reads nothing is told by its silence.
+            with contextlib.suppress(OSError):
+                self._peers[rank].sendall(message) if text is not None else self._peers[rank].send(
+                    message, socket.MSG_DONTWAIT
+                )
+
+    def _drain(self) -> None:
+        """Wait until the others have hung up, but not long: what an ending process has sent may get lost."""
+        until = time.monotonic() + _FAREWELL
+        for listener in self._listeners:
+            if listener is not threading.current_thread():
+                listener.join(max(0.0, until - time.monotonic()))
+
+    def _close(self) -> None:
+        """Close so that what was sent still arrives."""
+        self._over = True
+        for connection in self._peers.values():
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_WR)
+        if self._server:
+            self._server.close()
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:g} minutes" if seconds >= 60 else f"{seconds:g} seconds"

@@ -1,0 +1,354 @@
+"""Training jobs on several hosts: a real process for each, with a tree of its own, as the platform starts them."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from benchmarks.servers import free_port
+from conftest import SMALL, Traffic, Tree, to_csv
+from ipinsights.model import artifact
+from ipinsights.sagemaker.reporting import METRIC_DEFINITIONS
+
+pytestmark = pytest.mark.slow
+
+HYPERPARAMETERS = {**SMALL, "training_hosts": "all"}
+ENDLESS = {**HYPERPARAMETERS, "epochs": "1000000", "batch_metrics_publish_interval": "1000000"}
+NAMES = ["127.0.0.1", "algo-10", "algo-2"]
+"""The leader's name must resolve."""
+
+
+class Hosts:
+    """The trees and processes of a job."""
+
+    def __init__(self, folder: Path, number: int) -> None:
+        self.trees = [Tree(folder / f"host-{rank}") for rank in range(number)]
+        self.processes: list[subprocess.Popen[str]] = []
+        self.port = free_port()
+        self.names = NAMES[:number]
+
+    def configure(self, hyperparameters: dict[str, str], **channels: object) -> None:
+        for tree, name in zip(self.trees, self.names, strict=True):
+            resources = {"current_host": name, "hosts": self.names, "network_interface_name": "ethwe"}
+            tree.configure(hyperparameters, resourceconfig=resources, inputdataconfig=channels)
+
+    def channel(self, name: str, **files: str) -> None:
+        for tree in self.trees:
+            tree.channel(name, **files)
+
+    def start(self, patience: float = 20.0, networks: Sequence[str] = ()) -> None:
+        code = (
+            "from ipinsights.sagemaker import stopping; stopping.watch(); from ipinsights.sagemaker import job; "
+            f"job.train(port={self.port}, patience={patience}, rendezvous=60)"
+        )
+        for rank in range(len(self.trees)):
+            log = (self.trees[rank].base / "log").open("w")
+            self.processes.append(
+                subprocess.Popen(
+                    [*(["ip", "netns", "exec", networks[rank]] if networks else []), sys.executable, "-c", code],
+                    env=self.trees[rank].environment({"PYTHONUNBUFFERED": "1"}),
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                )
+            )
+            log.close()
+
+    def log(self, rank: int) -> str:
+        return (self.trees[rank].base / "log").read_text()
+
+    def wait_for(self, text: str, rank: int = 0) -> None:
+        deadline = time.monotonic() + 120
+        while text not in self.log(rank):
+            assert time.monotonic() < deadline, self.log(rank)
+            assert self.processes[rank].poll() is None, self.log(rank)
+            time.sleep(0.05)
+
+    def end(self) -> list[int]:
+        return [process.wait(240) for process in self.processes]
+
+    def run(self) -> list[int]:
+        self.start()
+        return self.end()
+
+    def failure(self, rank: int) -> str | None:
+        file = self.trees[rank].failure
+        return file.read_text() if file.exists() else None
+
+    def logs(self) -> str:
+        return "\n".join(self.log(rank) for rank in range(len(self.trees)))
+
+    def kill(self) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+                process.wait(60)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Callable[[int], Hosts]]:
+    made: list[Hosts] = []
+
+    def make(number: int) -> Hosts:
+        made.append(Hosts(tmp_path / str(len(made)), number))
+        return made[-1]
+
+    yield make
+    for hosts in made:
+        hosts.kill()
+
+
+def lines(text: str, parts: int) -> list[str]:
+    every = text.splitlines(keepends=True)
+    return ["".join(every[part::parts]) for part in range(parts)]
+
+
+def tags(hosts: Hosts) -> bytes:
+    return artifact.load(hosts.trees[0].model).index.tags.tobytes()
+
+
+def test_two_hosts_make_one_model(cluster: Callable[[int], Hosts], traffic: Traffic, tree: Tree) -> None:
+    """Files are divided. The rows of entities are those of one host, and the leader alone prints metrics and saves."""
+    hosts = cluster(2)
+    hosts.configure(HYPERPARAMETERS)
+    files = {f"{number}.csv": text for number, text in enumerate(lines(to_csv(traffic.train), 3))}
+    hosts.channel("train", **files)
+    hosts.channel("validation", **{"v.csv": to_csv(traffic.normal)})
+    assert hosts.run() == [0, 0], hosts.logs()
+
+    tree.configure(SMALL)
+    tree.channel("train", **files)
+    tree.channel("validation", **{"v.csv": to_csv(traffic.normal)})
+    result = tree.train()
+    assert result.returncode == 0, result.stdout
+
+    both, one = (artifact.read(folder) for folder in (hosts.trees[0].model, tree.model))
+    assert both[0].index.tags.tobytes() == one[0].index.tags.tobytes()
+    assert both[1]["vocabulary"] == one[1]["vocabulary"]
+    assert both[1]["entities"] == one[1]["entities"]
+    assert both[1]["history"] == one[1]["history"]
+    assert both[1]["data"] == one[1]["data"]
+    assert both[1]["training"]["events"] == one[1]["training"]["events"]
+    assert not any(path.name == artifact.MANIFEST for path in hosts.trees[1].model.glob("*"))
+    assert both[1]["metrics"]["discriminator_auc"] == pytest.approx(one[1]["metrics"]["discriminator_auc"], abs=0.01)
+    for expression in METRIC_DEFINITIONS.values():
+        assert len(re.findall(expression, hosts.log(0))) == len(re.findall(expression, result.stdout)), expression
+        assert not re.search(expression, hosts.log(1))
+    assert "#metrics" not in hosts.log(1)
+    assert "All 2 hosts train" in hosts.log(0)
+    assert [hosts.failure(rank) for rank in range(2)] == [None, None]
+
+
+def test_hosts_with_files_of_their_own_use_them_all(cluster: Callable[[int], Hosts], traffic: Traffic) -> None:
+    """And one of them may have none."""
+    sharded = {"S3DistributionType": "ShardedByS3Key"}
+    hosts = cluster(3)
+    hosts.configure(HYPERPARAMETERS, train=sharded)
+    first, second = lines(to_csv(traffic.train), 2)
+    hosts.trees[0].channel("train", **{"a.csv": first})
+    hosts.trees[2].channel("train", **{"b.csv": second})
+    hosts.trees[1].channel("train").mkdir(parents=True)
+    assert hosts.run() == [0, 0, 0], hosts.logs()
+    manifest = artifact.read(hosts.trees[0].model)[1]
+    assert manifest["training"]["events"] == len(traffic.train.addresses)
+
+
+def test_one_file_is_divided_by_blocks(cluster: Callable[[int], Hosts], traffic: Traffic) -> None:
+    """Here into one block, so one host reads nothing. It trains all the same."""
+    hosts = cluster(2)
+    hosts.configure(HYPERPARAMETERS)
+    hosts.channel("train", **{"a.csv": to_csv(traffic.train)})
+    assert hosts.run() == [0, 0], hosts.logs()
+    assert "Read 0 training and 0 validation events here" in hosts.log(1)
+    model, manifest = artifact.read(hosts.trees[0].model)
+    assert manifest["training"]["events"] == len(traffic.train.addresses)
+    assert model.calibration
+
+
+def test_a_pipe_is_divided_by_blocks(cluster: Callable[[int], Hosts], traffic: Traffic) -> None:
+    hosts = cluster(2)
+    hosts.configure(HYPERPARAMETERS, train={"TrainingInputMode": "Pipe"})
+    pipes = [tree.base / "input" / "data" / "train_0" for tree in hosts.trees]
+    for pipe in pipes:
+        pipe.parent.mkdir(parents=True)
+        os.mkfifo(pipe)
+    hosts.start()
+    for pipe in pipes:
+        pipe.write_text(to_csv(traffic.train))
+    assert hosts.end() == [0, 0], hosts.logs()
+    assert artifact.read(hosts.trees[0].model)[1]["training"]["events"] == len(traffic.train.addresses)
+
+
+@pytest.fixture
+def networks() -> Iterator[list[str]]:
+    """Two network namespaces with a cable between them, and the commands that run something in each."""
+    names = [f"ipinsights-{os.getpid()}-{side}" for side in "ab"]
+    one, other = names
+    ends = [f"ii{os.getpid()}{side}" for side in "ab"]
+
+    def ip(command: str) -> None:
+        subprocess.run(["ip", *command.split()], check=True, capture_output=True)
+
+    try:
+        for name in names:
+            ip(f"netns add {name}")
+        ip(f"link add {ends[0]} netns {one} type veth peer name {ends[1]} netns {other}")
+        for number, (name, end) in enumerate(zip(names, ends, strict=True), start=1):
+            ip(f"-n {name} addr add 10.77.0.{number}/24 dev {end}")
+            ip(f"-n {name} link set {end} up")
+            ip(f"-n {name} link set lo up")
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"this user cannot make networks: {error}")
+    else:
+        yield names
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], check=False, capture_output=True)
+
+
+def test_hosts_meet_over_a_network(cluster: Callable[[int], Hosts], traffic: Traffic, networks: list[str]) -> None:
+    """Whose interface is not the one that the platform names."""
+    hosts = cluster(2)
+    hosts.names = ["10.77.0.1", "algo-2"]
+    hosts.configure(HYPERPARAMETERS)
+    hosts.channel("train", **{"a.csv": to_csv(traffic.train)})
+    hosts.start(networks=networks)
+    assert hosts.end() == [0, 0], hosts.logs()
+    assert artifact.read(hosts.trees[0].model)[1]["training"]["events"] == len(traffic.train.addresses)
+
+
+def test_little_data_trains_on_one_host(cluster: Callable[[int], Hosts], traffic: Traffic) -> None:
+    hosts = cluster(2)
+    hosts.configure(SMALL)
+    hosts.channel("train", **{"a.csv": to_csv(traffic.train)})
+    assert hosts.run() == [0, 0], hosts.logs()
+    assert "1 of 2 hosts train" in hosts.log(0)
+    assert artifact.read(hosts.trees[0].model)[1]["training"]["events"] == len(traffic.train.addresses)
+
+
+def test_a_malformed_row_on_one_host_is_known_on_all(cluster: Callable[[int], Hosts], traffic: Traffic) -> None:
+    hosts = cluster(3)
+    hosts.configure(HYPERPARAMETERS)
+    hosts.channel(
+        "train", **{"a.csv": to_csv(traffic.train), "b.csv": "user,1.2.3.4\nuser,nowhere\n", "c.csv": "u,1.2.3.4\n"}
+    )
+    codes = hosts.run()
+    assert all(codes), hosts.logs()
+    failure = hosts.failure(1)
+    assert failure
+    assert failure.startswith("ClientError: ")
+    assert "b.csv, line 2" in failure
+    for rank in (0, 2):
+        assert hosts.failure(rank) is None, hosts.logs()
+        assert f"host {NAMES[1]} failed" in hosts.log(rank)
+        assert "b.csv, line 2" in hosts.log(rank)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_host_that_is_gone_ends_the_job_by_its_name(
+    cluster: Callable[[int], Hosts], traffic: Traffic, number: int
+) -> None:
+    hosts = cluster(2)
+    hosts.configure(ENDLESS)
+    hosts.channel("train", **{"a.csv": to_csv(traffic.train)})
+    hosts.start(patience=10)
+    hosts.wait_for("progress_metric")
+    hosts.processes[1].send_signal(number)
+    assert hosts.processes[0].wait(120) == 1
+    failure = hosts.failure(0)
+    assert failure
+    assert f"AlgorithmError: host {NAMES[1]} " in failure
+
+
+def test_a_job_that_is_stopped_saves_the_model_and_resumes(cluster: Callable[[int], Hosts], traffic: Traffic) -> None:
+    hosts = cluster(2)
+    hosts.configure({**ENDLESS, "saved_epoch": "best"})
+    hosts.channel("train", **{"a.csv": to_csv(traffic.train)})
+    hosts.channel("validation", **{"v.csv": to_csv(traffic.normal)})
+    for tree in hosts.trees:
+        (tree.base / "checkpoints").mkdir()
+    hosts.start()
+    hosts.wait_for("completed")
+    for process in hosts.processes:
+        process.send_signal(signal.SIGTERM)
+    assert hosts.end() == [0, 0], hosts.logs()
+    manifest = artifact.read(hosts.trees[0].model)[1]
+    assert manifest["training"]["ended"] == "stopped"
+    assert manifest["training"]["epochs"] >= 1
+    names = {path.name for tree in hosts.trees for path in (tree.base / "checkpoints").iterdir()}
+    assert {name.split("-", 2)[2] for name in names} == {f"0000{rank}-of-00002.safetensors" for rank in range(2)}
+
+    hosts.processes.clear()
+    for tree in hosts.trees:  # as a platform that keeps the files of all hosts in one place
+        for other in hosts.trees:
+            for path in (other.base / "checkpoints").iterdir():
+                if not (tree.base / "checkpoints" / path.name).exists():
+                    shutil.copy(path, tree.base / "checkpoints")
+    hosts.start()
+    hosts.wait_for("Resuming from the checkpoint after")
+    assert f"after {manifest['training']['epochs']} epochs" in hosts.log(0)
+    for process in hosts.processes:
+        process.send_signal(signal.SIGTERM)
+    assert hosts.end() == [0, 0], hosts.logs()
+
+    alone = cluster(1)
+    alone.configure({**ENDLESS, "saved_epoch": "best"})
+    alone.channel("train", **{"a.csv": to_csv(traffic.train)})
+    alone.channel("validation", **{"v.csv": to_csv(traffic.normal)})
+    shutil.copytree(hosts.trees[0].base / "checkpoints", alone.trees[0].base / "checkpoints")
+    assert alone.run() == [1]
+    assert "those of a training on 2 hosts" in (alone.failure(0) or "")
+
+
+def test_training_continues_from_a_model_of_several_hosts(cluster: Callable[[int], Hosts], traffic: Traffic) -> None:
+    hosts = cluster(2)
+    hosts.configure(HYPERPARAMETERS)
+    first, second = lines(to_csv(traffic.train), 2)
+    hosts.channel("train", **{"a.csv": first})
+    assert hosts.run() == [0, 0], hosts.logs()
+    earlier = artifact.read(hosts.trees[0].model)[1]
+
+    after = cluster(2)
+    after.configure(HYPERPARAMETERS)
+    after.channel("train", **{"a.csv": second})
+    for tree in after.trees:
+        shutil.copytree(hosts.trees[0].model, tree.base / "input" / "data" / "model")
+    assert after.run() == [0, 0], after.logs()
+    model, manifest = artifact.read(after.trees[0].model)
+    assert model.counted
+    both = earlier["vocabulary"]["events"] + manifest["training"]["events"]
+    assert model.counted.history.events >= 0.95 * both  # less those that were held out
+    assert manifest["vocabulary"]["events"] == model.counted.history.events
+
+    other = cluster(2)
+    other.configure(HYPERPARAMETERS)
+    other.channel("train", **{"a.csv": second})
+    for tree, model_of in zip(other.trees, (hosts, after), strict=True):
+        shutil.copytree(model_of.trees[0].model, tree.base / "input" / "data" / "model")
+    assert all(other.run())
+    assert "the earlier model is not the same on all hosts" in (other.failure(0) or "")
+
+
+@pytest.mark.parametrize(
+    ("resources", "message"),
+    [
+        ({"current_host": "algo-3", "hosts": ["algo-1", "algo-2"]}, "each host must be in the list once"),
+        ({"current_host": "algo-1", "hosts": ["algo-1", "algo-1"]}, "each host must be in the list once"),
+        ({"current_host": "algo-1", "hosts": "algo-1,algo-2"}, "must be a list of names"),
+        ({"current_host": "algo-1", "hosts": ["algo-1", "algo 2"]}, "cannot be the name of a host"),
+    ],
+)
+def test_a_list_of_hosts_that_cannot_be_is_refused(tree: Tree, resources: dict[str, object], message: str) -> None:
+    tree.configure(SMALL, resourceconfig=resources)
+    tree.channel("train", **{"a.csv": "a,1.2.3.4\nb,1.2.3.4\n"})
+    assert tree.train().returncode == 1
+    assert message in tree.failure.read_text()
+    assert json.loads((tree.base / "input/config/resourceconfig.json").read_text()) == resources
