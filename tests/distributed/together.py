@@ -18,7 +18,7 @@ from ipinsights.distributed.group import Group
 
 HOSTS = ["127.0.0.1", "algo-10", "algo-2", "algo-3"]
 """The leader's name must resolve. Nobody connects to the others."""
-PATIENCE = 10.0
+PATIENCE, RENDEZVOUS = 20.0, 180.0
 LOST, FAILED = 77, 78
 """Exit codes of a rank that has heard of another's end, or failed itself."""
 
@@ -26,11 +26,26 @@ LOST, FAILED = 77, 78
 class Together:
     """Ranks under way."""
 
-    def __init__(self, folder: Path, ranks: int, function: Callable[[Group, Path], Any], *started: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        ranks: int,
+        function: Callable[[Group, Path], Any],
+        *started: int,
+        rendezvous: float = RENDEZVOUS,
+    ) -> None:
         self.folder = folder
         self.ranks = ranks
         module = Path(sys.modules[function.__module__].__file__ or "").resolve()
-        self._command = [sys.executable, __file__, str(module), function.__name__, str(folder), str(ranks)]
+        self._command = [
+            sys.executable,
+            __file__,
+            str(module),
+            function.__name__,
+            str(folder),
+            str(ranks),
+            str(rendezvous),
+        ]
         self.port = free_port()
         self._paths = os.pathsep.join(map(str, [module.parent, *Path(__file__).resolve().parents[1:3], *sys.path]))
         self.processes: dict[int, subprocess.Popen[str]] = {}
@@ -61,10 +76,15 @@ class Together:
     def end(self, but: Sequence[int] = ()) -> dict[int, tuple[int, str]]:
         """The exit code and the output of each rank."""
         ended = {}
-        for rank, process in self.processes.items():
-            if rank not in but:
-                output, _ = process.communicate(timeout=240)
-                ended[rank] = process.returncode, output
+        try:
+            for rank, process in self.processes.items():
+                if rank not in but:
+                    output, _ = process.communicate(timeout=240)
+                    ended[rank] = process.returncode, output
+        except subprocess.TimeoutExpired:
+            for process in self.processes.values():
+                process.kill()
+            raise
         return ended
 
     def results(self) -> list[Any]:
@@ -79,7 +99,7 @@ def together(folder: Path, ranks: int, function: Callable[[Group, Path], Any]) -
     return Together(folder, ranks, function).results()
 
 
-def main(module: str, function: str, folder: str, ranks: str, port: str, rank: str) -> None:
+def main(module: str, function: str, folder: str, ranks: str, rendezvous: str, port: str, rank: str) -> None:
     """One rank."""
     import torch
 
@@ -92,7 +112,7 @@ def main(module: str, function: str, folder: str, ranks: str, port: str, rank: s
         os._exit(LOST)
 
     group = distributed.connect(
-        HOSTS[: int(ranks)], int(rank), lost, port=int(port), patience=PATIENCE, rendezvous=3 * PATIENCE
+        HOSTS[: int(ranks)], int(rank), lost, port=int(port), patience=PATIENCE, rendezvous=float(rendezvous)
     )
     try:
         result = getattr(importlib.import_module(Path(module).stem), function)(group, Path(folder))

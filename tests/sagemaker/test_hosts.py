@@ -334,7 +334,8 @@ def test_training_continues_from_a_model_of_several_hosts(cluster: Callable[[int
     for tree, model_of in zip(other.trees, (hosts, after), strict=True):
         shutil.copytree(model_of.trees[0].model, tree.base / "input" / "data" / "model")
     assert all(other.run())
-    assert "the earlier model is not the same on all hosts" in (other.failure(0) or "")
+    failures = [other.failure(rank) for rank in range(2)]  # who is told of the other's before may write none
+    assert any("the earlier model is not the same on all hosts" in (text or "") for text in failures)
 
 
 @pytest.mark.parametrize(

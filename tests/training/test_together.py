@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from ipinsights.data.events import Events
 from ipinsights.distributed.group import Group
 from ipinsights.evaluation import simulation
 from ipinsights.hyperparameters import Hyperparameters
-from ipinsights.model import artifact
+from ipinsights.model import artifact, refit
 from ipinsights.model.model import Model
 from ipinsights.training.checkpoint import Checkpoints
 from ipinsights.training.fit import fit
@@ -88,6 +89,16 @@ def trained(group: Group, folder: Path, hp: Hyperparameters = HP, validated: boo
 
 def trained_without_validation(group: Group, folder: Path) -> dict[str, Any]:
     return trained(group, folder, validated=False)
+
+
+def trained_with_a_small_sample(group: Group, folder: Path) -> dict[str, Any]:
+    with mock.patch.object(refit, "_SAMPLED", 1):
+        return trained(group, folder, validated=False)
+
+
+def test_a_threshold_is_found_by_one_entity_at_least(tmp_path: Path) -> None:
+    together(tmp_path, 2, trained_with_a_small_sample)
+    assert artifact.load(tmp_path / "model").calibration
 
 
 def alone(validated: bool = True) -> tuple[Model, Kept]:

@@ -6,6 +6,7 @@ as it is, moves as bytes, in rounds of a bounded size; only sums know their type
 
 import datetime
 import os
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,6 +26,7 @@ ROUND = 1 << 26
 _PATIENCE = datetime.timedelta(days=30)
 """How long an exchange waits for another rank. It is the watch that tells a dead one from one that has much to do."""
 _INTERFACE = "GLOO_SOCKET_IFNAME"
+_UNREACHABLE = "the hosts reached the first one but not one another. Allow all TCP traffic between the hosts of the job"
 _NAMING = 10.0
 """Seconds that the watch has to name the host with which an exchange failed."""
 
@@ -118,14 +120,29 @@ def connect(
     watched = Watch(
         hosts, rank, lost, port=port, patience=patience, rendezvous=rendezvous, waiting=waiting, check=check
     )
-    if rank == 0:
-        store = TCPStore("0.0.0.0", 0, is_master=True, wait_for_workers=False)  # noqa: S104  # as the watch
-        meeting = watched.ready(store.port)
-    else:
-        meeting = watched.ready()
-        store = TCPStore(watched.address(0), meeting, is_master=False, wait_for_workers=False)
-    leads_there = interface.choose(named_interface, watched.address(1 if rank == 0 else 0))
-    if leads_there:
-        os.environ[_INTERFACE] = leads_there
-    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=len(hosts), timeout=_PATIENCE)
+    try:
+        if rank == 0:
+            store = TCPStore("0.0.0.0", 0, is_master=True, wait_for_workers=False)  # noqa: S104  # as the watch
+            meeting = watched.ready(store.port)
+        else:
+            meeting = watched.ready()
+        # Nothing else ends what waits for connections that a firewall swallows.
+        timer = threading.Timer(rendezvous, lost, (_UNREACHABLE, False))
+        timer.daemon = True
+        timer.start()
+        try:
+            if rank:
+                within = datetime.timedelta(seconds=2 * rendezvous)
+                store = TCPStore(watched.address(0), meeting, is_master=False, wait_for_workers=False, timeout=within)
+            leads_there = interface.choose(named_interface, watched.address(1 if rank == 0 else 0))
+            if leads_there:
+                os.environ[_INTERFACE] = leads_there
+            torch.distributed.init_process_group(
+                "gloo", store=store, rank=rank, world_size=len(hosts), timeout=_PATIENCE
+            )
+        finally:
+            timer.cancel()
+    except RuntimeError as error:  # torch's
+        watched.fail(_UNREACHABLE)
+        raise AlgorithmError(f"{_UNREACHABLE}: {error}") from error
     return Ranks(hosts, rank, watched)

@@ -58,6 +58,7 @@ _RANDOM = 0.25
 _ONCE = 0.01
 """What an event counts as a habit whose entity was never in its network besides."""
 _CHUNK = 1 << 14
+_LAST = (1 << 64) - 1
 _FACTOR = np.uint64(0x9E3779B97F4A7C15)
 """Of a hash of entities (Knuth's multiplicative one)."""
 _FLOATS = 1 << 22
@@ -196,7 +197,9 @@ class Refit:
         history, group = self.counts.history, self._group
         share = _SAMPLED / max(1, group.total(len(history)))
         names = refitted.index.tags[history.rows].astype(np.uint64) * _FACTOR
-        chosen = history.rows[names <= np.uint64(min(share * 2.0**64, 2.0**64 - 2**11))]
+        lowest = min(ranks[0] for ranks in group.gather(np.array([names.min(initial=_LAST)], dtype=np.uint64)))
+        limit = max(lowest, np.uint64(min(share * 2.0**64, 2.0**64 - 2**11)))  # one entity at least
+        chosen = history.rows[names <= limit]
         if share >= 1:
             chosen = history.rows
         some = history.of_entities(chosen)

@@ -344,8 +344,10 @@ def _min_count(counts: npt.NDArray[np.int64], max_rows: int, group: Group) -> in
     """The smallest number from 1 on that no more than ``max_rows`` of all ranks' counts reach."""
     if group.total(len(counts)) <= max_rows:
         return 1
+    if group.size == 1:
+        return int(np.partition(counts, len(counts) - max_rows - 1)[len(counts) - max_rows - 1]) + 1
     too_few = 1
-    enough = 1 << 62
+    enough = 1 + max(int(ranks[0]) for ranks in group.gather(np.array([counts.max(initial=1)], dtype=np.int64)))
     while enough - too_few > 1:
         middle = (too_few + enough) // 2
         if group.total(int(np.count_nonzero(counts >= middle))) > max_rows:

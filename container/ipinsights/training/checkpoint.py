@@ -8,6 +8,7 @@ are kept.
 import contextlib
 import dataclasses
 import json
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -180,7 +181,8 @@ class Checkpoints:
         """Raise UserError if there are checkpoints of another number of hosts, from which training cannot go on."""
         others = [path.name for path in self.folder.glob(_NAME.format(f"{_STEPS}*")) if not self._is_of_us(path.name)]
         if others:
-            number = others[0].rpartition("-of-")[2].partition(".")[0] if "-of-" in others[0] else "1"
+            found = re.search(r"-of-(\d+)\.", others[0])
+            number = found[1] if found else "1"
             raise UserError(
                 f"the checkpoints in {self.folder} are those of a training on {int(number)} host"
                 f"{'s' * (int(number) > 1)}: resume with that number, or use an empty checkpoint folder"
