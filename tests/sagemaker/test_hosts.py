@@ -338,6 +338,17 @@ def test_training_continues_from_a_model_of_several_hosts(cluster: Callable[[int
     assert any("the earlier model is not the same on all hosts" in (text or "") for text in failures)
 
 
+def test_hosts_that_see_different_files_do_not_train(cluster: Callable[[int], Hosts], traffic: Traffic) -> None:
+    hosts = cluster(2)
+    hosts.configure(HYPERPARAMETERS)
+    first, second = lines(to_csv(traffic.train), 2)
+    hosts.channel("train", **{"a.csv": first, "b.csv": second})
+    (hosts.trees[1].base / "input" / "data" / "train" / "late.csv").write_text(second)
+    assert all(hosts.run())
+    failures = [hosts.failure(rank) for rank in range(2)]
+    assert any("the list of files in channel 'train' is not the same on all hosts" in (text or "") for text in failures)
+
+
 @pytest.mark.parametrize(
     ("resources", "message"),
     [

@@ -523,7 +523,7 @@ def test_a_packed_model_and_one_in_a_folder_below_are_told(trained: tuple[Tree, 
     assert f"{tree.model / 'model.tar.gz'} is packed: unpack it" in result.stdout
     for path in (tree.model, tree.model / "model.tar.gz"):
         with pytest.raises(UserError, match=rf"no model in {path}: .*model\.tar\.gz is packed: unpack it"):
-            artifact.load(path)
+            artifact.read(path)
 
 
 @pytest.mark.parametrize(

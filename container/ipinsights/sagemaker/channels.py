@@ -3,7 +3,10 @@
 import logging
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+import xxhash
 
 from ipinsights.data import events
 from ipinsights.data.addresses import FAMILIES
@@ -38,6 +41,9 @@ def read(
     Raises UserError where it has no rows, too many malformed ones, or does not come; and what `stopping.check` raises.
     """
     total = size(sources)
+    if group.size > 1 and not sharded:  # or events would be dropped or doubled, if a file came as the hosts copied them
+        files = [(file.name, file.stat().st_size) for file in sources if isinstance(file, Path)]
+        group.require_same(f"the list of files in channel {name!r}", xxhash.xxh3_128_hexdigest(repr(files).encode()))
     if sources:
         logger.info("Reading channel %r%s", name, f": {total / 1e6:,.1f} MB" if total else "")
     with reporting.progress_bar(total, "B", f"reading {name}") as bar:
