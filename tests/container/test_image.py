@@ -229,6 +229,25 @@ def test_anything_else_prints_the_usage(image: str, arguments: list[str]) -> Non
     assert "usage: docker run IMAGE {train|serve}" in result.stderr
 
 
+def test_the_commands_of_the_shell_run_in_the_image(image: str, tmp_path: Path) -> None:
+    """From a log to the page, in a folder of the host's."""
+    tmp_path.chmod(0o777)
+
+    def ipinsights(*arguments: str) -> str:
+        done = docker(
+            "run", "--rm", "--network", "none", "-v", f"{tmp_path}:/w", "-w", "/w", image, "ipinsights", *arguments
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    ipinsights("simulate", "--users", "30", "--out", "traffic", "--log")
+    ipinsights("prepare", "traffic/access.log", "--resource", "GET /login_success", "--out", "log-ins")
+    ipinsights("train", "log-ins/train", "--validation", "log-ins/validation", "--model", "model", "--epochs", "2")
+    assert "Known accounts: " in ipinsights("alerts", "log-ins/latest", "--model", "model")
+    ipinsights("report", "log-ins/latest", "--model", "model", "--out", "report.html")
+    assert (tmp_path / "report.html").stat().st_size > 1e6
+
+
 def test_both_roles_are_on_the_path(image: str) -> None:
     """For platforms that override the entry point; ours must win over the toolkit's command of the same name."""
     result = docker("run", "--rm", "--entrypoint", "sh", image, "-c", "cat $(which train) $(which serve)")
