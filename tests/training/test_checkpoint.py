@@ -192,7 +192,7 @@ def test_what_another_job_writes_meanwhile_is_left_alone(train: Events, validati
     ours_folder_was_empty = ours  # when it was looked at
     watcher = Watcher()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Checkpoints, "newest", lambda _: (None, []))
+        patch.setattr(Checkpoints, "newest", lambda *_: (None, []))
         fit(train, HP, validation, watcher, checkpoints=ours_folder_was_empty)
     assert written < {path.name for path in tmp_path.iterdir()}
 

@@ -26,6 +26,8 @@ from ipinsights.errors import refusals
 STANDARD_INPUT = "-"
 """How standard input is named in place of a path."""
 _BLOCK = 1 << 22
+_LONGEST_FIELD = 1 << 17
+"""Bytes of a field of CSV: what an unclosed quote can take with it."""
 _HEAD, _LINES, _RECORDS = 1 << 16, 50, 5
 """Characters, lines and records of a beginning by which a format is found."""
 
@@ -112,6 +114,7 @@ class Text:
 
     def rows(self, delimiter: str) -> Iterator[tuple[int, list[str] | Unreadable]]:
         """The rows of CSV and the lines in which they begin. Blank lines are no rows."""
+        csv.field_size_limit(_LONGEST_FIELD)  # it is the process's, and others set it, too
         reader = csv.reader((f"{line}\n" for _, line in self.lines()), delimiter=delimiter)
         number = 1
         while True:
