@@ -77,6 +77,7 @@ def fit(
     check(len(train), train.index, None if validation is None else len(validation), hyperparameters, earlier)
     if earlier and not earlier.vocabulary.events:  # a blank one: between zeros all gradients are zero
         earlier = None
+    require_memory(4 * (hyperparameters.num_entity_vectors + 1) * hyperparameters.vector_dim)
     return learn(
         train,
         hyperparameters,
