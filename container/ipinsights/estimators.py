@@ -46,10 +46,7 @@ def fit(
     own = {name: named.pop(name) for name in list(named) if name not in _KEYWORDS}
     frames = [log_ins] if validation is None else [log_ins, validation]
     hp, read = _read(frames, own, entity, address, earlier)
-    if earlier:
-        index = EntityIndex(earlier.index.num_rows, earlier.index.tags.copy(), earlier.index.sharing)
-    else:
-        index = EntityIndex(hp.num_entity_vectors)
+    index = earlier.index.copy() if earlier else EntityIndex(hp.num_entity_vectors)
     train = Events(index.claim(read[0].entities), read[0].addresses, index)
     held = Events(index.find(read[-1].entities), read[-1].addresses, index) if len(read) > 1 else None
     return training.fit(train, hp, held, *others, earlier=earlier, **named)
@@ -64,11 +61,9 @@ def _read(
 ) -> tuple[Hyperparameters, list[Records]]:
     """The hyperparameters, and what can be read of each frame. Raises UserError."""
     values = {name: str(value) for name, value in given.items()}
-    values.setdefault("vector_dim", str(earlier.vector_dim if earlier else VECTOR_DIM))
     if earlier:
-        values.setdefault("num_entity_vectors", str(earlier.index.num_rows))
-        values.setdefault("num_ip_encoder_layers", str(len(earlier.encoder.w)))
-        values.setdefault("ip_version", str(earlier.family.version))
+        values = {name: str(value) for name, value in earlier.fixed.items()} | values
+    values.setdefault("vector_dim", str(VECTOR_DIM))
     hp = Hyperparameters.parse({"num_entity_vectors": "1", **values})
     family = FAMILIES[hp.ip_version]
     salvaged = [_salvage(frame, family, entity, address) for frame in frames]
@@ -77,7 +72,7 @@ def _read(
         salvaged = [_salvage(frame, IPV6, entity, address) for frame in frames]
     for part in salvaged:
         share = len(part.faults) / max(1, len(part.readable))
-        if part.faults and (hp.malformed_rows == "fail" or share > hp.malformed_rows_limit):
+        if part.faults and (hp.tolerated is None or share > hp.tolerated):
             raise MalformedRecords(part.faults, unit="row")
     distinct = len(pc.unique(salvaged[0].records.entities))
     values.setdefault("num_entity_vectors", str(max(1, 2 * distinct)))

@@ -282,6 +282,11 @@ class Hyperparameters:
                 raise UserError(f"{name} compares epochs by their validation: give the job a validation channel")
 
     @property
+    def tolerated(self) -> float | None:
+        """The share of malformed rows that is skipped; None if none is."""
+        return None if self.malformed_rows == "fail" else self.malformed_rows_limit
+
+    @property
     def records_per_positive(self) -> int:
         """1 + R + S."""
         return 1 + self.random_negative_sampling_rate + self.shuffled_negative_sampling_rate

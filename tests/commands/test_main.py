@@ -31,27 +31,32 @@ HELP = [
 """The help of the command, and of each of its commands."""
 
 
+COMMANDS = [
+    [],
+    *(
+        [name]
+        for name in [
+            "simulate",
+            "prepare",
+            "score",
+            "train",
+            "alerts",
+            "explain",
+            "evaluate",
+            "report",
+            "embed",
+            "forget",
+        ]
+    ),
+]
+
+
 def run(*arguments: str, text: str = "") -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", "from ipinsights.commands.main import main; main()", *arguments]
     return subprocess.run(command, input=text, capture_output=True, text=True, timeout=120, check=False)
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        [],
-        ["simulate"],
-        ["prepare"],
-        ["score"],
-        ["train"],
-        ["alerts"],
-        ["explain"],
-        ["evaluate"],
-        ["report"],
-        ["embed"],
-        ["forget"],
-    ],
-)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_help_teaches(command: list[str]) -> None:
     result = run(*command, "--help")
     assert result.returncode == 0
@@ -111,22 +116,7 @@ def test_the_lowest_scores_rank_names_with_commas(trained: tuple[Tree, object]) 
     assert {line.rpartition(",")[0].rpartition(",")[0] for line in lowest} == set(names)
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        [],
-        ["simulate"],
-        ["prepare"],
-        ["score"],
-        ["train"],
-        ["alerts"],
-        ["explain"],
-        ["evaluate"],
-        ["report"],
-        ["embed"],
-        ["forget"],
-    ],
-)
+@pytest.mark.parametrize("command", COMMANDS)
 def test_no_help_recommends_a_sort_that_reads_no_quotes(command: list[str]) -> None:
     assert "| sort" not in run(*command, "--help").stdout
 

@@ -28,11 +28,6 @@ class Place(NamedTuple):
     bits: int
     """Leading bits that its addresses share in the family."""
 
-    @property
-    def short(self) -> str:
-        """Such as "/24"."""
-        return self.name[self.name.index("/") :]
-
 
 def places(address: int, family: Family) -> tuple[Place, ...]:
     """The networks around an address of a family, the longest first."""

@@ -31,8 +31,6 @@ from ipinsights.training.progress import Ending, EpochSummary, Plan, Record
 
 _BY_SUFFIX = {".parquet": PARQUET, ".jsonl": JSON_LINES, ".ndjson": JSON_LINES}
 """What is not CSV."""
-_FIXED = ("num_entity_vectors", "vector_dim", "num_ip_encoder_layers")
-"""What an earlier model decides, besides the IP version."""
 
 
 def add(commands: Commands) -> None:
@@ -87,7 +85,7 @@ def run(options: argparse.Namespace) -> None:
     hp.require(validated=bool(validation))
     if earlier:
         earlier.require(hp)
-        index = EntityIndex(earlier.index.num_rows, earlier.index.tags.copy(), earlier.index.sharing)
+        index = earlier.index.copy()
     else:
         index = EntityIndex(hp.num_entity_vectors)
     log_ins = _read(train, index, hp, "train")
@@ -228,10 +226,7 @@ def _hyperparameters(given: dict[str, str], files: Sequence[Path], earlier: Mode
     """What is given, and of the rest what follows from the earlier model or from the data. Raises UserError."""
     values = dict(given)
     if earlier:
-        blocks, dim = earlier.encoder.b.shape
-        for name, value in zip(_FIXED, (earlier.index.num_rows, dim, blocks), strict=True):
-            values.setdefault(name, str(value))
-        values.setdefault("ip_version", str(earlier.family.version))
+        values = {name: str(value) for name, value in earlier.fixed.items()} | values
     values.setdefault("vector_dim", str(VECTOR_DIM))
     asked = Hyperparameters.parse({"num_entity_vectors": "1", **values})  # so that a mistake is told before reading
     if "num_entity_vectors" in values and "ip_version" in values:
@@ -257,7 +252,7 @@ def _read(files: Sequence[Path], index: EntityIndex, hp: Hyperparameters, name: 
             claim=name == "train",
             channel=name,
             content_type=_content_type(files),
-            tolerated=None if hp.malformed_rows == "fail" else hp.malformed_rows_limit,
+            tolerated=hp.tolerated,
             spared=ABSENT if hp.malformed_rows == "skip_placeholders" else (),
             progress=bar.update,
         )

@@ -95,6 +95,10 @@ class EntityIndex:
         rows[rows == _TAKEN] = SHARING if self.sharing else UNKNOWN
         return rows
 
+    def copy(self) -> "EntityIndex":
+        """One that may claim rows while this one stays as it is."""
+        return EntityIndex(self.num_rows, self.tags.copy(), self.sharing)
+
     def without(self, rows: npt.NDArray[np.integer[Any]]) -> "EntityIndex":
         """The index in which the owners of these rows, int [n], are forgotten. All other entities keep their rows."""
         tags = self.tags.copy()

@@ -148,15 +148,20 @@ class Model:
         counted = self.counted and self.counted.without(rows)
         return dataclasses.replace(self, index=self.index.without(rows), entity=entity, counted=counted)
 
+    @property
+    def fixed(self) -> dict[str, int]:
+        """The hyperparameters that a training which continues from this model cannot change."""
+        blocks, dim = self.encoder.b.shape
+        return {
+            "num_entity_vectors": self.index.num_rows,
+            "vector_dim": dim,
+            "num_ip_encoder_layers": blocks,
+            "ip_version": self.family.version,
+        }
+
     def require(self, hyperparameters: Hyperparameters) -> None:
         """Raise UserError unless training with these hyperparameters can continue from this model."""
-        blocks, dim = self.encoder.b.shape
-        for name, value in (
-            ("num_entity_vectors", self.index.num_rows),
-            ("vector_dim", dim),
-            ("num_ip_encoder_layers", blocks),
-            ("ip_version", self.family.version),
-        ):
+        for name, value in self.fixed.items():
             asked = getattr(hyperparameters, name)
             if asked != value:
                 raise UserError(f"the earlier model has {name}={value}, not {asked}: set {name} to {value}")

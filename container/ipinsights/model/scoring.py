@@ -212,8 +212,7 @@ class Scorer:
         calibration = self._calibration()
         records, readable = salvage_columns(entities, addresses, self.family)
         digests, queries = records.hashed()
-        index = self._model.index
-        known = index.find_hashed(digests) < index.num_rows if not index.sharing else np.ones(len(digests), np.bool_)
+        known = self.knows_hashed(digests)
         percentiles = np.full(len(readable), np.nan)
         percentiles[readable] = calibration.percentile(self.score_hashed(digests, queries), known)
         return percentiles

@@ -54,7 +54,7 @@ def read(
             claim=name == "train",
             channel=name,
             content_type=content_type,
-            tolerated=None if hp.malformed_rows == "fail" else hp.malformed_rows_limit,
+            tolerated=hp.tolerated,
             spared=ABSENT if hp.malformed_rows == "skip_placeholders" else (),
             progress=_Reception(name, bar),
             group=group,

@@ -251,10 +251,7 @@ def _train(
     hp = job.hyperparameters
     reading = time.time()
     family = FAMILIES[hp.ip_version]
-    if base:
-        index = EntityIndex(base.index.num_rows, base.index.tags.copy(), base.index.sharing)
-    else:
-        index = EntityIndex(hp.num_entity_vectors)
+    index = base.index.copy() if base else EntityIndex(hp.num_entity_vectors)
     data = {
         name: channels.read(name, sources, index, hp, job.content_types.get(name, CSV), group, name in job.sharded)
         for name, sources in (("train", job.train), ("validation", job.validation or []))
