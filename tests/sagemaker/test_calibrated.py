@@ -1,4 +1,4 @@
-"""`calibrated=True`: how unusual a score is, on the wire."""
+"""`calibrated=True` and `explain=True` on the wire: how unusual a score is, and why it is what it is."""
 
 import csv
 import json
@@ -13,7 +13,7 @@ from ipinsights.data.records import parse_csv
 from ipinsights.errors import UserError
 from ipinsights.model import artifact, scoring
 from ipinsights.model.calibration import RATES
-from ipinsights.model.explanation import explain
+from ipinsights.model.explanation import PARTS, explain
 from ipinsights.model.model import Model
 from ipinsights.model.scoring import Scorer
 from ipinsights.sagemaker import media
@@ -144,6 +144,8 @@ def test_a_server_answers_so_by_default_if_told_to(trained: tuple[Tree, object],
         entry = next(entry for entry in server.entries() if entry["path"] == "/invocations")
         assert entry["below"] == {str(rate): number for rate, number in below.items()}
         assert server.post(BODY, accept="application/json").text == answered(model, "application/json")
+        explained = "application/jsonlines; calibrated=True; explain=True"
+        assert server.post(BODY, accept=explained).text == answered(model, explained, 0.1)
         assert server.post(BODY, accept="text/csv;calibrated=True").text == answered(
             model, "text/csv;calibrated=True", 0.1
         )
@@ -157,3 +159,52 @@ def test_the_manifest_and_the_log_have_the_thresholds(trained: tuple[Tree, Any],
     known = manifest["calibration"]["known"]
     assert f"Calibrated by {known['log_ins']:,} log-ins of known entities: 10.00% of them score below" in log
     assert f"Calibrated by {manifest['calibration']['new']['log_ins']:,} log-ins of new entities" in log
+
+
+def test_an_explanation_is_that_of_python_and_adds_up(model: Model, either_way: None) -> None:
+    plain = json.loads(answered(model, "application/json"))["predictions"]
+    found = json.loads(answered(model, "application/json;explain=True"))["predictions"]
+    for (entity, address), prediction, expected in zip(PAIRS, found, plain, strict=True):
+        assert list(prediction) == ["dot_product", "explanation"]
+        assert prediction["dot_product"] == expected["dot_product"]
+        why, told = explain(model, entity, address), prediction["explanation"]
+        # The last bits of a product of matrices depend on how many rows there are.
+        assert {name: told[name] for name in PARTS if told[name] is not None} == pytest.approx(why.parts, abs=1e-5)
+        assert sum(told[name] or 0 for name in PARTS) == pytest.approx(prediction["dot_product"], abs=1e-4)
+        assert (told["events"], told["addresses"], told["uses"]) == (why.events, why.addresses, why.uses)
+        assert [tuple(each.values()) for each in told["networks"]] == [
+            (each.network, each.entities, each.events) for each in why.networks
+        ]
+        assert (told["provider"], told["country"]) == (None, None)  # this model has no table of providers
+
+
+def test_all_formats_explain_the_same(model: Model) -> None:
+    expected = json.loads(answered(model, "application/json;explain=True"))["predictions"]
+    lines = answered(model, "application/jsonlines;explain=true").split("\n")
+    assert [json.loads(line) for line in lines] == expected
+    for row, found in zip(csv.reader(answered(model, "text/csv;explain=True").split("\n")), expected, strict=True):
+        why = found["explanation"]
+        nearest = why["networks"][0].values() if why["networks"] else (None, None, None)
+        values = [value for name, value in why.items() if name not in ("networks", "provider", "country")]
+        values = [found["dot_product"], *values, *nearest, why["provider"], why["country"]]
+        assert [text and (float(text) if "/" not in text else text) for text in row] == [
+            "" if value is None else value for value in values
+        ]
+
+
+@pytest.mark.parametrize("form", media.ACCEPTED_TYPES)
+def test_explanations_come_last_and_leave_the_rest_as_it_is(model: Model, form: str) -> None:
+    def rows(accept: str, body: str = BODY) -> list[list[str]]:
+        text = answered(model, accept, 0.1, body)
+        found = text.split("\n") if form != media.JSON else map(json.dumps, json.loads(text)["predictions"])
+        return [line.removesuffix("}").split(", " if form == media.JSON else ",") for line in found]
+
+    for wishes in ("calibrated=True", "verbose=True", "verbose=True;calibrated=True"):
+        without, explained = rows(f"{form};{wishes}"), rows(f"{form};{wishes};explain=True")
+        assert [row[: len(bare)] for row, bare in zip(explained, without, strict=True)] == without
+        assert all(len(row) > len(bare) for row, bare in zip(explained, without, strict=True))
+        marked = rows(f"{form};{wishes};explain=True", f"who,what\n{BODY}")
+        assert marked[1:] == explained
+        if form == "text/csv":
+            assert len(marked[0]) == len(marked[1])
+            assert marked[0][0] == "nan"

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ipinsights.data import addresses
+from ipinsights.data.addresses import Addresses
 from ipinsights.errors import UserError
 from ipinsights.model.history import History
 from ipinsights.model.model import RESERVED, Model
@@ -79,25 +80,33 @@ class Explanation:
     @classmethod
     def of(cls, model: Model, row: int, address: int) -> "Explanation":
         """Explain the pair of an entity's row, in [0, E], and an address, an integer of the model's family."""
-        queries = np.array([address], dtype=model.family.dtype)
-        seen = bool((model.entity[row] != model.entity[-1]).any())
-        parts = _parts(model, row, seen, model.encode(queries)[0])
-        own = _Own.of(model, row, seen)
-        provider, country = _labels(model, queries)
-        return cls(
-            score=float(model.score_rows(np.array([row]), queries)[0]),
-            popularity=parts.get("popularity"),
-            habit=parts.get("habit"),
-            affinity=parts.get("affinity"),
-            prior=parts.get("prior"),
-            seen=seen,
-            events=own.inside(0, 0, (1 << model.family.width) - 1),
-            addresses=own.addresses,
-            uses=own.inside(model.family.width, address, address),
-            networks=_networks(model, own, queries),
-            provider=provider,
-            country=country,
-        )
+        return cls.each(model, np.array([row]), np.array([address], dtype=model.family.dtype))[0]
+
+    @classmethod
+    def each(cls, model: Model, rows: npt.NDArray[np.integer], addresses: Addresses) -> "list[Explanation]":
+        """Explain n pairs of an entity's row and an address: [n]."""
+        seen = (model.entity[rows] != model.entity[-1]).any(axis=1)
+        parts = _parts(model, rows, seen, addresses)
+        scores = model.score_rows(rows, addresses).tolist()
+        labels = _labels(model, addresses)
+        networks = _KnownNetworks(model, addresses)
+        found = []
+        for n, (row, address) in enumerate(zip(rows.tolist(), addresses, strict=True)):
+            own = _Own.of(model, row, bool(seen[n]))
+            found.append(
+                cls(
+                    score=scores[n],
+                    **{name: None if np.isnan(values[n]) else float(values[n]) for name, values in parts.items()},
+                    seen=bool(seen[n]),
+                    events=own.events,
+                    addresses=own.addresses,
+                    uses=own.uses(address),
+                    networks=networks.of(n, own),
+                    provider=labels[0][n],
+                    country=labels[1][n],
+                )
+            )
+        return found
 
 
 def explain(model: Model, entity: str, address: str) -> Explanation:
@@ -131,59 +140,84 @@ class _Own:
         return cls(model.counted.history if model.counted and place != none else None, place, width)
 
     @property
+    def events(self) -> int | None:
+        return None if self.history is None else int(self.history.counts[self.place].sum(dtype=np.int64))
+
+    @property
     def addresses(self) -> int | None:
         if self.history is None or self.history.length < self.width:
             return None
         return len(self.history.addresses[self.place])
 
-    def inside(self, bits: int, first: int, last: int) -> int | None:
-        """Events from the first to the last address, which differ in none of their leading ``bits``."""
-        if self.history is None or self.history.length < bits:
-            return None
-        own, counts = self.history.addresses[self.place], self.history.counts[self.place]
-        begin = np.searchsorted(own, own.dtype.type(first))
-        end = np.searchsorted(own, own.dtype.type(last), side="right")
-        return int(counts[begin:end].sum(dtype=np.int64))
+    def uses(self, address: np.unsignedinteger) -> int | None:
+        """Its events from an address."""
+        return self.inside(np.array([self.width]), np.array([address]), np.array([address]))[0]
+
+    def inside(self, lengths: npt.NDArray[np.int64], first: Addresses, last: Addresses) -> list[int | None]:
+        """Its events in each of n networks of so many bits, given by their first and last addresses: [n]."""
+        if self.history is None:
+            return [None] * len(lengths)
+        own = self.history.addresses[self.place]
+        events = np.append(0, np.cumsum(self.history.counts[self.place], dtype=np.int64))
+        within = events[np.searchsorted(own, last, side="right")] - events[np.searchsorted(own, first)]
+        kept = (lengths <= self.history.length).tolist()
+        return [number if known else None for number, known in zip(within.tolist(), kept, strict=True)]
 
 
-def _parts(model: Model, row: int, seen: bool, encoded: npt.NDArray[np.float32]) -> dict[str, float]:
-    products = model.entity[row].astype(np.float64) * encoded
+def _parts(
+    model: Model, rows: npt.NDArray[np.integer], seen: npt.NDArray[np.bool_], queries: Addresses
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Each of the parts of the n scores, [n]; NaN where a score does not have it."""
+    encoded = model.encode(queries)
+    products = model.entity[rows].astype(np.float64) * encoded
     counted = model.counted
+    parts = {name: np.full(len(rows), np.nan) for name in PARTS}
     if counted is None:
-        return {"affinity": float(products.sum())}
-    if not seen:
-        return {"prior": float(products[PRIOR])}
-    learnt = counted.learnt[np.searchsorted(counted.rows, row)].astype(np.float64) * encoded
-    affinity = float(learnt[:-RESERVED].sum())
-    return {
-        "popularity": float(products[POPULARITY]),
-        "habit": float(products[:-RESERVED].sum() - affinity + products[CONSTANT]),
-        "affinity": affinity,
-    }
+        parts["affinity"] = products.sum(axis=1)
+        return parts
+    parts["prior"][~seen] = products[~seen, PRIOR]
+    products, encoded = products[seen], encoded[seen]
+    learnt = counted.learnt[np.searchsorted(counted.rows, rows[seen])].astype(np.float64) * encoded
+    affinity = learnt[:, :-RESERVED].sum(axis=1)
+    parts["popularity"][seen] = products[:, POPULARITY]
+    parts["habit"][seen] = products[:, :-RESERVED].sum(axis=1) - affinity + products[:, CONSTANT]
+    parts["affinity"][seen] = affinity
+    return parts
 
 
-def _networks(model: Model, own: _Own, queries: npt.NDArray[np.unsignedinteger]) -> tuple[KnownNetwork, ...]:
-    vocabulary = model.vocabulary
-    rows = vocabulary.chains[vocabulary.leaves(queries)[0], : len(vocabulary.levels)]
-    rows = rows[rows >= vocabulary.depth]
-    first, last = vocabulary.bounds(rows)
-    texts = addresses.render(first, vocabulary.family)
-    found = []
-    for number, row in enumerate(rows.tolist()):
-        length = vocabulary.levels[number]  # the known networks of an address are those of the coarsest levels
-        entities = int(model.counted.entities[row - vocabulary.depth]) if model.counted else 0
-        events = own.inside(length, int(first[number]), int(last[number]))
+class _KnownNetworks:
+    """The known networks of some addresses. Addresses of the same leaf have the same."""
+
+    def __init__(self, model: Model, queries: Addresses) -> None:
+        vocabulary = model.vocabulary
+        leaves, self._leaf = np.unique(vocabulary.leaves(queries), return_inverse=True)
+        rows = vocabulary.chains[leaves, : len(vocabulary.levels)]
+        known = rows >= vocabulary.depth
+        self._ends = np.append(0, np.cumsum(known.sum(axis=1)))
+        """Where each leaf's networks start. Those of a leaf are on the coarsest levels, so the shortest comes first."""
+        self._first, self._last = vocabulary.bounds(rows[known])
+        self._lengths = np.broadcast_to(vocabulary.levels, rows.shape)[known]
+        texts = addresses.render(self._first, vocabulary.family)
+        self._names = [f"{text}/{length}" for text, length in zip(texts, self._lengths.tolist(), strict=True)]
         # Every known network has events, so it has entities, unless its history was not kept when they were counted.
-        found.append(KnownNetwork(f"{texts[number]}/{length}", entities or None, events))
-    return tuple(reversed(found))
+        entities = model.counted.entities[rows[known] - vocabulary.depth].tolist() if model.counted else None
+        self._entities = [number or None for number in entities] if entities else [None] * len(texts)
+
+    def of(self, n: int, own: _Own) -> tuple[KnownNetwork, ...]:
+        """Those of address n, the longest first, with an entity's events there."""
+        part = slice(*self._ends[self._leaf[n] :][:2])
+        events = own.inside(self._lengths[part], self._first[part], self._last[part])
+        found = zip(self._names[part], self._entities[part], events, strict=True)
+        return tuple(KnownNetwork(*each) for each in found)[::-1]
 
 
-def _labels(model: Model, queries: npt.NDArray[np.unsignedinteger]) -> tuple[int | None, str | None]:
+def _labels(model: Model, queries: Addresses) -> tuple[list[int | None], list[str | None]]:
+    """The provider and the country of each address."""
     networks = model.vocabulary.networks
     if networks is None:
-        return None, None
-    provider, country = networks.labels_of(queries)[:, 0].tolist()
-    return provider or None, country_name(country) if country else None
+        return [None] * len(queries), [None] * len(queries)
+    providers, countries = networks.labels_of(queries).tolist()
+    return [label or None for label in providers], [country_name(label) if label else None for label in countries]
 
 
 def country_name(label: int) -> str:

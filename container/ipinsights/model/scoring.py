@@ -23,6 +23,7 @@ from ipinsights.data.records import Records
 from ipinsights.errors import UserError
 from ipinsights.model import artifact
 from ipinsights.model.calibration import BINS, Calibration, bins
+from ipinsights.model.explanation import Explanation
 from ipinsights.model.model import Model
 from ipinsights.native.reader import Digests
 from ipinsights.native.scoring import PairScorer, join, score_pairs
@@ -126,6 +127,16 @@ class Calibrated:
         """The values of a column, [n]."""
         place, values = list(self.labels.values).index(name), self.labels.values[name]
         return [values[code] for code in self.codes[:, place].tolist()]
+
+
+@dataclass(frozen=True)
+class Explained:
+    """Predictions of n pairs, of any kind, with what each score consists of and the events behind it."""
+
+    predictions: Any
+    """Scores (float32 [n]), `Embedded` or `Calibrated`."""
+    explanations: list[Explanation]
+    """[n]"""
 
 
 class Scorer:
@@ -261,6 +272,10 @@ class Scorer:
         codes[:, 2] = self._model.vocabulary.leaves(addresses)
         codes[:, 3:] = codes[:, :1]
         return Calibrated(scores, labels, codes, found)
+
+    def explain_hashed(self, digests: Digests, addresses: Addresses) -> list[Explanation]:
+        """`explanation.explain` for entities given by their `hash_names`: [n]."""
+        return Explanation.each(self._model, self._model.index.find_hashed(digests), addresses)
 
     def _calibration(self) -> Calibration:
         if self._model.calibration is None:

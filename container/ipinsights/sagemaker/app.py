@@ -42,7 +42,7 @@ from ipinsights.data.malformed import count
 from ipinsights.data.records import Pairs
 from ipinsights.errors import UserError, brief
 from ipinsights.model.calibration import RATES
-from ipinsights.model.scoring import Calibrated, Scorer
+from ipinsights.model.scoring import Calibrated, Explained, Scorer
 from ipinsights.sagemaker import media
 from ipinsights.sagemaker.access import AccessLog
 from ipinsights.sagemaker.models import ONLY, AlreadyLoaded, ModelStore, NotLoaded, OutOfMemory
@@ -54,8 +54,8 @@ if TYPE_CHECKING:
 
 _FAULTS = 1000
 """Malformed rows after which the reader stops, if malformed rows reject the request."""
-_AT_ONCE, _VERBOSE_AT_ONCE = 65536, 512
-"""Pairs in a batch of predictions, without and with embeddings."""
+_AT_ONCE, _FEW_AT_ONCE = 65536, 512
+"""Pairs in a batch of predictions, and in one with embeddings or explanations."""
 _LONGEST_PATH = 4096
 """Characters of a model's path."""
 _TEXT = "text/plain; charset=utf-8"
@@ -290,22 +290,25 @@ class _Front:
 def _predict(scorer: Scorer, pairs: Pairs, writer: media.Writer, rate: float | None) -> Iterator[Any]:
     """Score pairs, with what the writer writes besides, a batch at a time, when the writer asks for it.
 
-    So the embeddings of a large request are never all in memory. And since rendering a batch holds Python's global
-    lock, the threads that answer pings get it between two batches.
+    So the embeddings and explanations of a large request are never all in memory. And since rendering a batch holds
+    Python's global lock, the threads that answer pings get it between two batches.
     """
-    size = _VERBOSE_AT_ONCE if writer.verbose else _AT_ONCE
+    size = _FEW_AT_ONCE if writer.verbose or writer.explained else _AT_ONCE
     for start in range(0, len(pairs.digests), size):
         batch = pairs.digests[start : start + size], pairs.addresses[start : start + size]
+        found: Any
         if writer.calibrated:
-            yield scorer.calibrate_hashed(*batch, rate, writer.verbose)
+            found = scorer.calibrate_hashed(*batch, rate, writer.verbose)
         else:
-            yield (scorer.embed_hashed if writer.verbose else scorer.score_hashed)(*batch)
+            found = (scorer.embed_hashed if writer.verbose else scorer.score_hashed)(*batch)
+        yield Explained(found, scorer.explain_hashed(*batch)) if writer.explained else found
 
 
-def _counted(predictions: Iterator[Calibrated], below: dict[str, int]) -> Iterator[Calibrated]:
-    """Count how many predictions have no more than each rate as their percentile."""
+def _counted(predictions: Iterator[Any], below: dict[str, int]) -> Iterator[Any]:
+    """Count how many calibrated predictions have no more than each rate as their percentile."""
     for batch in predictions:
-        for rate, number in zip(below, batch.below(RATES), strict=True):
+        calibrated: Calibrated = batch.predictions if isinstance(batch, Explained) else batch
+        for rate, number in zip(below, calibrated.below(RATES), strict=True):
             below[rate] += number
         yield batch
 

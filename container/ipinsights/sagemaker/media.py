@@ -2,7 +2,8 @@
 
 A reader parses a body into pairs, in the arrays that the scorer takes. A writer renders predictions as bytes. Neither
 creates an object per row, except for rows that the native kernel leaves to the exact readers (`records`, `instances`).
-``verbose=True`` on an accepted type adds both embeddings to every prediction, ``calibrated=True`` how unusual it is.
+``verbose=True`` on an accepted type adds both embeddings to every prediction, ``calibrated=True`` how unusual it is,
+``explain=True`` what the score consists of and the events behind it.
 
 A row that cannot be read may keep its place in the answer: as ``{"dot_product":null,"error":"..."}``, or as ``nan`` in
 CSV, which stays a column of numbers.
@@ -22,12 +23,13 @@ from ipinsights.data.instances import salvage_document, salvage_lines
 from ipinsights.data.malformed import Fault, MalformedRecords
 from ipinsights.data.records import Hashed, Pairs, salvage_hashed
 from ipinsights.errors import UserError
-from ipinsights.model.scoring import Calibrated, Embedded
+from ipinsights.model.explanation import PARTS, Explanation
+from ipinsights.model.scoring import Calibrated, Embedded, Explained
 
 JSON = "application/json"
 """The type of an answer unless the request asks for another."""
 
-Predictions: TypeAlias = Iterable[Any] | Iterable[Embedded] | Iterable[Calibrated]
+Predictions: TypeAlias = Iterable[Any] | Iterable[Embedded] | Iterable[Calibrated] | Iterable[Explained]
 """The predictions of a request in batches of consecutive rows: scores (float32 [n]), or scores with more."""
 
 
@@ -66,11 +68,12 @@ class Rows:
 
 @dataclass(frozen=True)
 class Writer:
-    """Renders predictions as one content type, with or without embeddings and what calibration says."""
+    """Renders predictions as one content type, with or without embeddings, what calibration says, and explanations."""
 
     content_type: str
     verbose: bool = False
     calibrated: bool = False
+    explained: bool = False
 
     @property
     def by_lines(self) -> bool:
@@ -81,17 +84,18 @@ class Writer:
         """Render the answer to a request: a prediction for each readable row, and a mark for each of the others.
 
         ``predictions`` has what the writer writes: `Calibrated` if it is calibrated, else scores with embeddings if it
-        is verbose, else scores; no batch is empty. It may be a generator: each batch is rendered before the next one is
-        computed, so they are never all in memory as arrays. ``vector_dim`` is the length of an embedding, and
-        ``rated`` whether a calibrated prediction says what is anomalous: a mark in CSV has as many columns as they.
+        is verbose, else scores; all this within `Explained` if it is explained; no batch is empty. It may be a
+        generator: each batch is rendered before the next one is computed, so they are never all in memory as arrays.
+        ``vector_dim`` is the length of an embedding, and ``rated`` whether a calibrated prediction says what is
+        anomalous: a mark in CSV has as many columns as they.
         """
-        if not rows.faults and self.calibrated:
+        if not rows.faults and self.calibrated and not self.explained:
             tables = [self._table(batch) for batch in cast("Iterable[Calibrated]", predictions)]
             return self._joined([table.replace(b"\n", self._form.separator) for table in tables])
-        if not rows.faults and not self.verbose:
+        if not rows.faults and not self.verbose and not self.explained:
             return self._column(predictions)
         texts, faults = self._texts(predictions), rows.faults
-        columns = 2 * vector_dim * self.verbose + (3 + rated) * self.calibrated
+        columns = 2 * vector_dim * self.verbose + (3 + rated) * self.calibrated + len(_COLUMNS) * self.explained
         return self._joined(
             [self._mark(faults[row], columns) if row in faults else next(texts) for row in range(len(rows))]
         )
@@ -111,7 +115,11 @@ class Writer:
         """Each prediction on its own."""
         prefix, suffix = self._form.prefix, self._form.suffix
         for batch in predictions:
-            if isinstance(batch, Calibrated):
+            if isinstance(batch, Explained):
+                texts = self._texts([batch.predictions])
+                for text, explanation in zip(texts, batch.explanations, strict=True):
+                    yield text[: len(text) - len(suffix)] + self._explanation(explanation) + suffix
+            elif isinstance(batch, Calibrated):
                 yield from self._table(batch).split(b"\n")
             elif isinstance(batch, Embedded):
                 yield from self._embedded(batch)
@@ -159,6 +167,18 @@ class Writer:
         """An embedding, as it is added to a prediction."""
         numbers = _numbers(values.astype("f8"))
         return b"," + numbers if self.content_type == CSV else b',"%b":[%b]' % (name.encode(), numbers)
+
+    def _explanation(self, found: Explanation) -> bytes:
+        """An explanation, as it is added to a prediction."""
+        if self.content_type != CSV:
+            return b',"explanation":' + orjson.dumps(_document(found))
+        nearest = found.networks[0] if found.networks else None
+        values = [
+            *(getattr(found, name) for name in (*PARTS, *_EVENTS)),
+            *((nearest.network, nearest.entities, nearest.events) if nearest else (None, None, None)),
+            *(found.provider, found.country),
+        ]
+        return b"".join(b"," + (b"" if value is None else str(value).encode()) for value in values)
 
     def _mark(self, fault: Fault, columns: int) -> bytes:
         """What takes the place of a prediction where the row cannot be read."""
@@ -208,16 +228,21 @@ def writer(accept: str, default: str = JSON) -> Writer:
     ``default``, an Accept header too, decides where the header is empty or accepts any type.
     """
     for name, options in _by_preference(accept or "*/*"):
-        verbose, calibrated = (options.get(wish, "").lower() == "true" for wish in ("verbose", "calibrated"))
+        wishes = [options.get(wish, "").lower() == "true" for wish in _WISHES]
         if name in ("*/*", "application/*"):
             chosen = writer(default) if default != JSON else Writer(JSON)
-            return Writer(chosen.content_type, chosen.verbose or verbose, chosen.calibrated or calibrated)
+            usual = chosen.verbose, chosen.calibrated, chosen.explained
+            return Writer(chosen.content_type, *map(max, usual, wishes))
         if name in _WRITERS:
-            return Writer(name, verbose, calibrated)
+            return Writer(name, *wishes)
     raise NotAcceptable(
-        f"Accept {accept!r} is not supported; use one of: {', '.join(_WRITERS)}, each with ;verbose=True or "
-        ";calibrated=True"
+        f"Accept {accept!r} is not supported; use one of: {', '.join(_WRITERS)}, each with "
+        + " or ".join(f";{wish}=True" for wish in _WISHES)
     )
+
+
+_WISHES = ("verbose", "calibrated", "explain")
+"""The parameters of an accepted type, in the order of a writer's fields."""
 
 
 def _by_preference(accept: str) -> list[tuple[str, dict[str, str]]]:
@@ -242,6 +267,26 @@ def _quality(text: str) -> float:
 def _numbers(values: Any) -> bytes:
     """Doubles with commas between them. The built-in writes a float32 as the double that it equals, and so do we."""
     return orjson.dumps(values, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
+
+
+_EVENTS = ("events", "addresses", "uses")
+"""What an explanation counts of the entity's own events, by the names of `Explanation`."""
+
+
+def _document(found: Explanation) -> dict[str, Any]:
+    """An explanation as JSON has it: a part that the score does not have is null, and so is what is not known."""
+    return {
+        **{name: getattr(found, name) for name in (*PARTS, *_EVENTS)},
+        "networks": [
+            {"network": each.network, "entities": each.entities, "events": each.events} for each in found.networks
+        ],
+        "provider": found.provider,
+        "country": found.country,
+    }
+
+
+_COLUMNS = (*PARTS, *_EVENTS, "network", "network_entities", "network_events", "provider", "country")
+"""What an explanation is in CSV. The network is the longest that training knows."""
 
 
 def _read_csv(body: bytes, family: Family, most: int | None) -> Hashed:
