@@ -15,6 +15,8 @@ from typing import Any, Self
 # Small jobs side by side: threads would wait for one another. Set before numpy is imported, since the last bit of a
 # product of matrices can depend on it, and processes started here inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The page that a job makes takes seconds; the tests that are about it ask for it.
+os.environ["IPINSIGHTS_REPORT"] = "off"
 
 import numpy as np
 import pyarrow as pa

@@ -63,6 +63,14 @@ def test_a_malformed_line_is_told(tmp_path: Path) -> None:
             read(path, IPV4)
 
 
+def test_a_malformed_line_is_skipped_where_that_is_asked_for(tmp_path: Path) -> None:
+    path = write(tmp_path, a=TIMED + "bob,192.0.2,2026-01-02T03:04:05Z\n") / "a.csv"
+    good = write(tmp_path, b=TIMED) / "b.csv"
+    skipped, whole = log_ins.read([path, good], IPV4, skip=True), log_ins.read(good, IPV4)
+    assert skipped.pairs.entities.to_pylist() == whole.pairs.entities.to_pylist() * 2
+    assert list(log_ins.read_training([path], IPV4, skip=True).digests) == list(whole.pairs.hashed().digests)
+
+
 def test_training_log_ins_are_the_same_pairs_with_or_without_times(tmp_path: Path) -> None:
     for name, text in (("timed", TIMED), ("plain", 'alice,192.0.2.1\n"Smith, Bob",192.0.2.2\n')):
         (tmp_path / name).mkdir()

@@ -207,17 +207,6 @@ def parse_stream(
         yield block.text, block.parse(family)
 
 
-def hash_stream(
-    stream: Text, name: str, family: Family = IPV4, block_size: int = BLOCK_SIZE
-) -> Iterator[tuple[bytes, Pairs]]:
-    """`parse_stream` with the pairs in the form that a model uses."""
-    for block in line_blocks(stream, name, block_size):
-        found = block.salvage(family)
-        if found.faults:
-            raise block.error([*found.faults.values()], family)
-        yield block.text, found.pairs
-
-
 def demand(family: Family) -> str:
     """The required form of a line, in a sentence."""
     return f"Each line must be an entity and an {family.noun}."

@@ -1,5 +1,6 @@
 """Log-ins to judge a model by, and names to look up in it, from CSV."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from pyarrow import csv as arrow_csv
 from ipinsights.data import addresses
 from ipinsights.data.addresses import Addresses, Family
 from ipinsights.data.events import find_files
-from ipinsights.data.records import Pairs, Records, hash_stream, parse_stream
+from ipinsights.data.records import Block, Pairs, Records, line_blocks, salvage_csv
 from ipinsights.data.sources import stream
 from ipinsights.errors import UserError
 
@@ -48,30 +49,35 @@ class LogIns:
         return None if self.span is None else max(1.0, float((self.span[1] - self.span[0]) / _DAY))
 
 
-def read(path: Path, family: Family) -> LogIns:
-    """Read a file, or all files of a folder, with addresses of a family. Raises UserError."""
-    parts: list[Records] = []
-    for file in _files(path):
-        with stream(file) as text:
-            parts += [pairs for _, pairs in parse_stream(text, text.name, family)]
+def read(paths: Path | Sequence[Path], family: Family, skip: bool = False) -> LogIns:
+    """Read files, or all files of a folder, with addresses of a family.
+
+    Malformed rows are an error unless they are to be skipped. Raises UserError.
+    """
+    parts = [salvage_csv(block.text, family).records if skip else block.parse(family) for block in _blocks(paths)]
     if not any(map(len, parts)):
-        raise UserError(f"{path} holds no log-ins")
+        raise UserError(f"{paths} holds no log-ins")
     return LogIns(Records.concat(parts))
 
 
-def read_training(path: Path, family: Family) -> Pairs:
+def read_training(paths: Path | Sequence[Path], family: Family, skip: bool = False) -> Pairs:
     """The pairs of the log-ins that a model learnt from, as `read` finds them, without names or times."""
     parts: list[Pairs] = []
-    for file in _files(path):
-        with stream(file) as text:
-            parts += [pairs for _, pairs in hash_stream(text, text.name, family)]
+    for block in _blocks(paths):
+        found = block.salvage(family)
+        if found.faults and not skip:
+            raise block.error([*found.faults.values()], family)
+        parts.append(found.pairs)
     if not any(len(part.digests) for part in parts):
-        raise UserError(f"{path} holds no log-ins")
+        raise UserError(f"{paths} holds no log-ins")
     return Pairs(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-def _files(path: Path) -> list[Path]:
-    return find_files(path) if path.is_dir() else [path]
+def _blocks(paths: Path | Sequence[Path]) -> Iterator[Block]:
+    files = paths if not isinstance(paths, Path) else find_files(paths) if paths.is_dir() else [paths]
+    for file in files:
+        with stream(file) as text:
+            yield from line_blocks(text, text.name)
 
 
 def read_names(path: Path) -> pa.StringArray:

@@ -30,7 +30,7 @@ from ipinsights.machine import require_memory
 from ipinsights.model import artifact
 from ipinsights.model.model import Model
 from ipinsights.model.shard import Shard
-from ipinsights.sagemaker import channels, configuration, earlier, reporting, stopping
+from ipinsights.sagemaker import channels, configuration, earlier, page, reporting, stopping
 from ipinsights.sagemaker.paths import Paths
 from ipinsights.training.checkpoint import Checkpoints
 
@@ -324,6 +324,8 @@ def _train(
         return
     _save(paths, learnt, report.facts(events, saving - started), group)
     report.finished(saving)
+    if not stopping.requested():  # the platform gives no more than two minutes then
+        page.write(paths, job, events, validated)
 
 
 def _best_known(

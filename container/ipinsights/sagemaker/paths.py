@@ -60,6 +60,11 @@ class Paths:
         return self.base / "checkpoints"
 
     @property
+    def report(self) -> Path:
+        """Part of output.tar.gz."""
+        return self.base / "output" / "data" / "report.html"
+
+    @property
     def failure(self) -> Path:
         """Its first 1,024 characters become the job's FailureReason."""
         return self.base / "output" / "failure"
