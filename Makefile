@@ -11,6 +11,9 @@ VERSION ?= $(shell git describe --tags --match 'v*' 2>/dev/null | sed -e 's/^v//
 BUILD = docker build $(if $(VERSION),--build-arg VERSION=$(VERSION)) $(DOCKER_BUILD_ARGS)
 # The least per cent of lines and branches that the tests run; set where all of them can run, as in .ci/run.
 COVERAGE_FLOOR ?=
+# So many files of tests run at a time, in processes of their own: auto is one a core.
+TEST_PROCESSES ?= auto
+SIDE_BY_SIDE := -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 NATIVE := container/ipinsights/native
 PYTEST := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
 
@@ -22,12 +25,12 @@ demo: $(VENV)/.native $(VENV)/.demo  ## train, serve and score simulated log-ins
 
 test: $(VENV)/.native $(VENV)/.test lint  ## every test that can run on this machine
 	rm -f .coverage .coverage.*
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/coverage run -m pytest
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/coverage run -m pytest $(SIDE_BY_SIDE)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report $(if $(COVERAGE_FLOOR),--fail-under=$(COVERAGE_FLOOR))
 
 test-quick: $(VENV)/.native $(VENV)/.test  ## those that take no two minutes together
-	$(PYTEST) -q -m "not slow" --ignore tests/container
+	$(PYTEST) -q -m "not slow" --ignore tests/container $(SIDE_BY_SIDE)
 
 lint: $(VENV)/.test  ## what a commit is held to
 	$(BIN)/ruff check .

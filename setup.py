@@ -11,8 +11,8 @@ from setuptools.command.build_ext import build_ext
 HERE = Path(__file__).parent
 
 TEST = [
-    *("clang-format", "coverage", "hypothesis", "mypy", "pandas-stubs", "psutil", "pytest", "requests", "ruff"),
-    *("polars", "safetensors", "scikit-learn"),
+    *("clang-format", "coverage", "hypothesis", "mypy", "pandas-stubs", "psutil", "pytest", "pytest-xdist"),
+    *("requests", "ruff", "polars", "safetensors", "scikit-learn"),
 ]
 DEMO = ["matplotlib", "requests"]
 

@@ -4,6 +4,7 @@
     python -m benchmarks.quality --split validation    # or far: what to choose by, and to check a choice by
     python -m benchmarks.quality --tutorial            # the AWS tutorial's simulation
     python -m benchmarks.quality --ablate              # the product's choices, one by one
+    python -m benchmarks.quality --half-lives          # whether older log-ins should weigh less
 
 Progress goes to stderr. All draws follow from the seeds, and every row meets the same made-up pairs.
 """
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from benchmarks import ablation, contenders, datasets, ranking, tutorial
+from benchmarks import ablation, contenders, datasets, half_life, ranking, tutorial
 from benchmarks.contenders import Contender
 from benchmarks.tables import markdown
 from ipinsights.data.addresses import IPV4, IPV6, Family
@@ -35,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(tutorial.table(options.users, range(options.seeds or 1)))
     elif options.ablate:
         print(ablation.table(range(options.seeds or 3)))
+    elif options.half_lives:
+        print(half_life.table(range(options.seeds or 3)))
     else:
         print("\n\n".join(tor_table(options.split, family, range(options.seeds or 3)) for family in (IPV4, IPV6)))
 
@@ -48,6 +51,9 @@ def _parser() -> argparse.ArgumentParser:
         "--ablate",
         action="store_true",
         help="instead, the product with one change a row, on validation and far: a quarter of an hour",
+    )
+    what.add_argument(
+        "--half-lives", action="store_true", help="instead, with older events weighing less: a quarter of an hour"
     )
     parser.add_argument("--seeds", type=int, metavar="N", help="train N times (default 3, of the tutorial 1)")
     parser.add_argument("--users", type=int, default=10_000, metavar="N", help="of the tutorial (default 10000)")

@@ -38,9 +38,10 @@ settings.register_profile("untimed", deadline=None)  # how long an example takes
 settings.load_profile("untimed")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The image's tests last: they take longest, and what they show is mostly shown by others before."""
-    items.sort(key=lambda item: "container" in item.path.parts)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The image's tests take longest. So they come first where others run beside them, and last where they do not."""
+    beside = hasattr(config, "workerinput")
+    items.sort(key=lambda item: ("container" in item.path.parts) != beside)
 
 
 SMALL = {

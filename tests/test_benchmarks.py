@@ -16,12 +16,16 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import gpu, literal, load, reading, serving, training, usual_server
+from benchmarks import gpu, half_life, literal, load, reading, serving, training, usual_server
 from benchmarks.pieces import Ours
+from benchmarks.ranking import Task
 from benchmarks.served import CSV, JSON, JSON_LINES, Payload, largest, payload
 from benchmarks.servers import Server, free_port
 from conftest import Traffic, no_events, to_events
 from ipinsights import metrics
+from ipinsights.data.addresses import IPV4
+from ipinsights.data.entities import EntityIndex
+from ipinsights.data.events import Events
 from ipinsights.errors import UserError
 from ipinsights.hyperparameters import Hyperparameters
 
@@ -238,3 +242,17 @@ def test_serving_has_a_row_a_measure(capsys: pytest.CaptureFixture[str]) -> None
     assert all(row[-1] in ("yes", "no") for row in rows[2:] if row[0] in serving.REQUIRED)
     assert latency.count("\n") == 7
     assert " 0 had a status of 5xx and 0 another than 200; 0 differed" in " ".join(caption.split())
+
+
+def test_older_events_are_kept_as_the_half_life_says_and_of_each_entity_the_newest() -> None:
+    entity, age = np.arange(40_000, dtype=np.int32) % 2000, np.repeat([30.0, 20.0, 10.0, 0.0], 10_000)
+    entity[:10_000] = 2000 + np.arange(10_000)  # these have one event each, the oldest
+    train = Events(entity, np.arange(40_000, dtype=np.uint32), EntityIndex(12_000))
+    task = Task(IPV4, train, entity[:0], train.address[:0])
+    assert half_life.thinned(task, age, None, 0) is train
+    kept = half_life.thinned(task, age, 10, 0)
+    ages = age[kept.address]
+    assert set(kept.entity.tolist()) == set(range(12_000))
+    assert [(ages == days).sum() for days in (30.0, 0.0)] == [10_000, 10_000]
+    assert (ages == 10.0).sum() == pytest.approx(5000, abs=200)
+    assert (ages == 20.0).sum() == pytest.approx(2500, abs=200)

@@ -580,8 +580,11 @@ def test_in_one_call_a_score_is_what_it_is_in_three(
         addresses = np.array([address for _, address in pairs * times], dtype=kind)
         leaves = reader.find_intervals(starts, values, addresses)
         assert leaves is not None
-        expected = scored(entity, index.find_hashed(digests), ip, leaves)
-        assert (score(digests, addresses) == expected).all()
+        rows = index.find_hashed(digests)
+        for found, expected in zip(
+            score(digests, addresses), (scored(entity, rows, ip, leaves), rows, leaves), strict=True
+        ):
+            assert (found == expected).all()
 
 
 def test_an_array_of_another_type_or_with_gaps_is_refused() -> None:

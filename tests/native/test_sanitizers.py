@@ -78,7 +78,13 @@ for size in (0, 1, 1023, 1024, 1025, 2048):
             index = np.array([1, 0, 2, 3, 4], np.uint32)
             scorer = scoring.PairScorer(index, 256, sharing, (starts, np.arange(3, dtype=np.int32)), table, table[:3])
             digests = np.arange(size, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-            assert (scorer(digests, np.arange(size, dtype=dtype)) == 5).all()
+            assert (scorer(digests, np.arange(size, dtype=dtype))[0] == 5).all()
+for size in (1, 9):
+    lengths = np.array([0, 1, 31, 32, 33, 70])
+    texts = np.zeros(lengths.sum() + scoring.PADDING, np.uint8)
+    codes = np.arange(2 * size, dtype=np.int32).reshape(size, 2) % 6
+    numbers, starts = b",".join([b"1.5"] * size), np.append(0, np.cumsum(lengths)).astype(np.int64)
+    assert len(scoring.join(numbers, codes, texts, starts, 140)) == 3 * size + lengths[codes].sum()
 for text in lines:
     column = pa.array([text[:size] for size in range(len(text) + 1)])
     reader.hash_texts(column)

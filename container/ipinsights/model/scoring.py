@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ from ipinsights.model.calibration import BINS, Calibration, bins
 from ipinsights.model.explanation import Explanation
 from ipinsights.model.model import Model
 from ipinsights.native.reader import Digests
-from ipinsights.native.scoring import PairScorer, join, score_pairs
+from ipinsights.native.scoring import PADDING, PairScorer, join, score_pairs
 
 _CHUNK = 4096
 """Leaves encoded, or pairs scored without the kernel, at a time: their data stays in the processor's cache."""
@@ -52,9 +53,12 @@ class Embedded:
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """The distinct values that predictions can have besides their scores, by name of the column."""
+    """The distinct values that predictions can have besides their scores."""
 
     values: dict[str, list[Any]]
+    """The values by name of the column."""
+    places: dict[str, int]
+    """Which of a prediction's codes says which of the values of a column it has."""
     _texts: dict[str, "_Texts"] = field(default_factory=dict)
 
     @cached_property
@@ -63,24 +67,38 @@ class Labels:
         return np.array(self.values["percentile"])
 
     def texts(self, form: str, render: Callable[[str, list[Any]], list[bytes]]) -> "_Texts":
-        """What ``render`` makes of each column's name and values. It is asked once for each ``form``."""
+        """What ``render`` makes of each column's name and values. It is asked once for each ``form``.
+
+        Texts of columns side by side that have the same code become one.
+        """
         if form not in self._texts:
-            columns = [render(name, values) for name, values in self.values.items()]
-            every = [text for column in columns for text in column]
-            starts = np.cumsum([0, *map(len, every)], dtype=np.int64)
-            first = np.cumsum([0, *map(len, columns)], dtype=np.int32)[:-1]
-            self._texts[form] = _Texts(np.frombuffer(b"".join(every), dtype=np.uint8), starts, first)
+            rendered = {name: render(name, values) for name, values in self.values.items()}
+            runs = [(place, [*names]) for place, names in groupby(self.values, key=lambda name: self.places[name])]
+            joined = [[b"".join(parts) for parts in zip(*map(rendered.get, names), strict=True)] for _, names in runs]
+            every = [text for column in joined for text in column]
+            self._texts[form] = _Texts(
+                np.frombuffer(b"".join([*every, bytes(PADDING)]), dtype=np.uint8),
+                np.cumsum([0, *map(len, every)], dtype=np.int64),
+                np.cumsum([0, *map(len, joined)], dtype=np.int32)[:-1],
+                [place for place, _ in runs],
+                sum(max(map(len, column)) for column in joined),
+            )
         return self._texts[form]
 
 
 class _Texts(NamedTuple):
-    """The texts of all labels."""
+    """The texts of all labels, in m columns."""
 
     behind_one_another: npt.NDArray[np.uint8]
+    """With `PADDING`."""
     starts: npt.NDArray[np.int64]
     """Where each text starts; at the end the number of bytes."""
     first: npt.NDArray[np.int32]
     """The number of each column's first text, [m]."""
+    places: list[int]
+    """Which of a prediction's codes each column has, [m]."""
+    longest: int
+    """The most bytes that the texts of a prediction have together."""
 
 
 @dataclass(frozen=True)
@@ -96,26 +114,28 @@ class Calibrated:
     scores: npt.NDArray[np.float32]
     """[n]"""
     labels: Labels
-    """The m columns."""
+    """The columns."""
     codes: npt.NDArray[np.int32]
-    """Which of the labels each pair has, [n, m]."""
+    """Which of the labels each pair has, [n, 2]: the bin of its score and whether its entity is known; its leaf."""
     embedded: Embedded | None
     """The scores with their embeddings, if asked for."""
 
-    def write(self, form: str, numbers: bytes, render: Callable[[str, list[Any]], list[bytes]]) -> bytes:
+    def write(self, form: str, numbers: bytes, render: Callable[[str, list[Any]], list[bytes]]) -> memoryview:
         """All pairs behind one another: of each a number, of n with commas between them, then its labels' texts.
 
         ``render`` makes texts of a column's name and values. They are kept for whoever asks for the same ``form``.
         """
-        texts, starts, first = self.labels.texts(form, render)
-        codes = self.codes + first
-        joined = join(numbers, codes, texts, starts)
+        texts, starts, first, places, longest = self.labels.texts(form, render)
+        codes = self.codes.take(places, axis=1) + first
+        joined = join(numbers, codes, texts, starts, longest)
         if joined is not None:
-            return joined.tobytes()
+            return joined
         every = texts.tobytes()
-        return b"".join(
-            b"".join([number, *(every[starts[code] : starts[code + 1]] for code in row)])
-            for number, row in zip(numbers.split(b","), codes.tolist(), strict=True)
+        return memoryview(
+            b"".join(
+                b"".join([number, *(every[starts[code] : starts[code + 1]] for code in row)])
+                for number, row in zip(numbers.split(b","), codes.tolist(), strict=True)
+            )
         )
 
     def below(self, rates: Sequence[float]) -> list[int]:
@@ -125,8 +145,8 @@ class Calibrated:
 
     def column(self, name: str) -> list[Any]:
         """The values of a column, [n]."""
-        place, values = list(self.labels.values).index(name), self.labels.values[name]
-        return [values[code] for code in self.codes[:, place].tolist()]
+        values = self.labels.values[name]
+        return [values[code] for code in self.codes[:, self.labels.places[name]].tolist()]
 
 
 @dataclass(frozen=True)
@@ -201,7 +221,7 @@ class Scorer:
     def score_hashed(self, digests: Digests, addresses: Addresses) -> npt.NDArray[np.float32]:
         """`score` for entities given by their `hash_names`."""
         if self._native is not None:
-            return self._native(digests, addresses)
+            return self._native(digests, addresses)[0]
         encoded, leaves = self._leaves(addresses)
         return _products(self._model.entity, self._model.index.find_hashed(digests), encoded, leaves)
 
@@ -263,15 +283,16 @@ class Scorer:
         """
         calibration = self._calibration()
         found = self.embed_hashed(digests, addresses) if embedded else None
-        scores = found.scores if found else self.score_hashed(digests, addresses)
-        known = self.knows_hashed(digests).astype(np.int32)
-        labels = self._labels(calibration, rate)
-        codes = np.empty((len(scores), len(labels.values)), dtype=np.int32)
+        if found or self._native is None:
+            scores = found.scores if found else self.score_hashed(digests, addresses)
+            known, leaves = self.knows_hashed(digests), self._model.vocabulary.leaves(addresses)
+        else:
+            scores, rows, leaves = self._native(digests, addresses)
+            known = rows != self._model.index.num_rows  # where entities share rows, all have one
+        codes = np.empty((len(scores), 2), dtype=np.int32)
         codes[:, 0] = bins(scores) + BINS * known
-        codes[:, 1] = known
-        codes[:, 2] = self._model.vocabulary.leaves(addresses)
-        codes[:, 3:] = codes[:, :1]
-        return Calibrated(scores, labels, codes, found)
+        codes[:, 1] = leaves
+        return Calibrated(scores, self._labels(calibration, rate), codes, found)
 
     def explain_hashed(self, digests: Digests, addresses: Addresses) -> list[Explanation]:
         """`explanation.explain` for entities given by their `hash_names`: [n]."""
@@ -292,9 +313,10 @@ class Scorer:
                 kinds = calibration.new, calibration.known
                 percentiles = np.concatenate([kind.percentiles for kind in kinds])
                 leaves = np.arange(len(self._model.vocabulary.chains), dtype=np.int32)
+                sharing = self._model.index.sharing
                 values: dict[str, list[Any]] = {
                     "percentile": percentiles.tolist(),
-                    "entity_known": [None, None] if self._model.index.sharing else [False, True],
+                    "entity_known": [None if sharing else known for known in (False, True) for _ in range(BINS)],
                     "network_known": self._model.vocabulary.names(leaves),
                 }
                 if rate is not None:
@@ -303,7 +325,7 @@ class Scorer:
                         for kind in kinds
                         for share in kind.percentiles
                     ]
-                self._labelled[rate] = Labels(values)
+                self._labelled[rate] = Labels(values, {name: int(name == "network_known") for name in values})
             return self._labelled[rate]
 
     def _leaves(self, addresses: Addresses) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32]]:

@@ -82,9 +82,9 @@ struct Tables {
     int64_t dim;
 };
 
-// The score of each of n pairs. The addresses have the starts' type.
+// The score of each of n pairs, and the rows of `entity` and `ip` that it is of. The addresses have the starts' type.
 void ipinsights_score_hashed(const Tables* tables, const uint64_t* digests, const void* addresses, int64_t n,
-                             float* scores);
+                             float* scores, int32_t* rows, int32_t* leaves);
 
 // Writes each line of `size` bytes of text that is not blank, with a comma, its score as %.9g and a line feed behind it.
 // Returns the number of bytes written, or UNEQUAL where there are not n such lines. A line grows by 17 bytes at most.
@@ -92,7 +92,9 @@ int64_t ipinsights_append_scores(const char* text, int64_t size, const float* sc
 
 // Writes n rows: each is a number, of those with commas between them in `size` bytes of text, and then `columns` texts,
 // whose numbers are in codes [n, columns]. Text t is from starts[t] to starts[t + 1] in `texts`. Returns the number of
-// bytes written, or UNEQUAL where there are not n numbers.
+// bytes written, or UNEQUAL where there are not n numbers. Up to PADDING bytes behind the last text are read, and up to
+// PADDING behind the last row overwritten.
+constexpr int64_t PADDING = 32;
 int64_t ipinsights_join(const char* numbers, int64_t size, const int32_t* codes, int64_t n, int64_t columns,
                         const uint8_t* texts, const int64_t* starts, uint8_t* out);
 

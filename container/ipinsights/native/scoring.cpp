@@ -62,6 +62,13 @@ char* write_score(float score, char* out) {
 #endif
 }
 
+// Copies a text, most often a short one, at once with what is behind it. Returns the end of the text.
+uint8_t* append(const uint8_t* text, int64_t size, uint8_t* to) {
+    std::memcpy(to, text, PADDING);
+    if (size > PADDING) std::memcpy(to + PADDING, text + PADDING, size - PADDING);
+    return to + size;
+}
+
 }  // namespace
 
 extern "C" {
@@ -77,11 +84,12 @@ void ipinsights_score(const float* entity, const int32_t* rows, const float* ip,
     }
 }
 
-void ipinsights_score_hashed(const Tables* t, const uint64_t* digests, const void* addresses, int64_t n,
-                             float* scores) {
-    int32_t rows[AT_ONCE], leaves[AT_ONCE];
+void ipinsights_score_hashed(const Tables* t, const uint64_t* digests, const void* addresses, int64_t n, float* scores,
+                             int32_t* all_rows, int32_t* all_leaves) {
     for (int64_t start = 0; start < n; start += AT_ONCE) {
         const int64_t count = std::min(AT_ONCE, n - start);
+        int32_t* const rows = all_rows + start;
+        int32_t* const leaves = all_leaves + start;
         ipinsights_find_rows(t->tags, t->num_rows, t->probes, digests + start, count, rows);
         for (int64_t i = 0; i < count; ++i) {
             if (rows[i] < 0) rows[i] = t->sharing ? digests[start + i] % t->num_rows : t->num_rows;
@@ -130,7 +138,7 @@ int64_t ipinsights_join(const char* numbers, int64_t size, const int32_t* codes,
         p = comma + 1;
         for (int64_t column = 0; column < columns; ++column) {
             const int32_t code = *codes++;
-            to = std::copy(texts + starts[code], texts + starts[code + 1], to);
+            to = append(texts + starts[code], starts[code + 1] - starts[code], to);
         }
     }
     return p == end + 1 ? to - out : UNEQUAL;

@@ -12,6 +12,8 @@ from ipinsights.native.interface import F32, I32, U32, U64, Tables
 from ipinsights.native.reader import Digests
 
 _UNEQUAL = -1
+PADDING = 32
+"""Bytes behind the last of the texts of `join`."""
 _LONGEST_ENDING = 17
 """Bytes added to a line: a comma, a score such as -1.23456789e-38, and a line end, which the last may lack."""
 
@@ -67,12 +69,18 @@ class PairScorer:
             raise AlgorithmError("there is no kernel to score with")
         self._kernel = kernel
 
-    def __call__(self, digests: Digests, addresses: npt.NDArray[np.unsignedinteger]) -> npt.NDArray[np.float32]:
-        """The score of each of n pairs, with entities as `hash_texts` returns them: float32 [n]."""
+    def __call__(
+        self, digests: Digests, addresses: npt.NDArray[np.unsignedinteger]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+        """The score of each of n pairs, with entities as `hash_texts` returns them: [n].
+
+        Then the rows of ``entity`` and of ``ip`` whose products the scores are: [n] each.
+        """
         scores = np.empty(len(digests), dtype=np.float32)
+        rows, leaves = np.empty((2, len(digests)), dtype=np.int32)
         where = self._address.from_param(addresses)
-        self._kernel.ipinsights_score_hashed(self._tables, digests, where, len(digests), scores)
-        return scores
+        self._kernel.ipinsights_score_hashed(self._tables, digests, where, len(digests), scores, rows, leaves)
+        return scores, rows, leaves
 
 
 def append_scores(text: bytes, scores: npt.NDArray[np.float32]) -> memoryview | None:
@@ -89,15 +97,20 @@ def append_scores(text: bytes, scores: npt.NDArray[np.float32]) -> memoryview | 
 
 
 def join(
-    numbers: bytes, codes: npt.NDArray[np.int32], texts: npt.NDArray[np.uint8], starts: npt.NDArray[np.int64]
+    numbers: bytes,
+    codes: npt.NDArray[np.int32],
+    texts: npt.NDArray[np.uint8],
+    starts: npt.NDArray[np.int64],
+    longest: int,
 ) -> memoryview | None:
     """Rows of a number each, of n with commas between them, and of the texts whose numbers are in its codes, [n, m].
 
-    Text t is ``texts[starts[t] : starts[t + 1]]``. The codes must be in range. Also None if there are not n numbers.
+    Text t is ``texts[starts[t] : starts[t + 1]]``; `PADDING` bytes are behind the last. The codes must be in range, and
+    the texts of a row no longer than ``longest`` bytes together. Also None if there are not n numbers.
     """
     kernel = native.library()
     if kernel is None:
         return None
-    out = np.empty(len(numbers) + int((starts[codes + 1] - starts[codes]).sum()), dtype=np.uint8)
+    out = np.empty(len(numbers) + longest * len(codes) + PADDING, dtype=np.uint8)
     size = kernel.ipinsights_join(numbers, len(numbers), codes, *codes.shape, texts, starts, out)
     return None if size == _UNEQUAL else out[:size].data

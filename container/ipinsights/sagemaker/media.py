@@ -89,10 +89,13 @@ class Writer:
         ``vector_dim`` is the length of an embedding, and ``rated`` whether a calibrated prediction says what is
         anomalous: a mark in CSV has as many columns as they.
         """
-        if not rows.faults and self.calibrated and not self.explained:
-            tables = [self._table(batch) for batch in cast("Iterable[Calibrated]", predictions)]
-            return self._joined([table.replace(b"\n", self._form.separator) for table in tables])
-        if not rows.faults and not self.verbose and not self.explained:
+        if not rows.faults and self.calibrated and not self.explained and not self.verbose:
+            begin, prefix, _, separator, end = self._form
+            pieces: list[bytes | memoryview] = []
+            for batch in cast("Iterable[Calibrated]", predictions):
+                pieces += [separator + prefix if pieces else prefix, self._table(batch, separator)]
+            return b"".join((begin, *pieces, end))
+        if not rows.faults and not self.calibrated and not self.verbose and not self.explained:
             return self._column(predictions)
         texts, faults = self._texts(predictions), rows.faults
         columns = 2 * vector_dim * self.verbose + (3 + rated) * self.calibrated + len(_COLUMNS) * self.explained
@@ -120,7 +123,7 @@ class Writer:
                 for text, explanation in zip(texts, batch.explanations, strict=True):
                     yield text[: len(text) - len(suffix)] + self._explanation(explanation) + suffix
             elif isinstance(batch, Calibrated):
-                yield from self._table(batch).split(b"\n")
+                yield from self._lines(batch)
             elif isinstance(batch, Embedded):
                 yield from self._embedded(batch)
             else:
@@ -137,10 +140,13 @@ class Writer:
                 prediction = {"dot_product": score, "ip_embedding": ip, "entity_embedding": entity}
                 yield orjson.dumps(prediction, option=orjson.OPT_SERIALIZE_NUMPY)
 
-    def _table(self, batch: Calibrated) -> bytes:
-        """Calibrated predictions, each a line. Many have the same labels, so each label is rendered once."""
-        _, prefix, suffix, _, _ = self._form
-        end = suffix + b"\n" + prefix  # of a line, and the beginning of the next
+    def _table(self, batch: Calibrated, separator: bytes) -> memoryview:
+        """Calibrated predictions, but for the prefix of the first.
+
+        Many have the same labels, so each label is rendered once.
+        """
+        suffix, between = self._form.suffix, separator + self._form.prefix
+        last = [*batch.labels.values][-1]
 
         def render(name: str, values: list[Any]) -> list[bytes]:
             texts = map(orjson.dumps, values)
@@ -148,20 +154,22 @@ class Writer:
                 found = [b"," + (b"" if text == b"null" else text.strip(b'"')) for text in texts]
             else:
                 found = [b',"%b":%b' % (name.encode(), text) for text in texts]
-            return [text + end for text in found] if name == [*batch.labels.values][-1] else found
+            return [text + suffix + between for text in found] if name == last else found
 
-        written = batch.write(self.content_type, _numbers(batch.scores.astype("f8")), render)
-        lines = prefix + written[: len(written) - len(b"\n" + prefix)]
+        form = f"{self.content_type} {separator!r}"
+        written = batch.write(form, _numbers(batch.scores.astype("f8")), render)
+        return written[: len(written) - len(between)]
+
+    def _lines(self, batch: Calibrated) -> Iterator[bytes]:
+        """Each calibrated prediction on its own, with its embeddings if it has them."""
+        lines = b"".join((self._form.prefix, self._table(batch, b"\n"))).split(b"\n")
         if not batch.embedded:
-            return lines
-        tails = (
-            (self._list("ip_embedding", ip), self._list("entity_embedding", entity))
-            for ip, entity in zip(batch.embedded.ip, batch.embedded.entity, strict=True)
-        )
-        return b"\n".join(
-            b"".join((line[: len(line) - len(suffix)], *tail, suffix))
-            for line, tail in zip(lines.split(b"\n"), tails, strict=True)
-        )
+            yield from lines
+            return
+        suffix = self._form.suffix
+        for line, ip, entity in zip(lines, batch.embedded.ip, batch.embedded.entity, strict=True):
+            tail = self._list("ip_embedding", ip), self._list("entity_embedding", entity)
+            yield b"".join((line[: len(line) - len(suffix)], *tail, suffix))
 
     def _list(self, name: str, values: Any) -> bytes:
         """An embedding, as it is added to a prediction."""
@@ -187,7 +195,7 @@ class Writer:
         return orjson.dumps({"dot_product": None, "error": fault.advice})
 
     def _joined(self, predictions: Sequence[bytes]) -> bytes:
-        return self._form.begin + self._form.separator.join(predictions) + self._form.end
+        return b"".join((self._form.begin, self._form.separator.join(predictions), self._form.end))
 
 
 def read(content_type: str, body: bytes, family: Family, most: int | None = None) -> Rows:
