@@ -1,4 +1,4 @@
-# make demo | test | test-quick | lint | format | image | image-gpu | clean
+# make demo | test | test-quick | fuzz | lint | format | image | image-gpu | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,11 +14,13 @@ COVERAGE_FLOOR ?=
 # So many files of tests run at a time, in processes of their own: auto is one a core.
 TEST_PROCESSES ?= auto
 SIDE_BY_SIDE := -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
+# How long `make fuzz` takes.
+MINUTES ?= 60
 NATIVE := container/ipinsights/native
 PYTEST := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
 
 .NOTPARALLEL:
-.PHONY: demo test test-quick lint format image image-gpu clean
+.PHONY: demo test test-quick fuzz lint format image image-gpu clean
 
 demo: $(VENV)/.native $(VENV)/.demo  ## train, serve and score simulated log-ins, then real ones where IPINSIGHTS_DATA names them
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m local_test.demo
@@ -31,6 +33,9 @@ test: $(VENV)/.native $(VENV)/.test lint  ## every test that can run on this mac
 
 test-quick: $(VENV)/.native $(VENV)/.test  ## those that take no two minutes together
 	$(PYTEST) -q -m "not slow" --ignore tests/container $(SIDE_BY_SIDE)
+
+fuzz: $(VENV)/.native $(VENV)/.test  ## every parser on changed inputs, for so many minutes in all
+	PYTHONPATH=tests $(BIN)/python -m fuzzing.fuzz --minutes $(MINUTES)
 
 lint: $(VENV)/.test  ## what a commit is held to
 	$(BIN)/ruff check .

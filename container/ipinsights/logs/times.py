@@ -31,7 +31,15 @@ class Clock:
     """Reads times. What a text leaves open is decided here: the time zone, and the form of a column's times."""
 
     def __init__(self, zone: tzinfo = UTC, year: int | None = None, form: str | None = None) -> None:
-        """``zone`` is that of times without one, ``year`` that of a log's first line, ``form`` is for strptime."""
+        """``zone`` is that of times without one, ``year`` that of a log's first line, ``form`` is for strptime.
+
+        Raises UserError if strptime cannot read what strftime writes in that form.
+        """
+        if form:
+            try:
+                datetime.strptime(datetime.now(UTC).strftime(form), form)
+            except (re.error, ValueError) as error:
+                raise UserError(f"--time-format is {brief(form)}, in which no time can be read: {error}") from None
         self.zone, self.year, self.form = zone, year, form
         self.zone_assumed = False
         """Whether it has read a time without a zone."""

@@ -283,6 +283,12 @@ def _elsewhere(folder: Path) -> str:
     return f". There is one in {below}: name that folder, or move its files" if below else ""
 
 
+def _writer(manifest: Any) -> str:
+    """The release in a manifest, for a message; "" if it tells none."""
+    writer = manifest.get("ipinsights_version") if isinstance(manifest, dict) else None
+    return f" ({reprlib.repr(writer)})" if isinstance(writer, str) else ""
+
+
 def _read_manifest(folder: Path, verify: bool) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
@@ -306,7 +312,7 @@ def _read_manifest(folder: Path, verify: bool) -> dict[str, Any]:
     if version not in (_UNCOUNTED, FORMAT_VERSION):
         raise UserError(
             f"{path} has format version {reprlib.repr(version)}; this release reads versions {_UNCOUNTED} and "
-            f"{FORMAT_VERSION}"
+            f"{FORMAT_VERSION}. Use the release that wrote it{_writer(manifest)}, or train again"
         )
     hashed = manifest.get("entity_hash")
     if hashed != {"name": entities.HASH, "seed": entities.HASH_SEED}:

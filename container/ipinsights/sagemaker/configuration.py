@@ -170,8 +170,10 @@ class _Channel:
     sharded: bool = False
 
     @classmethod
-    def check(cls, use: str, name: str, declared: dict[str, Any]) -> "_Channel":
+    def check(cls, use: str, name: str, declared: Any) -> "_Channel":
         """Take what was declared of a channel. Raises UserError where it cannot be read so."""
+        if not (isinstance(declared, dict) and isinstance(declared.get("ContentType") or CSV, str)):
+            raise UserError(f"channel {name!r} is declared as {brief(declared)}, which is no declaration of a channel")
         if declared.get("RecordWrapperType", "None") != "None":
             raise UserError(
                 f"channel {name!r} has RecordWrapperType {declared['RecordWrapperType']}: remove RecordWrapperType"
@@ -247,6 +249,8 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         return None
     except OSError as error:
         raise refusal("read", path, error) from error
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply") from None
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict):
