@@ -649,6 +649,14 @@ def test_any_other_argument_prints_the_usage(tree: Tree, arguments: list[str]) -
     assert "usage: docker run IMAGE {train|serve}" in result.stderr
 
 
+def test_without_an_argument_it_trains_where_a_job_lies(ready: Tree) -> None:
+    """Version 3 of the SageMaker SDK gives none in local mode."""
+    job = ready.run("ipinsights.sagemaker")
+    assert job.returncode == 0, job.stdout + job.stderr
+    assert job.stdout.startswith("Docker entrypoint called with argument(s): train\n")
+    assert (ready.model / "manifest.json").exists()
+
+
 SCRIPT = "from ipinsights.sagemaker import __main__ as main; main.{}()"
 PROGRAMS = [
     pytest.param([*command, *role], id=" ".join([name, *role]))
