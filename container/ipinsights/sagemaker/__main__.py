@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from ipinsights.machine import limit_threads
 from ipinsights.sagemaker import stopping
 from ipinsights.sagemaker.paths import Paths
 
@@ -31,6 +32,7 @@ def train(arguments: Sequence[str] | None = None) -> None:
     """Run a training job. With ``--help``, or arguments, of which it has none, it starts nothing."""
     argparse.ArgumentParser(prog="train", description=_TRAIN).parse_args(arguments)
     stopping.watch()
+    limit_threads()
     from ipinsights.sagemaker import job  # imports much, which takes a second
 
     try:
@@ -43,6 +45,7 @@ def serve(arguments: Sequence[str] | None = None) -> None:
     """Serve the model. With ``--help``, or arguments, of which it has none, it starts nothing."""
     argparse.ArgumentParser(prog="serve", description=_SERVE).parse_args(arguments)
     stopping.exit_at_once()  # until gunicorn stops in its own way
+    limit_threads()
     from ipinsights.sagemaker import server
 
     server.main()
