@@ -1,14 +1,23 @@
-# make demo | test | test-quick | fuzz | lint | format | image | image-gpu | clean
+# make demo | test | test-quick | fuzz | lint | format | lock | image | image-gpu | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c container/constraints.txt
 IMAGE ?= ipinsights:cpu
-# What `docker build` needs here besides, such as --build-arg PIP_EXTRA_INDEX_URL=...
+# What `docker build` needs here besides, such as --build-arg TORCH_INDEX=... (docs/image.md)
 DOCKER_BUILD_ARGS ?=
 # The image's build sees no repository, so it is told the version: the newest tag, and the commits since.
 VERSION ?= $(shell git describe --tags --match 'v*' 2>/dev/null | sed -e 's/^v//' -e 's/-\(.*\)-g/.post\1+g/')
-BUILD = docker build $(if $(VERSION),--build-arg VERSION=$(VERSION)) $(DOCKER_BUILD_ARGS)
+REVISION ?= $(shell git rev-parse HEAD 2>/dev/null)
+# SageMaker takes an image of one platform in Docker's own format: no index, and no attestations beside it. Without
+# buildx, Docker makes nothing else.
+PLATFORM ?= linux/amd64
+BUILDER = $(if $(shell docker buildx version 2>/dev/null),docker buildx build --provenance=false --sbom=false \
+  --output type=docker,docker build)
+BUILD = $(BUILDER) --platform $(PLATFORM) --build-arg REVISION=$(REVISION) \
+  $(if $(VERSION),--build-arg VERSION=$(VERSION)) $(DOCKER_BUILD_ARGS)
+# How uv finds torch's CPU build, for `make lock`. Empty: where it finds all else.
+TORCH_BACKEND ?= --torch-backend cpu
 # The least per cent of lines and branches that the tests run; set where all of them can run, as in .ci/run.
 COVERAGE_FLOOR ?=
 # So many files of tests run at a time, in processes of their own: auto is one a core.
@@ -20,7 +29,7 @@ NATIVE := container/ipinsights/native
 PYTEST := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
 
 .NOTPARALLEL:
-.PHONY: demo test test-quick fuzz lint format image image-gpu clean
+.PHONY: demo test test-quick fuzz lint format lock image image-gpu clean
 
 demo: $(VENV)/.native $(VENV)/.demo  ## train, serve and score simulated log-ins, then real ones where IPINSIGHTS_DATA names them
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m local_test.demo
@@ -47,6 +56,13 @@ format: $(VENV)/.test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(NATIVE)/*.h $(NATIVE)/*.cpp
+
+lock: $(BIN)/python  ## the images' packages with their hashes, of the versions in constraints.txt
+	$(PIP) uv
+	$(BIN)/uv pip compile --quiet --no-header --no-annotate --generate-hashes --python-version 3.11 \
+	  --python-platform x86_64-manylinux_2_28 --extra toolkit --constraints container/constraints.txt \
+	  --excludes container/image/without.txt --no-emit-package torch $(TORCH_BACKEND) setup.py \
+	  --output-file container/requirements.lock
 
 image:  ## the CPU image
 	$(BUILD) -f Dockerfile.cpu -t $(IMAGE) .

@@ -32,6 +32,7 @@ def test_documented_defaults() -> None:
         "history": 128,
         "held_out_share": 0.02,
         "training_hosts": "auto",
+        "device": "auto",
         "checkpoint_interval_minutes": 10.0,
     }
 

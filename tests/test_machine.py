@@ -1,8 +1,9 @@
+import os
 from pathlib import Path
 
 import pytest
 
-from ipinsights.machine import available_memory
+from ipinsights.machine import available_memory, has_gpu, limit_threads, usable_cores
 
 MEMINFO = "MemTotal:       24000000 kB\nMemAvailable:   20000000 kB\n"
 
@@ -42,3 +43,51 @@ def test_a_containers_limit_counts(folder: str, limit: str, used: str, cached: s
 
 def test_where_nothing_tells_nothing_is_said(tmp_path: Path) -> None:
     assert available_memory(tmp_path) is None
+
+
+@pytest.mark.parametrize("path", ["dev/nvidia0", "proc/driver/nvidia/gpus/0000:00:1e.0"])
+def test_a_gpu_shows_whether_this_container_was_given_it_or_not(path: str, tmp_path: Path) -> None:
+    assert not has_gpu(tmp_path)
+    (tmp_path / path).mkdir(parents=True)
+    assert has_gpu(tmp_path)
+
+
+QUOTAS = [
+    pytest.param({"sys__fs__cgroup__cpu.max": "{} 100000\n"}, id="control group 2"),
+    pytest.param(
+        {"sys__fs__cgroup__cpu__cpu.cfs_quota_us": "{}\n", "sys__fs__cgroup__cpu__cpu.cfs_period_us": "100000\n"},
+        id="control group 1",
+    ),
+]
+
+
+@pytest.fixture
+def eight_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
+
+
+@pytest.mark.parametrize("files", QUOTAS)
+@pytest.mark.parametrize(
+    ("quota", "cores"), [(50_000, 1), (100_000, 1), (150_000, 2), (400_000, 4), (1_600_000, 8), ("max", 8), (-1, 8)]
+)
+def test_a_containers_share_of_the_cores_counts(
+    files: dict[str, str], quota: int | str, cores: int, tmp_path: Path, eight_cores: None
+) -> None:
+    """As ``docker run --cpus`` gives it."""
+    root = lay(tmp_path, **{path: text.format(quota) for path, text in files.items()})
+    assert usable_cores(root) == cores
+
+
+@pytest.mark.parametrize("files", QUOTAS)
+def test_no_library_starts_more_threads_than_the_share_allows(
+    files: dict[str, str], tmp_path: Path, eight_cores: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = lay(tmp_path, **{path: text.format(200_000) for path, text in files.items()})
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    limit_threads(root)
+    assert os.environ["OMP_NUM_THREADS"] == "5"
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    limit_threads(tmp_path / "of a machine without a share")
+    assert "OMP_NUM_THREADS" not in os.environ
+    limit_threads(root)
+    assert os.environ["OMP_NUM_THREADS"] == "2"

@@ -52,7 +52,7 @@ def fit(
     return training.fit(train, hp, held, *others, earlier=earlier, **named)
 
 
-_KEYWORDS = ("listener", "device", "networks", "checkpoints", "stop")
+_KEYWORDS = ("listener", "networks", "checkpoints", "stop")
 """Arguments of `training.fit.fit` that are no hyperparameters."""
 
 

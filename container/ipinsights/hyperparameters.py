@@ -229,6 +229,14 @@ class Hyperparameters:
         default="auto",
         choices=("auto", "all"),
     )
+    device: str = _declare(
+        None,
+        "What the training runs on. auto: a GPU, if there is one that works and has enough memory, else the CPU; the "
+        "log and manifest.json say why a GPU that is there is not used. cpu: the CPU. gpu: a GPU, or the job fails "
+        "before it reads the data. Several hosts train on their CPUs.",
+        default="auto",
+        choices=("auto", "cpu", "gpu"),
+    )
     checkpoint_interval_minutes: float = _declare(
         (0.0, 100_000.0),
         "If the job has a checkpoint folder, it writes a checkpoint after every epoch and, within an epoch, every so "

@@ -1,5 +1,6 @@
 """The resources of this machine, or of the container in it."""
 
+import math
 import os
 from pathlib import Path
 
@@ -12,9 +13,44 @@ _GROUPS = (
 """For control groups 2 and 1: the files of the limit and of the used memory, and the key of its cached part."""
 
 
-def usable_cores() -> int:
-    """The cores that this process may run on; all cores if the system does not report this (as on macOS)."""
+def usable_cores(root: Path = Path("/")) -> int:
+    """The cores that this process may use: those it may run on, or its control group's share of them if that is less.
+
+    A share that is no whole number is rounded up. All cores if the system does not report them (as on macOS).
+    """
+    return max(1, math.ceil(min(_allowed_cores(), _quota(root))))
+
+
+def limit_threads(root: Path = Path("/")) -> None:
+    """Make torch and the like, which look at cores alone, use no more threads than the control group's share allows.
+
+    To be called before they are loaded. What OMP_NUM_THREADS says stays.
+    """
+    cores = usable_cores(root)
+    if cores < _allowed_cores():
+        os.environ.setdefault("OMP_NUM_THREADS", str(cores))
+
+
+def _allowed_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _quota(root: Path) -> float:
+    """The cores' worth of time that the control group (2 or 1) may use, as by ``docker run --cpus``."""
+    groups = root / "sys/fs/cgroup"
+    for files in (["cpu.max"], ["cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"]):
+        try:
+            quota, period = " ".join((groups / file).read_text() for file in files).split()
+        except OSError:
+            continue
+        if quota not in ("max", "-1"):
+            return int(quota) / int(period)
+    return math.inf
+
+
+def has_gpu(root: Path = Path("/")) -> bool:
+    """Whether this machine has a GPU of NVIDIA's, even if nothing here can use it, as in a container that lacks it."""
+    return (root / "dev/nvidia0").exists() or any((root / "proc/driver/nvidia/gpus").glob("*"))
 
 
 def available_memory(root: Path = Path("/")) -> int | None:

@@ -1,13 +1,14 @@
 """The image itself, in real containers, wherever a Docker engine answers."""
 
 import json
-import os
+import re
 import shutil
 import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -49,6 +50,69 @@ def folder(image: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert "#quality_metric: host=algo-1, epoch=2, validation discriminator_auc <score>=" in job.stdout
     assert "Imported framework ipinsights.sagemaker.job" in job.stderr  # so the training toolkit ran it
     return folder
+
+
+FACTS = """
+import json
+from importlib.metadata import distributions
+from packaging.requirements import Requirement
+from ipinsights import machine, native
+from ipinsights.sagemaker.settings import ServerSettings
+machine.limit_threads()
+import torch
+has = {package.name.lower().replace("_", "-").replace(".", "-"): package for package in distributions()}
+asked = [Requirement(text) for package in has.values() for text in package.requires or []]
+asked = [one for one in asked if not one.marker or one.marker.evaluate({"extra": ""})]
+print(json.dumps({
+    "kernel": native.why_absent(),
+    "cuda": torch.version.cuda,
+    "cores": machine.usable_cores(),
+    "workers": ServerSettings.from_environment().workers,
+    "threads": torch.get_num_threads(),
+    "missing": sorted({one.name.lower() for one in asked if one.name.lower().replace("_", "-") not in has}),
+    "conflicts": [str(one) for one in asked if (found := has.get(one.name.lower().replace("_", "-")))
+                  and not one.specifier.contains(found.version, prereleases=True)],
+    "bill": json.load(open("/opt/ipinsights/SBOM.json")),
+    "notices": open("/opt/ipinsights/NOTICES.txt").read(),
+}))
+"""
+
+
+@pytest.fixture(scope="module")
+def facts(image: str) -> Any:
+    """What the image says of itself where it may use one core."""
+    told = docker("run", "--rm", "--cpus", "1", "--entrypoint", "python", image, "-c", FACTS)
+    assert told.returncode == 0, told.stderr
+    return json.loads(told.stdout)
+
+
+def test_the_kernel_is_there(facts: Any) -> None:
+    """Without a compiler the package can be installed all the same."""
+    assert facts["kernel"] == ""
+
+
+def test_one_core_of_many_gets_one_worker_and_one_thread(facts: Any) -> None:
+    assert (facts["cores"], facts["workers"], facts["threads"]) == (1, 1, 1)
+
+
+def test_nothing_is_missing_but_what_nothing_imports(facts: Any) -> None:
+    """Training goes the toolkit's way without that, as the fixture `folder` shows."""
+    left_out = (ROOT / "container" / "image" / "without.txt").read_text().splitlines()
+    assert facts["missing"] == sorted(line for line in left_out if not line.startswith("#"))
+    assert not facts["conflicts"]
+
+
+def test_the_bill_of_materials_has_what_was_locked(facts: Any) -> None:
+    bill = facts["bill"]
+    assert (bill["bomFormat"], bill["metadata"]["component"]["name"]) == ("CycloneDX", "ipinsights")
+    listed = {part["purl"] for part in bill["components"]}
+    locked = re.findall(r"^([\w.-]+)==(\S+)", (ROOT / "container/requirements.lock").read_text(), flags=re.MULTILINE)
+    assert {f"pkg:pypi/{name}@{version}" for name, version in locked} <= listed
+    assert any(purl.startswith("pkg:deb/debian/libc6@") for purl in listed)
+    python = [part for part in bill["components"] if part["purl"].startswith("pkg:pypi/")]
+    assert all(part["licenses"][0]["license"]["name"] for part in python)
+    assert all(f"\n{part['name']} {part['version']}: " in facts["notices"] for part in python)
+    assert "Copyright" in facts["notices"]
 
 
 def test_training_leaves_a_model(folder: Path) -> None:
@@ -198,14 +262,14 @@ def test_process_1_stops_on_sigterm_and_goes_on_after_sigkill(image: str, folder
 
 
 def test_training_needs_no_network_and_writes_where_it_may(image: str, folder: Path, tmp_path: Path) -> None:
-    """The input is read-only too, as FastFile mode has it."""
+    """The input is read-only too, as FastFile mode has it, and there is no /tmp. Nor is it told what to do."""
     base = tmp_path / "ml"
     for name in ("model", "output"):
         (base / name).mkdir(parents=True)
     volumes = ["-v", f"{folder / 'input'}:/opt/ml/input:ro"]
     volumes += [part for name in ("model", "output") for part in ("-v", f"{base / name}:/opt/ml/{name}")]
-    isolated = ["--network", "none", "--read-only", "--tmpfs", "/tmp"]
-    job = docker("run", "--rm", *isolated, *volumes, image, "train")
+    isolated = ["--network", "none", "--read-only"]
+    job = docker("run", "--rm", *isolated, *volumes, image)
     assert job.returncode == 0, job.stdout + job.stderr
     assert (base / "model" / "manifest.json").exists()
 
@@ -254,16 +318,30 @@ def test_both_roles_are_on_the_path(image: str) -> None:
     assert result.stdout.count("from ipinsights.sagemaker") == 2, result.stdout + result.stderr
 
 
-def test_torch_has_no_cuda_where_the_index_offers_a_cpu_build(image: str) -> None:
-    if "PIP_" not in os.environ.get("DOCKER_BUILD_ARGS", ""):
-        pytest.skip("the build was given no index with a CPU build")
-    result = docker("run", "--rm", "--entrypoint", "python", image, "-c", "import torch; print(torch.version.cuda)")
-    assert result.stdout == "None\n", result.stderr
+def test_torch_has_no_cuda(facts: Any) -> None:
+    assert facts["cuda"] is None
 
 
 def test_labels_promise_what_works(image: str) -> None:
     labels = json.loads(docker("inspect", "--format", "{{json .Config.Labels}}", image).stdout)
+    told = {name: labels.pop(f"org.opencontainers.image.{name}") for name in ("version", "revision", "source")}
     assert labels == {
         "com.amazonaws.sagemaker.capabilities.accept-bind-to-port": "true",
         "com.amazonaws.sagemaker.capabilities.multi-models": "true",
+        "org.opencontainers.image.title": "ipinsights",
+        "org.opencontainers.image.licenses": "Apache-2.0",
     }
+    git = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert told["revision"] == git.stdout.strip()
+    assert re.match(r"\d+\.\d+\.\d+", told["version"])
+
+
+def test_it_is_small_and_a_change_of_code_is_smaller(image: str) -> None:
+    """Of its own layers, which the base image's lie below."""
+    history = docker("history", "--no-trunc", "--human=false", "--format", "{{.Size}} {{.CreatedBy}}", image).stdout
+    layers = [line.split(" ", 1) for line in history.splitlines()]
+    code, dependencies, *_ = [int(size) for size, made in layers if "COPY" in made and int(size)]
+    assert code < 10e6
+    assert dependencies < 800e6

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -270,19 +271,30 @@ def test_a_pipe_or_an_endless_device_in_the_channel_is_not_opened(trained: tuple
     os.mkfifo(channel / "manifest.json")
     (channel / "more.tgz").symlink_to("/dev/zero")
     with pytest.raises(UserError, match="contains none"):
-        earlier.load(channel, tmp_path)
+        earlier.load(channel)
     with tarfile.open(channel / "good.tar", "w") as file:
         file.add(trained[0].model, "m")
-    assert earlier.load(channel, tmp_path).index.owned == 100
+    assert earlier.load(channel).index.owned == 100
+
+
+def test_a_folder_for_temporary_files_is_made_for_archives_alone(
+    trained: tuple[Tree, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
+    assert earlier.load(trained[0].model).index.owned == 100
+    channel = tmp_path / "model"
+    channel.mkdir()
+    with tarfile.open(channel / "model.tar", "w") as file:
+        file.add(trained[0].model, "m")
+    with pytest.raises(UserError, match=r"model\.tar\) cannot be unpacked.* writable /tmp, or set TMPDIR, or unpack"):
+        earlier.load(channel)
 
 
 def test_the_archive_of_a_damaged_model_is_named(tmp_path: Path) -> None:
     channel = tmp_path / "model"
     channel.mkdir()
-    for number, manifest in enumerate((b"", b"[" * 100_000, b"\xff", b"null", b'{"format_version": 4}')):
+    for manifest in (b"", b"[" * 100_000, b"\xff", b"null", b'{"format_version": 4}'):
         (channel / "m.tar").write_bytes(packed(("manifest.json", manifest), ("model.safetensors", b"")))
-        scratch = tmp_path / str(number)
-        scratch.mkdir()
         with pytest.raises(UserError) as told:
-            earlier.load(channel, scratch)
+            earlier.load(channel)
         assert f"channel 'model' ({channel / 'm.tar'}): " in str(told.value)

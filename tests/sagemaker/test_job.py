@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import torch
 
 from benchmarks.servers import time_limit
 from conftest import SMALL, Traffic, Tree, bound, to_csv
@@ -647,6 +648,40 @@ def test_any_other_argument_prints_the_usage(tree: Tree, arguments: list[str]) -
     result = tree.run("ipinsights.sagemaker", *arguments)
     assert result.returncode == 2
     assert "usage: docker run IMAGE {train|serve}" in result.stderr
+
+
+def test_a_gpu_that_must_be_is_looked_for_before_the_data_is_read(ready: Tree) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    ready.configure({**SMALL, "device": "gpu"})
+    (ready.channel("train") / "a.csv").write_text("nobody,nowhere\n")
+    fails(ready, "device=gpu, but this machine has ", "With device=cpu it trains on the CPU")
+
+
+def test_a_gpu_that_is_there_and_not_used_is_told_first_and_in_the_manifest(ready: Tree) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    pretend = (
+        "from ipinsights.sagemaker import job; from ipinsights.training import placement; "
+        "job.has_gpu = placement.has_gpu = lambda: True; job.train()"
+    )
+    job = ready.run_code(pretend)
+    assert job.returncode == 0, job.stdout
+    lines = job.stdout.splitlines()
+    told = next(number for number, line in enumerate(lines) if "WARNING" in line)
+    assert "This job trains on the CPU, because this machine has a GPU" in lines[told]
+    assert told < next(number for number, line in enumerate(lines) if "Reading channel" in line)
+    training = json.loads((ready.model / "manifest.json").read_text())["training"]
+    assert training["device"] == "cpu"
+    assert training["slower_because"].startswith("this machine has a GPU")
+
+
+def test_without_an_argument_it_trains_where_a_job_lies(ready: Tree) -> None:
+    """Version 3 of the SageMaker SDK gives none in local mode."""
+    job = ready.run("ipinsights.sagemaker")
+    assert job.returncode == 0, job.stdout + job.stderr
+    assert job.stdout.startswith("Docker entrypoint called with argument(s): train\n")
+    assert (ready.model / "manifest.json").exists()
 
 
 SCRIPT = "from ipinsights.sagemaker import __main__ as main; main.{}()"

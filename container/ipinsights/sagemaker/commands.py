@@ -8,11 +8,13 @@ from typing import Any
 from ipinsights.commands.main import main as run
 from ipinsights.commands.options import Commands
 from ipinsights.errors import UserError
+from ipinsights.machine import limit_threads
 from ipinsights.sagemaker import specification
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command. A fault of the input ends it with one sentence and exit code 1."""
+    limit_threads()
     run(arguments, extend=_add)
 
 

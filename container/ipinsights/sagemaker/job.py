@@ -26,7 +26,7 @@ from ipinsights.data.networks import Networks
 from ipinsights.distributed.group import ALONE, Group, OtherHostFailed
 from ipinsights.errors import AlgorithmError, UserError, refusal, refusals
 from ipinsights.hyperparameters import Hyperparameters
-from ipinsights.machine import require_memory
+from ipinsights.machine import has_gpu, require_memory
 from ipinsights.model import artifact
 from ipinsights.model.model import Model
 from ipinsights.model.shard import Shard
@@ -161,31 +161,33 @@ def _verdict(error: Exception, paths: Paths) -> str:
 def run(paths: Paths, group: Group, host: str) -> None:
     """Read, train and save, with the other hosts of the group. Raises UserError where the input is at fault."""
     started = time.time()
-    with tempfile.TemporaryDirectory(prefix="ipinsights-") as scratch:
-        error: Exception | None = None
-        try:
-            job, base, checkpoints = _prepared(paths, group, Path(scratch))
-        except Exception as fault:
-            error = fault
-        group.agree(error)
-        try:
-            _train(paths, job, base, checkpoints, started, group, host)
-        except stopping.Stopped:
-            _stopped(paths, job.hyperparameters, base, checkpoints, group)
-        except OtherHostFailed as other:
-            if other.kind != stopping.Stopped.__name__:
-                raise
-            _stopped(paths, job.hyperparameters, base, checkpoints, group)
-        group.agree(None)
+    if native.library() is None:
+        # Without the kernel a step is dozens of short parallel loops, whose threads wait for one another: a second core
+        # makes it 1.3 times as fast where both are ours alone, and a seventh as fast beside two busy processes.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+    error: Exception | None = None
+    try:
+        job, base, checkpoints = _prepared(paths, group)
+    except Exception as fault:
+        error = fault
+    group.agree(error)
+    try:
+        _train(paths, job, base, checkpoints, started, group, host)
+    except stopping.Stopped:
+        _stopped(paths, job.hyperparameters, base, checkpoints, group)
+    except OtherHostFailed as other:
+        if other.kind != stopping.Stopped.__name__:
+            raise
+        _stopped(paths, job.hyperparameters, base, checkpoints, group)
+    group.agree(None)
 
 
-def _prepared(
-    paths: Paths, group: Group, scratch: Path
-) -> tuple[configuration.Configuration, Model | None, Checkpoints | None]:
+def _prepared(paths: Paths, group: Group) -> tuple[configuration.Configuration, Model | None, Checkpoints | None]:
     """What there is to do, the earlier model, and where checkpoints are."""
     job = configuration.read(paths, group.size)
     hp = job.hyperparameters
     hp.require(validated=job.validation is not None)
+    _look_for_gpu(hp, group)
     table = 4 * (hp.num_entity_vectors + 1) * hp.vector_dim
     require_memory(table // group.size)
     if group.leads:
@@ -195,10 +197,28 @@ def _prepared(
         paths.checkpoints.stat()
         _require_writable(paths.checkpoints, "checkpoints")
         checkpoints = Checkpoints(paths.checkpoints, job.source, group)
-    base = earlier.load(job.model, scratch) if job.model else None
+    base = earlier.load(job.model) if job.model else None
     if base:
         base.require(hp)
     return job, base, checkpoints
+
+
+def _look_for_gpu(hp: Hyperparameters, group: Group) -> None:
+    """Raise UserError if the job must have a GPU that it lacks, and warn of one that it will not use.
+
+    It is known before the data is read, which may take hours of an expensive machine.
+    """
+    if group.size > 1:
+        from ipinsights.training import together
+
+        together.require_cpus(hp)
+    elif hp.device == "gpu" or (hp.device == "auto" and has_gpu()):
+        from ipinsights.training import placement  # loads torch, which takes seconds
+
+        if hp.device == "gpu":
+            placement.require_gpu()
+        elif fault := placement.gpu_fault():
+            logger.warning("This job trains on the CPU, because %s", fault)
 
 
 def _stopped(
@@ -289,10 +309,6 @@ def _train(
     if job.validation is None:
         logger.info("Test data is not provided.")
 
-    if native.library() is None:
-        # Without the kernel a step is dozens of short parallel loops, whose threads wait for one another: a second core
-        # makes it 1.3 times as fast where both are ours alone, and a seventh as fast beside two busy processes.
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
     if group.any(stopping.requested()):
         raise stopping.Stopped
     events, validated = (group.total(len(part)) for part in data.values())

@@ -38,6 +38,7 @@ _STEPS = "[0-9]" * _DIGITS
 _UNDECISIVE = (
     "batch_metrics_publish_interval",
     "checkpoint_interval_minutes",
+    "device",  # what it came to is compared
     "history",
     "malformed_rows",
     "malformed_rows_limit",

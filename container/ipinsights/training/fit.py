@@ -62,8 +62,8 @@ def fit(
 
     Entities of both event sets are rows of one index, whose size must be ``num_entity_vectors``. Hyperparameters left
     at their defaults are adapted to the number of events (`Hyperparameters.adapted`). With a table of networks the
-    encoder knows providers and countries. The default device is the first GPU, or the CPU if no GPU has enough memory.
-    On the CPU, training uses as many threads as torch is set to.
+    encoder knows providers and countries. `Hyperparameters.device` chooses the ``device``, in torch's words, unless it
+    is given. On the CPU, training uses as many threads as torch is set to.
 
     With an ``earlier`` model, training continues from it and keeps what it learnt; the events' index must extend the
     model's. With ``checkpoints``, training resumes from the newest and writes new ones. ``stop`` is called after every

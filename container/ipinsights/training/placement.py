@@ -11,7 +11,9 @@ from typing import Literal
 import torch
 
 from ipinsights import native
+from ipinsights.errors import UserError
 from ipinsights.hyperparameters import Hyperparameters
+from ipinsights.machine import has_gpu
 from ipinsights.model.vocabulary import Vocabulary
 from ipinsights.training import gpu_step, sampling
 from ipinsights.training.batches import DRAWN
@@ -40,20 +42,26 @@ class Placement:
 
 
 def choose(device: str | None, hp: Hyperparameters, vocabulary: Vocabulary, events: int, memory: int) -> Placement:
-    """The best placement of a training; on the ``device``, if one is given.
+    """The best placement of a training that `Hyperparameters.device` allows; on torch's ``device``, if one is given.
 
-    ``memory`` is what training needs on any device, in bytes.
+    ``memory`` is what training needs on any device, in bytes. Raises UserError if it must be a GPU, and none will do.
     """
+    if device is None and hp.device == "cpu":
+        device = "cpu"
     on_gpu = memory + _gpu_memory(hp, vocabulary, events)
     place, fault = (torch.device(device), "") if device else _best_device(on_gpu)
     if place.type == "cpu":
+        if device is None and hp.device == "gpu":
+            raise _no_gpu(fault)
         return _on_cpu(fault)
     plain = Placement(place, "torch")
     with plain.current:
         obstacle = gpu_step.why_not(hp, vocabulary.depth, place)
     if not obstacle:
         return replace(plain, step="graph")
-    if not device and (fault := _gpu_fault()):  # the trial may have broken the GPU
+    if not device and (fault := gpu_fault()):  # the trial may have broken the GPU
+        if hp.device == "gpu":
+            raise _no_gpu(fault)
         return _on_cpu(fault)
     return replace(plain, slower_because=obstacle)
 
@@ -75,11 +83,26 @@ def memory(hp: Hyperparameters, vocabulary: Vocabulary, events: int, entities: i
     return 4 * numbers + 5 * hp.num_entity_vectors
 
 
-def _gpu_fault() -> str:
+def require_gpu() -> None:
+    """Raise UserError if no GPU can be used, whatever its memory."""
+    if (fault := gpu_fault()) or not torch.cuda.is_available():
+        raise _no_gpu(fault)
+
+
+def _no_gpu(fault: str) -> UserError:
+    return UserError(f"device=gpu, but {fault or 'this machine has no GPU'}. With device=cpu it trains on the CPU")
+
+
+def gpu_fault() -> str:
     """Why the GPU cannot be used; empty if it can, or if there is none."""
     if not torch.cuda.is_available():
-        there = torch.cuda.device_count() > 0
-        return f"the GPU's driver is too old for this torch, of CUDA {torch.version.cuda}" if there else ""
+        if torch.cuda.device_count() > 0:
+            return f"the GPU's driver is too old for this torch, of CUDA {torch.version.cuda}"
+        if not has_gpu():
+            return ""
+        if torch.version.cuda is None:
+            return "this machine has a GPU, and this torch is a build for CPUs: use the image for GPUs"
+        return "this machine has a GPU that this process cannot see: start the container with --gpus all"
     try:
         torch.zeros(1, device="cuda").add_(1).item()
     except RuntimeError as error:
@@ -89,7 +112,7 @@ def _gpu_fault() -> str:
 
 def _best_device(needed: int) -> tuple[torch.device, str]:
     """A working GPU with so many bytes free, else the CPU and, if there is a GPU, the reason against it."""
-    fault = _gpu_fault()
+    fault = gpu_fault()
     if fault or not torch.cuda.is_available():
         return torch.device("cpu"), fault
     free, _ = torch.cuda.mem_get_info()

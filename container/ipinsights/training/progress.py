@@ -157,11 +157,15 @@ class Record(Listener):
         self.hyperparameters = hyperparameters
         """As asked for, and as adapted to the data once training is planned."""
         self._profile: Profile | None = None
+        self._place: dict[str, str] = {}
         self._ending: Ending | None = None
 
     def training_planned(self, plan: Plan) -> None:
-        """The hyperparameters, and the facts about the data."""
+        """The hyperparameters, the facts about the data, and where it is trained."""
         self.hyperparameters, self._profile = plan.hyperparameters, plan.profile
+        self._place = {"device": plan.device}
+        if plan.slower_because:
+            self._place["slower_because"] = plan.slower_because
 
     def training_ended(self, ending: Ending) -> None:
         """How it ended, and with which metrics."""
@@ -183,6 +187,7 @@ class Record(Listener):
                 "epochs": ending.epochs,
                 "steps_beyond": ending.steps,
                 "ended": ending.ended,
+                **self._place,
             },
             "metrics": dataclasses.asdict(ending.saved) if ending.saved else {},
             "data": profile.facts(),

@@ -50,10 +50,7 @@ def fit_together(
     Raises UserError as `fit` does. What is wrong on one rank raises `OtherHostFailed` on the others.
     """
     hyperparameters.require(validated=validation is not None)
-    if torch.cuda.is_available():
-        raise UserError(
-            "training on several hosts uses their CPUs in this release: choose instances without a GPU, or one host"
-        )
+    require_cpus(hyperparameters)
     index = train.index
     for what, digest in (
         ("the presence of validation events", str(validation is None)),
@@ -85,6 +82,15 @@ def fit_together(
         group,
     )
     return Shard(model, rows, index)
+
+
+def require_cpus(hyperparameters: Hyperparameters) -> None:
+    """Raise UserError if the training would use a GPU."""
+    if hyperparameters.device == "gpu" or (hyperparameters.device == "auto" and torch.cuda.is_available()):
+        raise UserError(
+            "training on several hosts uses their CPUs in this release: choose instances without a GPU, or one host, "
+            "or set device=cpu"
+        )
 
 
 def _told(model: Model) -> dict[str, npt.NDArray[np.generic]]:
