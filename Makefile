@@ -96,10 +96,12 @@ $(VENV)/.test: setup.py container/constraints.txt | $(BIN)/python
 	if command -v java >/dev/null; then $(PIP) pyspark || echo "pyspark cannot be installed: its test is skipped"; fi
 	# Those of the kernels for GPUs need Triton, which torch's builds for GPUs bring with them, and no GPU.
 	$(PIP) 'triton==3.7.*' || echo "Triton cannot be installed: the tests of the kernels for GPUs are skipped"
-	# That of the SageMaker SDK runs where there is a Docker. The SDK wants other releases than the image has, and so a
-	# place of its own.
-	if command -v docker >/dev/null; then $(PYTHON) -m venv $(VENV)/sdk && \
-	  $(VENV)/sdk/bin/pip install --quiet --disable-pip-version-check 'sagemaker[local]==2.257.7' \
-	  || echo "The SageMaker SDK cannot be installed: its test is skipped"; fi
+	# Those of the SageMaker SDK, versions 2 and 3, run where there is a Docker. Each wants other releases than the image
+	# has, and so a place of its own. uv resolves them in seconds. The date is that of the newest releases that it takes.
+	if command -v docker >/dev/null; then $(PIP) uv; \
+	  for sdk in 'sdk sagemaker[local]==2.257.7' 'sdk3 sagemaker-train==1.27.0'; do set -- $$sdk; \
+	    { $(PYTHON) -m venv --without-pip $(VENV)/$$1 && $(BIN)/uv pip install --quiet --exclude-newer 2026-11-28 \
+	    --python $(VENV)/$$1/bin/python "$$2"; } \
+	    || { rm -rf $(VENV)/$$1; echo "The SageMaker SDK cannot be installed ($$2): its test is skipped"; }; done; fi
 	$(PIP) -e '.[test]'
 	touch $@

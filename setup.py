@@ -13,6 +13,7 @@ HERE = Path(__file__).parent
 TEST = [
     *("clang-format", "coverage", "hypothesis", "mypy", "pandas-stubs", "psutil", "pytest", "pytest-xdist"),
     *("requests", "ruff", "polars", "safetensors", "scikit-learn"),
+    *("flask-cors", "moto[s3]>=5.2"),  # moto's server stands in for AWS
 ]
 DEMO = ["matplotlib", "requests"]
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Score a file at a local server: local_test/predict.sh [FILE [CONTENT_TYPE [PORT]]]
+# Score a file at a server of this machine, in Docker or not: local_test/predict.sh [FILE [CONTENT_TYPE [PORT]]]
 set -euo pipefail
 exec curl --silent --show-error --fail-with-body \
   --data-binary "@${1:-$(dirname "$0")/payload.csv}" -H "Content-Type: ${2:-text/csv}" \

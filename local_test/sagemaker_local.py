@@ -1,10 +1,11 @@
-"""The calls of the AWS tutorial, made by the SageMaker SDK in its local mode: fit, deploy, predict, transform.
+"""The calls of the AWS tutorial, by version 2 of the SageMaker SDK in its local mode: fit, deploy, predict, transform.
 
     pip install "sagemaker[local]<3"
-    python local_test/sagemaker_local.py --image ipinsights:cpu --out local_test/work/sagemaker
+    python -m local_test.sagemaker_local --image ipinsights:cpu --out local_test/work/sagemaker
 
-Needs Docker with Compose, and neither an AWS account nor this package. The data are those of local_test/test_dir. What
-comes out is printed as JSON: the scores of the deployed model, and those that the transform wrote beside them.
+Needs Docker with Compose, and neither an AWS account nor this package. The data are those of local_test/test_dir. With
+``--hosts 2`` two containers train one model. What comes out is printed as JSON: the scores of the deployed model, and
+those that the transform wrote beside them.
 """
 
 import argparse
@@ -12,18 +13,24 @@ import json
 import os
 import shutil
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 DATA = Path(__file__).parent / "test_dir" / "input" / "data"
+CHANNELS = ("train", "validation")
 ROWS = [["user_1", "192.0.2.1"], ["user, 2", "198.51.100.4"], ["nobody", "203.0.113.9"]]
+CSV_ROWS = 'user_1,192.0.2.1\n"user, 2",198.51.100.4\nnobody,203.0.113.9\n'
 HYPERPARAMETERS = {
     "num_entity_vectors": 1000,
     "vector_dim": 16,
     "epochs": 2,
     "learning_rate": 0.01,
     "mini_batch_size": 500,
+    "training_hosts": "all",  # or little data trains on one host, whatever their number
 }
+ROLE = "arn:aws:iam::000000000000:role/none"
+VERBOSE = "application/json;verbose=True"
 
 CONFIG = "SchemaVersion: '1.0'\nSageMaker: {PythonSDK: {Modules: {TelemetryOptOut: true}}}\n"
 """Of the SDK, which would tell AWS of every call, and wait long where it cannot."""
@@ -36,10 +43,11 @@ ENVIRONMENT = {
 """What the SDK does not start without, and does not use in local mode."""
 
 
-def main() -> None:
+def main(description: str | None, walk: Callable[[str, Path, int], dict[str, Any]]) -> None:
     """Do all of it in a folder."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--image", default="ipinsights:cpu")
+    parser.add_argument("--hosts", type=int, default=1, help="containers that train together")
     parser.add_argument("--out", type=Path, default=Path("local_test/work/sagemaker"), help="emptied first")
     options = parser.parse_args()
     shutil.rmtree(options.out, ignore_errors=True)
@@ -47,10 +55,21 @@ def main() -> None:
     (options.out / "config.yaml").write_text(CONFIG)
     for name, value in (ENVIRONMENT | {"SAGEMAKER_USER_CONFIG_OVERRIDE": str(options.out / "config.yaml")}).items():
         os.environ.setdefault(name, value)
-    print(json.dumps(walk(options.image, options.out.resolve())))
+    shutil.copytree(DATA, options.out / "data")
+    (options.out / "rows").mkdir()
+    (options.out / "rows" / "rows.csv").write_text(CSV_ROWS)
+    print(json.dumps(walk(options.image, options.out.resolve(), options.hosts)))
 
 
-def walk(image: str, out: Path) -> dict[str, Any]:
+def configuration(out: Path) -> dict[str, Any]:
+    """What a session needs to know in local mode: where to put its files, and a port that is free."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return {"local": {"local_code": True, "container_root": str(out), "serving_port": port}}
+
+
+def walk(image: str, out: Path, hosts: int) -> dict[str, Any]:
     """Train, serve and transform with an image."""
     from sagemaker.deserializers import JSONDeserializer
     from sagemaker.estimator import Estimator
@@ -58,30 +77,23 @@ def walk(image: str, out: Path) -> dict[str, Any]:
     from sagemaker.local import LocalSession
     from sagemaker.serializers import CSVSerializer
 
-    shutil.copytree(DATA, out / "data")
-    (out / "rows").mkdir()
-    (out / "rows" / "rows.csv").write_text(CSVSerializer().serialize(ROWS) + "\n")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     session = LocalSession()
-    session.config = {"local": {"local_code": True, "container_root": str(out), "serving_port": port}}
+    session.config = configuration(out)
     estimator = Estimator(
         image,
-        "arn:aws:iam::000000000000:role/none",
-        instance_count=1,
+        ROLE,
+        instance_count=hosts,
         instance_type="local",
         sagemaker_session=session,
         output_path=f"file://{out}/model",
     )
     estimator.set_hyperparameters(**HYPERPARAMETERS)
-    channels = ("train", "validation")
-    estimator.fit({name: TrainingInput(f"file://{out}/data/{name}", content_type="text/csv") for name in channels})
+    estimator.fit({name: TrainingInput(f"file://{out}/data/{name}", content_type="text/csv") for name in CHANNELS})
 
     predictor = estimator.deploy(1, "local", serializer=CSVSerializer(), deserializer=JSONDeserializer())
     try:
         deployed = predictor.predict(ROWS)
-        predictor.deserializer = JSONDeserializer(accept="application/json;verbose=True")
+        predictor.deserializer = JSONDeserializer(accept=VERBOSE)
         verbose = predictor.predict(ROWS)
     finally:
         predictor.delete_endpoint()
@@ -95,4 +107,4 @@ def walk(image: str, out: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    main(__doc__, walk)

@@ -191,22 +191,24 @@ def test_a_multi_model_endpoint_serves_what_it_is_told_of(image: str, folder: Pa
         assert requests.delete(f"{url}/models/{models[0]}", timeout=60).status_code == 200
 
 
-def test_the_tutorials_calls_work_by_the_sdk(image: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("version", "environment", "script", "hosts"),
+    [(2, "sdk", "sagemaker_local", 2), (3, "sdk3", "sagemaker3_local", 1)],
+    ids=["SDK 2, two hosts", "SDK 3"],
+)
+def test_the_tutorials_calls_work_by_the_sdk(
+    version: int, environment: str, script: str, hosts: int, image: str, tmp_path: Path
+) -> None:
     """fit, deploy, predict and transform in SageMaker's local mode: its own serializers, Compose file and splitting."""
-    python = ROOT / ".venv" / "sdk" / "bin" / "python"
-    if not python.exists() or subprocess.run([python, "-c", "import sagemaker"], timeout=120, check=False).returncode:
-        pytest.skip("version 2 of the SageMaker SDK is not installed in .venv/sdk")
+    python = ROOT / ".venv" / environment / "bin" / "python"
+    if not python.exists():
+        pytest.skip(f"version {version} of the SageMaker SDK is not installed in .venv/{environment}")
     if shutil.which("docker-compose") is None and docker("compose", "version").returncode:
         pytest.skip("local mode needs Compose")
-    script: list[str | Path] = [
-        python,
-        ROOT / "local_test" / "sagemaker_local.py",
-        "--image",
-        image,
-        "--out",
-        tmp_path / "sdk",
-    ]
-    walk = subprocess.run(script, capture_output=True, text=True, timeout=1200, check=False)
+    command = [str(python), "-m", f"local_test.{script}", "--image", image, "--hosts", str(hosts)]
+    walk = subprocess.run(
+        [*command, "--out", str(tmp_path / "sdk")], cwd=ROOT, capture_output=True, text=True, timeout=1200, check=False
+    )
     assert walk.returncode == 0, walk.stdout[-3000:] + walk.stderr[-3000:]
     result = json.loads(walk.stdout.splitlines()[-1])
     scores = [prediction["dot_product"] for prediction in result["deployed"]["predictions"]]
@@ -216,6 +218,8 @@ def test_the_tutorials_calls_work_by_the_sdk(image: str, tmp_path: Path) -> None
         assert sum(a * b for a, b in pairs) == pytest.approx(prediction["dot_product"], abs=1e-5)
         assert prediction["dot_product"] == score
     assert [float(line) for line in result["transformed"].split()] == scores
+    if hosts > 1:
+        assert f"All {hosts} hosts train" in walk.stdout + walk.stderr
 
 
 def test_a_malformed_row_reaches_the_failure_file(image: str, folder: Path, tmp_path: Path) -> None:

@@ -8,17 +8,15 @@ import re
 import subprocess
 import sys
 import threading
-import unicodedata
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import botocore.session
 import pytest
-from botocore.model import Shape
 from botocore.validate import ParamValidator
 
+from aws.api import faults_of, shape_of
 from conftest import Tree
 from ipinsights.data.addresses import FAMILIES
 from ipinsights.errors import UserError
@@ -34,43 +32,7 @@ REQUEST = specification.request(IMAGE)
 TRAINING, INFERENCE = REQUEST["TrainingSpecification"], REQUEST["InferenceSpecification"]
 HYPERPARAMETERS = {h["Name"]: h for h in TRAINING["SupportedHyperParameters"]}
 
-CREATE_ALGORITHM = (
-    botocore.session.get_session().get_service_model("sagemaker").operation_model("CreateAlgorithm").input_shape
-)
-TYPES: dict[str, type[Any]] = {"structure": dict, "list": list, "string": str, "boolean": bool}
-
-
-def faults(value: Any, shape: Shape = CREATE_ALGORITHM, path: str = "") -> list[str]:
-    """Where a value breaks the API's model. Unlike botocore this sees enumerations, patterns and upper limits, as AWS
-    does."""
-    if not isinstance(value, TYPES[shape.type_name]):
-        return [f"{path} is no {shape.type_name}"]
-    if shape.type_name == "structure":
-        found = [f"{path}.{name} is missing" for name in shape.required_members if name not in value]
-        found += [f"{path}.{name} is unknown" for name in value if name not in shape.members]
-        for name in value.keys() & shape.members.keys():
-            found += faults(value[name], shape.members[name], f"{path}.{name}")
-        return found
-    found = []
-    if shape.type_name in ("list", "string"):
-        low, high = shape.metadata.get("min", 0), shape.metadata.get("max", float("inf"))
-        found += [] if low <= len(value) <= high else [f"{path} has length {len(value)}, not {low} to {high}"]
-    if shape.type_name == "list":
-        for i, member in enumerate(value):
-            found += faults(member, shape.member, f"{path}[{i}]")
-    if "enum" in shape.metadata and value not in shape.metadata["enum"]:
-        found.append(f"{path} is {value!r}, which the enumeration lacks")
-    if "pattern" in shape.metadata and not matches(shape.metadata["pattern"], value):
-        found.append(f"{path} does not match {shape.metadata['pattern']}")
-    return found
-
-
-def matches(pattern: str, text: str) -> bool:
-    """Whether a pattern of the model covers the text; `re` lacks Unicode's categories, which some are made of."""
-    if r"\p" not in pattern:
-        return re.fullmatch(pattern, text) is not None
-    assert re.fullmatch(r"\[(\\p\{\w\})+\]\*", pattern)
-    return {unicodedata.category(character)[0] for character in text} <= set(re.findall(r"\{(\w)\}", pattern))
+CREATE_ALGORITHM = shape_of("CreateAlgorithm")
 
 
 def botocore_refuses(request: dict[str, Any]) -> bool:
@@ -79,7 +41,7 @@ def botocore_refuses(request: dict[str, Any]) -> bool:
 
 def test_the_request_is_one_that_the_api_takes() -> None:
     assert not botocore_refuses(REQUEST)
-    assert faults(REQUEST) == []
+    assert faults_of("CreateAlgorithm", REQUEST) == []
 
 
 BREAKS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
@@ -112,8 +74,8 @@ def test_the_check_sees_what_is_wrong(name: str) -> None:
     break_it, fault = BREAKS[name]
     broken = copy.deepcopy(REQUEST)
     break_it(broken)
-    assert len(faults(broken)) == 1
-    assert fault in faults(broken)[0]
+    assert len(faults_of("CreateAlgorithm", broken)) == 1
+    assert fault in faults_of("CreateAlgorithm", broken)[0]
 
 
 def test_hyperparameters_are_those_declared() -> None:
@@ -252,7 +214,7 @@ class Stub(ThreadingHTTPServer):
         self.algorithms: dict[str, Any] = {"taken": {}}
 
     def create(self, request: Any) -> tuple[int, dict[str, str]]:
-        if found := faults(request):
+        if found := faults_of("CreateAlgorithm", request):
             return 400, {"__type": "ValidationException", "message": f"{len(found)} validation error: {found[0]}"}
         if request["AlgorithmName"] in self.algorithms:
             return 400, {"__type": "ResourceInUse", "Message": "Algorithm already exists: taken"}
