@@ -12,7 +12,7 @@ HERE = Path(__file__).parent
 
 TEST = [
     *("clang-format", "coverage", "hypothesis", "mypy", "pandas-stubs", "psutil", "pytest", "requests", "ruff"),
-    *("polars", "safetensors", "scikit-learn"),
+    *("polars", "safetensors", "scikit-learn", "shap", "skops"),
 ]
 DEMO = ["matplotlib", "requests"]
 # MLflow without its server, which wants an older gunicorn than ours. The last two are what its databases need. The

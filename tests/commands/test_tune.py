@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import shutil
 import signal
@@ -10,21 +11,25 @@ import subprocess
 import sys
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
 
-from conftest import Traffic, to_csv
+from conftest import Traffic, to_csv, to_events
+from ipinsights.commands import tune
+from ipinsights.data.events import Events
 from ipinsights.errors import UserError
-from ipinsights.hyperparameters import declarations
+from ipinsights.hyperparameters import Hyperparameters, declarations
 from ipinsights.model import artifact
 from ipinsights.model.scoring import Scorer
 from ipinsights.sagemaker import tuner
+from ipinsights.training.progress import EpochSummary
 from ipinsights.tuning.space import Range, ranges
 from ipinsights.tuning.trials import measure
+from ipinsights.tuning.worker import Failed, Need, Work, Worker
 
 COMMAND = [sys.executable, "-c", "from ipinsights.sagemaker.commands import main; main()"]
 SEARCH = ("--tune", "vector_dim=4:16", "--tune", "learning_rate", "--epochs", "2", "--jobs", "2")
@@ -335,3 +340,45 @@ def test_the_code_for_sagemaker_asks_its_sdk_for_the_same_search() -> None:
     assert channels == ["train", "validation"]
     assert called.HyperparameterTuner.return_value.tune.call_count == 1
     assert max(map(len, code.splitlines())) < 160
+
+
+@pytest.fixture(scope="module")
+def work(traffic: Traffic) -> Work:
+    train = to_events(traffic.train, 400)
+    validation = Events(train.index.find(traffic.normal.entities), traffic.normal.addresses, train.index)
+    return Work(train, validation, None)
+
+
+@pytest.mark.slow
+def test_as_many_trainings_as_fit_into_the_memory(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    hp = Hyperparameters(num_entity_vectors=400, vector_dim=8)
+    asked = ranges(["vector_dim=8:4096"], [])
+    needed: list[int] = []
+
+    def need(self: Worker, hyperparameters: Hyperparameters, need: Callable[..., Need] = Worker.need) -> Need:
+        assert hyperparameters.vector_dim == 4096
+        needed.append(need(self, hyperparameters).memory)
+        return Need(needed[-1], "cpu", hyperparameters)
+
+    monkeypatch.setattr(Worker, "need", need)
+    monkeypatch.setattr(tune, "usable_cores", lambda: 8)
+    for room, jobs in ((0, 1), (10**15, 8)):
+        monkeypatch.setattr(tune, "available_memory", lambda room=room: room)
+        assert tune._affordable(work, hp, asked, 10) == jobs
+    assert needed[0] > 4 * 4096 * 400  # the table, and more
+    monkeypatch.setattr(tune, "available_memory", lambda: 3 * needed[0] + needed[0] // 2)
+    assert tune._affordable(work, hp, asked, 10) == 3
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_is_a_training_that_failed(work: Work, tmp_path: Path) -> None:
+    worker = Worker(work, threads=1)
+    try:
+        worker.train(Hyperparameters(num_entity_vectors=400, vector_dim=8, epochs=1000), tmp_path / "m")
+        assert isinstance(worker.hear(), EpochSummary)
+        os.kill(worker.pid, signal.SIGKILL)
+        worker.go_on(True)
+        assert worker.hear() == Failed("its process was ended by signal 9, perhaps for want of memory")
+        assert not worker.alive
+    finally:
+        worker.end()

@@ -117,7 +117,7 @@ def run(options: argparse.Namespace) -> None:
         if options.on_sagemaker:
             needed = ["num_entity_vectors", "vector_dim", *(["ip_version"] if hp.ip_version != 4 else []), *given]
             static = {name: getattr(hp, name) for name in needed if name not in tuned}
-            code = options.on_sagemaker(ranges, static, options.objective, options.trials, min(options.trials, 10))
+            code = options.on_sagemaker(ranges, static, options.objective, options.trials, min(options.trials, 4))
             print(f"\nThe same search on SageMaker, with its SDK 3:\n\n{code}")
 
 

@@ -151,6 +151,8 @@ class Search:
                     if self._hear(busy[connection], watcher):
                         idle.append(busy.pop(connection).worker)
         finally:
+            for worker in idle:
+                worker.end()
             for trial in busy.values():
                 trial.worker.end()
                 watcher.trial_broken_off(trial.trial.number)

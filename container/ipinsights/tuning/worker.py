@@ -4,6 +4,7 @@ Trainings side by side need processes: a training sets the number of threads of 
 to a process once. After each epoch it asks whether to go on.
 """
 
+import contextlib
 import multiprocessing
 import os
 import resource
@@ -88,7 +89,7 @@ class Worker:
 
     def need(self, hyperparameters: Hyperparameters) -> Need:
         """What a training needs. Raises UserError if it is impossible."""
-        self.connection.send((hyperparameters, None))
+        self._send((hyperparameters, None))
         answer = self.hear()
         if isinstance(answer, Failed):
             raise UserError(answer.reason)
@@ -98,11 +99,11 @@ class Worker:
 
     def train(self, hyperparameters: Hyperparameters, folder: Path) -> None:
         """Begin a training whose model is to be in a folder. `hear` tells of it until it ends."""
-        self.connection.send((hyperparameters, folder))
+        self._send((hyperparameters, folder))
 
     def go_on(self, on: bool) -> None:
         """Answer the report of an epoch."""
-        self.connection.send(on)
+        self._send(on)
 
     def hear(self) -> Answer:
         """Wait for what the process reports next. A process that ended has failed."""
@@ -114,6 +115,15 @@ class Worker:
             ended = f"was ended by signal {-code}" if code and code < 0 else f"ended with code {code}"
             return Failed(f"its process {ended}, perhaps for want of memory")
         return answer
+
+    def _send(self, message: object) -> None:
+        with contextlib.suppress(OSError):  # of a process that has ended, which `hear` tells
+            self.connection.send(message)
+
+    @property
+    def pid(self) -> int:
+        """The process's id."""
+        return self._process.pid or 0
 
     @property
     def alive(self) -> bool:
