@@ -12,10 +12,13 @@ HERE = Path(__file__).parent
 
 TEST = [
     *("clang-format", "coverage", "hypothesis", "mypy", "pandas-stubs", "psutil", "pytest", "pytest-xdist"),
-    *("requests", "ruff", "polars", "safetensors", "scikit-learn"),
+    *("requests", "ruff", "polars", "safetensors", "scikit-learn", "shap", "skops"),
     *("flask-cors", "moto[s3]>=5.2"),  # moto's server stands in for AWS
 ]
 DEMO = ["matplotlib", "requests"]
+# MLflow without its server, which wants an older gunicorn than ours. The last two are what its databases need. The
+# bounds keep pip from taking a release of years ago.
+TUNE = ["optuna>=5,<6", "mlflow-skinny>=3.10,<4", "sqlalchemy>=2,<3", "alembic>=1.13,<2"]
 
 # The kernel is a plain shared library that ctypes loads. x86-64-v3 is any server since 2013 (AVX2, FMA); 64-bit Arm
 # needs no flag. Optional: without a compiler the package installs all the same and runs a slower path, as it logs.
@@ -89,8 +92,9 @@ setup(
         # ours, unless it is installed first, as the Dockerfiles and the Makefile do.
         "toolkit": ["sagemaker-training>=5.1.4,<6"],
         "sklearn": ["scikit-learn>=1.6"],  # for IPInsightsDetector
+        "tune": TUNE,  # for `ipinsights tune` and `train --mlflow`
         "demo": DEMO,
-        "test": TEST + DEMO,
+        "test": TEST + DEMO + TUNE,
     },
     entry_points={
         "console_scripts": [

@@ -24,6 +24,7 @@ def shown(value: float | str) -> str:
 def line(d: Declaration) -> str:
     default = "*required*" if d.default is None else shown(d.default)
     tuning = " to ".join(map(shown, d.tuning)) if d.tuning else ""
+    tuning += ", logarithmic" if d.tuning and d.tuning[0] and d.logarithmic else ""
     range_ = " to ".join(map(shown, d.range)) if d.range else " or ".join(map(str, d.choices))
     return f"| `{d.name}` | {range_} | {default} | {tuning} | {d.help} |\n"
 

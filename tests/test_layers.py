@@ -25,7 +25,7 @@ FLOORS = (
     {"data"},
     {"model", "logs"},
     {"training", "evaluation", "alerts"},
-    {"estimators", "reporting"},
+    {"estimators", "reporting", "tuning", "tracking"},
     {"commands", "detector"},
     {"sagemaker"},
 )
@@ -37,6 +37,8 @@ HOMES = {
     "triton": {"training"},
     "plotly": {"reporting"},
     "jinja2": {"reporting"},
+    "optuna": {"tuning"},
+    "mlflow": {"tracking"},
     "flask": {"sagemaker"},
     "gunicorn": {"sagemaker"},
     "werkzeug": {"sagemaker"},

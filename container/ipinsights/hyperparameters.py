@@ -1,4 +1,4 @@
-"""The hyperparameters, each declared once: name, type, range, default, help and tuning range.
+"""The hyperparameters, each declared once: name, type, range, default, help, tuning range and its scale.
 
 Validation and the table in docs/hyperparameters.md are made from these declarations. Names, ranges and defaults are the
 built-in's as documented (its container's own default file differs: mini_batch_size 5000, num_entity_vectors 100000,
@@ -58,6 +58,8 @@ class Declaration:
     help: str
     choices: tuple[int, ...] | tuple[str, ...] = ()
     """The only values allowed."""
+    logarithmic: bool = False
+    """Whether a tuner is to draw on a logarithmic scale from a range whose values are all above 0."""
 
     @property
     def follows_data(self) -> bool:
@@ -93,8 +95,9 @@ def _declare(
     default: int | float | str | None = None,
     tuning: tuple[float, float] | None = None,
     choices: tuple[int, ...] | tuple[str, ...] = (),
+    logarithmic: bool = False,
 ) -> Any:
-    metadata = {"range": range, "help": help, "tuning": tuning, "choices": choices}
+    metadata = {"range": range, "help": help, "tuning": tuning, "choices": choices, "logarithmic": logarithmic}
     if default is None:
         return dataclasses.field(metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -110,16 +113,20 @@ class Hyperparameters:
         "The table takes 4 x num_entity_vectors x vector_dim bytes. Training takes three times that for the rows of "
         "the entities that it sees.",
         tuning=(10_000, 1_000_000),
+        logarithmic=True,
     )
     vector_dim: int = _declare(
         (4, 4096),
         "Length of the embeddings of entities and addresses. 128 is good. Embeddings that are too long overfit.",
         tuning=(8, 256),
+        logarithmic=True,
     )
     batch_metrics_publish_interval: int = _declare(
         (1, _UNBOUNDED), "Mini-batches between two log lines with the speed and the training metrics.", default=1000
     )
-    epochs: int = _declare((1, _UNBOUNDED), "Passes over the training data.", default=10, tuning=(1, 100))
+    epochs: int = _declare(
+        (1, _UNBOUNDED), "Passes over the training data.", default=10, tuning=(1, 100), logarithmic=True
+    )
     learning_rate: float = _declare(
         (1e-6, 10.0),
         "Adam's step size for the embedding tables at the start. It falls linearly to 0 over the training. The blocks "
@@ -127,6 +134,7 @@ class Hyperparameters:
         f"{_RATE_OF_ONE_STEP} / sqrt(steps), at most {_HIGHEST_RATE}.",
         default=_DefaultFloat(0.001),
         tuning=(1e-4, 0.1),
+        logarithmic=True,
     )
     mini_batch_size: int = _declare(
         (1, 500_000),
@@ -136,6 +144,7 @@ class Hyperparameters:
         f"{MIN_STEPS} steps, it is lowered.",
         default=_DefaultInt(10_000),
         tuning=(100, 50_000),
+        logarithmic=True,
     )
     num_ip_encoder_layers: int = _declare(
         (0, 100),
@@ -164,6 +173,7 @@ class Hyperparameters:
         "embedding of a rare entity stays near the typical one.",
         default=0.00001,
         tuning=(0.0, 1.0),
+        logarithmic=True,
     )
     ip_version: int = _declare(
         None,

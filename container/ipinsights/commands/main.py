@@ -16,6 +16,7 @@ from ipinsights.commands import (
     score,
     simulate,
     train,
+    tune,
 )
 from ipinsights.commands.options import Commands
 from ipinsights.errors import UserError, one_line, refusal
@@ -67,6 +68,6 @@ def _parser() -> tuple[argparse.ArgumentParser, Commands]:
     )
     parser.add_argument("--version", action="version", version=version())
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (simulate, prepare, train, alerts, explain, report, score, evaluate, embed, forget):
+    for command in (simulate, prepare, train, tune, alerts, explain, report, score, evaluate, embed, forget):
         command.add(commands)
     return parser, commands

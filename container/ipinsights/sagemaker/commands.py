@@ -1,4 +1,7 @@
-"""The console script ``ipinsights``: the algorithm's commands, and ``algorithm-spec``, which is SageMaker's."""
+"""The console script ``ipinsights``: the algorithm's commands, and what is SageMaker's.
+
+That is the command ``algorithm-spec``, and the code that `tune` prints.
+"""
 
 import argparse
 import json
@@ -9,7 +12,7 @@ from ipinsights.commands.main import main as run
 from ipinsights.commands.options import Commands
 from ipinsights.errors import UserError
 from ipinsights.machine import limit_threads
-from ipinsights.sagemaker import specification
+from ipinsights.sagemaker import specification, tuner
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -37,6 +40,7 @@ def _add(commands: Commands) -> None:
     )
     command.add_argument("--region", help="the region of the resource (default: the region of the AWS command line)")
     command.set_defaults(run=_algorithm_spec)
+    commands.choices["tune"].set_defaults(on_sagemaker=tuner.code)
 
 
 def _algorithm_spec(options: argparse.Namespace) -> None:

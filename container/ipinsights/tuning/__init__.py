@@ -1,0 +1,1 @@
+"""The search for good hyperparameters: trainings side by side, compared by their validation."""
