@@ -15,6 +15,11 @@ TEST = [
     *("polars", "safetensors", "scikit-learn"),
 ]
 DEMO = ["matplotlib", "requests"]
+# What the notebooks import, and what executes them.
+NOTEBOOKS = [
+    *("ipykernel>=6.29", "ipywidgets>=8", "nbclient>=0.10", "nbconvert>=7.16"),
+    *("matplotlib", "optuna>=5,<6", "requests", "scikit-learn>=1.6"),
+]
 
 # The kernel is a plain shared library that ctypes loads. x86-64-v3 is any server since 2013 (AVX2, FMA); 64-bit Arm
 # needs no flag. Optional: without a compiler the package installs all the same and runs a slower path, as it logs.
@@ -89,7 +94,8 @@ setup(
         "toolkit": ["sagemaker-training>=5.1.4,<6"],
         "sklearn": ["scikit-learn>=1.6"],  # for IPInsightsDetector
         "demo": DEMO,
-        "test": TEST + DEMO,
+        "notebooks": [*NOTEBOOKS, "jupyterlab"],
+        "test": TEST + DEMO + NOTEBOOKS,
     },
     entry_points={
         "console_scripts": [
