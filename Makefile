@@ -1,4 +1,4 @@
-# make demo | test | test-quick | fuzz | lint | format | lock | image | image-gpu | clean
+# make demo | notebooks | test | test-quick | fuzz | lint | format | lock | image | image-gpu | clean
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -29,10 +29,13 @@ NATIVE := container/ipinsights/native
 PYTEST := PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
 
 .NOTPARALLEL:
-.PHONY: demo test test-quick fuzz lint format lock image image-gpu clean
+.PHONY: demo notebooks test test-quick fuzz lint format lock image image-gpu clean
 
 demo: $(VENV)/.native $(VENV)/.demo  ## train, serve and score simulated log-ins, then real ones where IPINSIGHTS_DATA names them
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m local_test.demo
+
+notebooks: $(VENV)/.native $(VENV)/.notebooks  ## open them in Jupyter Lab
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter lab notebooks
 
 test: $(VENV)/.native $(VENV)/.test lint  ## every test that can run on this machine
 	rm -f .coverage .coverage.*
@@ -79,12 +82,17 @@ $(BIN)/python:
 
 # Compile the native library again when its sources have changed, unless an installation below does so anyway.
 $(VENV)/.native: $(wildcard $(NATIVE)/*.h $(NATIVE)/*.cpp) | $(BIN)/python
-	if [ -e $(VENV)/.demo ] || [ -e $(VENV)/.test ]; then $(PIP) --no-deps -e .; fi
+	if [ -e $(VENV)/.demo ] || [ -e $(VENV)/.notebooks ] || [ -e $(VENV)/.test ]; then $(PIP) --no-deps -e .; fi
 	touch $@
 
 $(VENV)/.demo: setup.py container/constraints.txt | $(BIN)/python
 	@echo "Installing the package and its dependencies into $(VENV) (torch is large; some minutes the first time)"
 	$(PIP) -e '.[demo]'
+	touch $@
+
+$(VENV)/.notebooks: setup.py container/constraints.txt | $(BIN)/python
+	@echo "Installing the package, Jupyter Lab and what the notebooks need into $(VENV) (some minutes the first time)"
+	$(PIP) -e '.[notebooks]'
 	touch $@
 
 $(VENV)/.test: setup.py container/constraints.txt | $(BIN)/python
@@ -104,4 +112,8 @@ $(VENV)/.test: setup.py container/constraints.txt | $(BIN)/python
 	    --python $(VENV)/$$1/bin/python "$$2"; } \
 	    || { rm -rf $(VENV)/$$1; echo "The SageMaker SDK cannot be installed ($$2): its test is skipped"; }; done; fi
 	$(PIP) -e '.[test]'
+	# That of the tutorial in AWS needs version 3 of the SDK. Of the 1 GB that it would bring, it imports these.
+	$(PIP) --no-deps sagemaker-core==2.27.0 sagemaker-train==1.27.0 && $(PIP) 'moto[s3]>=5.2' cloudpickle graphene \
+	  importlib-metadata jsonschema omegaconf platformdirs pydantic pytz pyyaml rich \
+	  || echo "The SageMaker SDK cannot be installed: the test of the tutorial in AWS is skipped"
 	touch $@

@@ -12,13 +12,18 @@ HERE = Path(__file__).parent
 
 TEST = [
     *("clang-format", "coverage", "hypothesis", "mypy", "pandas-stubs", "psutil", "pytest", "pytest-xdist"),
-    *("requests", "ruff", "polars", "safetensors", "scikit-learn", "shap", "skops"),
+    *("requests", "ruff", "polars", "safetensors", "scikit-learn"),
     *("flask-cors", "moto[s3]>=5.2"),  # moto's server stands in for AWS
 ]
 DEMO = ["matplotlib", "requests"]
 # MLflow without its server, which wants an older gunicorn than ours. The last two are what its databases need. The
 # bounds keep pip from taking a release of years ago.
 TUNE = ["optuna>=5,<6", "mlflow-skinny>=3.10,<4", "sqlalchemy>=2,<3", "alembic>=1.13,<2"]
+# What the notebooks import, and what executes them.
+NOTEBOOKS = [
+    *("ipykernel>=6.29", "ipywidgets>=8", "nbclient>=0.10", "nbconvert>=7.16"),
+    *("matplotlib", "polars>=1", "requests", "scikit-learn>=1.6", "shap", "skops", *TUNE),
+]
 
 # The kernel is a plain shared library that ctypes loads. x86-64-v3 is any server since 2013 (AVX2, FMA); 64-bit Arm
 # needs no flag. Optional: without a compiler the package installs all the same and runs a slower path, as it logs.
@@ -94,7 +99,8 @@ setup(
         "sklearn": ["scikit-learn>=1.6"],  # for IPInsightsDetector
         "tune": TUNE,  # for `ipinsights tune` and `train --mlflow`
         "demo": DEMO,
-        "test": TEST + DEMO + TUNE,
+        "notebooks": [*NOTEBOOKS, "jupyterlab"],
+        "test": TEST + DEMO + NOTEBOOKS,
     },
     entry_points={
         "console_scripts": [
