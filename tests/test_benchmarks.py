@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import gpu, literal, load, reading, serving, training, usual_server
+from benchmarks import gpu, literal, load, reading, serving, soak, training, usual_server
 from benchmarks.pieces import Ours
 from benchmarks.served import CSV, JSON, JSON_LINES, Payload, largest, payload
 from benchmarks.servers import Server, free_port
@@ -238,3 +238,23 @@ def test_serving_has_a_row_a_measure(capsys: pytest.CaptureFixture[str]) -> None
     assert all(row[-1] in ("yes", "no") for row in rows[2:] if row[0] in serving.REQUIRED)
     assert latency.count("\n") == 7
     assert " 0 had a status of 5xx and 0 another than 200; 0 differed" in " ".join(caption.split())
+
+
+def test_a_short_soak_gets_its_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Too short to judge memory, which the server still fills."""
+    assert soak.soak(tmp_path, 3, workers=1, memory_bound=1) == []
+    printed = capsys.readouterr().out
+    assert all(f"{status}: " in printed for status in (200, 204, 400, 406, 415))
+
+
+def test_what_rises_over_a_soak_is_told() -> None:
+    seconds = np.arange(100.0)
+    noise = np.random.default_rng(0).normal(size=100)
+    flat = np.stack([seconds, 1e8 + 1e6 * noise, 50 + noise, seconds * 0], axis=1)
+    assert soak.rises(flat) == []
+    early = flat + np.outer(np.minimum(seconds, 15), [0, 1e7, 5, 0])  # while it warms up
+    assert soak.rises(early) == []
+    (memory,) = soak.rises(flat + np.outer(seconds, [0, 1e5, 0, 0]))
+    assert memory.startswith("memory (MB, PSS) rises by ")
+    (descriptors,) = soak.rises(flat + np.outer(seconds, [0, 0, 0.05, 0]))
+    assert descriptors.startswith("descriptors rises by ")

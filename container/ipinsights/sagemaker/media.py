@@ -24,6 +24,9 @@ from ipinsights.data.records import Hashed, Pairs, salvage_hashed
 from ipinsights.errors import UserError
 from ipinsights.model.scoring import Calibrated, Embedded
 
+_LONGEST_PREDICTION, _LONGEST_NUMBER = 250, 25
+"""Bytes of a prediction without embeddings, and of a number of an embedding with its comma."""
+
 JSON = "application/json"
 """The type of an answer unless the request asks for another."""
 
@@ -76,6 +79,10 @@ class Writer:
     def by_lines(self) -> bool:
         """Whether each prediction is a line. Lines may end with a final line feed; a JSON document has none."""
         return self.content_type != JSON
+
+    def row_size(self, vector_dim: int) -> int:
+        """The most bytes of a prediction with its embeddings; 0 without, where it is not much larger than its row."""
+        return _LONGEST_PREDICTION + _LONGEST_NUMBER * 2 * vector_dim if self.verbose else 0
 
     def write(self, predictions: Predictions, rows: Rows, vector_dim: int, rated: bool = False) -> bytes:
         """Render the answer to a request: a prediction for each readable row, and a mark for each of the others.
