@@ -97,7 +97,7 @@ class Server:
 
     def memory(self) -> int:
         """Bytes of all its processes: pages that several processes map are shared out among them (PSS)."""
-        return sum(_proportional_set_size(pid) for pid in self._processes())
+        return sum(_proportional_set_size(pid) for pid in self.processes())
 
     def settled_memory(self, processes: int) -> int:
         """`memory`, once there are so many processes and it stays the same: workers may load after the first /ping."""
@@ -106,12 +106,13 @@ class Server:
         while time.perf_counter() < deadline:
             readings.append(self.memory())
             last = readings[-4:]
-            if len(self._processes()) >= processes and len(last) == 4 and max(last) - min(last) <= 0.005 * last[-1]:
+            if len(self.processes()) >= processes and len(last) == 4 and max(last) - min(last) <= 0.005 * last[-1]:
                 return last[-1]
             time.sleep(0.2)
         raise RuntimeError(f"the server's memory does not settle; see {self._log}")
 
-    def _processes(self) -> list[int]:
+    def processes(self) -> list[int]:
+        """The process ids of all its processes."""
         found = []
         for name in os.listdir("/proc"):  # noqa: PTH208  # names will do
             try:

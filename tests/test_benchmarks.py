@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import gpu, half_life, literal, load, reading, serving, training, usual_server
+from benchmarks import gpu, half_life, literal, load, reading, serving, soak, training, usual_server
 from benchmarks.pieces import Ours
 from benchmarks.ranking import Task
 from benchmarks.served import CSV, JSON, JSON_LINES, Payload, largest, payload
@@ -256,3 +256,23 @@ def test_older_events_are_kept_as_the_half_life_says_and_of_each_entity_the_newe
     assert [(ages == days).sum() for days in (30.0, 0.0)] == [10_000, 10_000]
     assert (ages == 10.0).sum() == pytest.approx(5000, abs=200)
     assert (ages == 20.0).sum() == pytest.approx(2500, abs=200)
+
+
+def test_a_short_soak_gets_its_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Too short to judge memory, which the server still fills."""
+    assert soak.soak(tmp_path, 3, workers=1, memory_bound=1) == []
+    printed = capsys.readouterr().out
+    assert all(f"{status}: " in printed for status in (200, 204, 400, 406, 415))
+
+
+def test_what_rises_over_a_soak_is_told() -> None:
+    seconds = np.arange(100.0)
+    noise = np.random.default_rng(0).normal(size=100)
+    flat = np.stack([seconds, 1e8 + 1e6 * noise, 50 + noise, seconds * 0], axis=1)
+    assert soak.rises(flat) == []
+    early = flat + np.outer(np.minimum(seconds, 15), [0, 1e7, 5, 0])  # while it warms up
+    assert soak.rises(early) == []
+    (memory,) = soak.rises(flat + np.outer(seconds, [0, 1e5, 0, 0]))
+    assert memory.startswith("memory (MB, PSS) rises by ")
+    (descriptors,) = soak.rises(flat + np.outer(seconds, [0, 0, 0.05, 0]))
+    assert descriptors.startswith("descriptors rises by ")

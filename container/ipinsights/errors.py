@@ -15,6 +15,8 @@ class AlgorithmError(Exception):
     """The program is wrong. The text says what it was doing; the cause is chained."""
 
 
+_quoting = True
+
 _SHOWN = 120
 """Characters of a value that a message quotes."""
 
@@ -24,6 +26,20 @@ def brief(value: object) -> str:
     short = reprlib.Repr()
     short.maxlevel, short.maxstring, short.maxother = 4, _SHOWN, _SHOWN
     return short.repr(value)
+
+
+def quote_data(whether: bool) -> None:
+    """Say whether messages of this process, and of those that it forks, quote what the data holds.
+
+    That is entities, addresses and rows. Without, messages still tell where something is and of which kind.
+    """
+    global _quoting
+    _quoting = whether
+
+
+def quoted(text: str, instead: str = "(not shown)") -> str:
+    """A text with something of the data in it, as a message may have it."""
+    return text if _quoting else instead
 
 
 def one_line(text: str) -> str:

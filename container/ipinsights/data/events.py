@@ -27,7 +27,7 @@ from ipinsights.data.shares import Blocks, Share, claim_together
 from ipinsights.data.sources import Pipe, Source, stream
 from ipinsights.data.tables import Batch, batches
 from ipinsights.distributed.group import ALONE, Group
-from ipinsights.errors import UserError, refusals
+from ipinsights.errors import UserError, quoted, refusals
 from ipinsights.machine import usable_cores
 from ipinsights.native.reader import Digests
 
@@ -167,7 +167,7 @@ class _Found:
         share = Share.of_channel(group, len(sources), divided)
         for place, name, (pairs, faults, removed), look in _parse(sources, family, content_type, progress, share):
             if look and (look.binary or tolerated is None):
-                begins = "" if look.binary else f" It begins with {shown(faults[0].content)}."
+                begins = "" if look.binary else quoted(f" It begins with {shown(faults[0].content)}.", "")
                 raise UserError(f"{brief_path(name)} of channel {channel!r} {look}{begins}")
             if rows_of:
                 self.row.extend(rows_of(pairs.digests))

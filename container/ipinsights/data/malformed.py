@@ -14,7 +14,7 @@ from enum import Enum
 
 from ipinsights.data import addresses
 from ipinsights.data.addresses import Family
-from ipinsights.errors import UserError
+from ipinsights.errors import UserError, quoted
 
 LONGEST_LINE = 1 << 20
 """Bytes that a line may have, without its end (``reader.cpp`` has the same number)."""
@@ -110,9 +110,24 @@ class Fault:
         return Fault(position, self.content, self.reason, self.kind)
 
     @property
+    def told(self) -> str:
+        """The reason and the content."""
+        return quoted(f"{self.reason}, in {self.content!r}", self._by_kind)
+
+    @property
+    def briefly(self) -> str:
+        """The same, shorter."""
+        reason = self.reason if len(self.reason) <= _REASON else f"{self.reason[: _REASON - 3]}..."
+        return quoted(f"{reason}, in {_briefer.repr(self.content)}", self._by_kind)
+
+    @property
     def advice(self) -> str:
         """The reason, and the remedy if there is one."""
-        return ". ".join([self.reason, *remedies([self.kind])]).rstrip(".")
+        return ". ".join([quoted(self.reason, self._by_kind), *remedies([self.kind])]).rstrip(".")
+
+    @property
+    def _by_kind(self) -> str:
+        return f"a row {self.kind.rows}"
 
 
 class MalformedRecords(UserError):
@@ -125,7 +140,7 @@ class MalformedRecords(UserError):
         kinds = count(faults)
         first = {fault.kind: fault for fault in reversed(faults)}
         chosen = [*first.values()][::-1] if len(kinds) > 1 else faults[:_LISTED]
-        text = "; ".join(f"{unit} {f.position}: {f.reason}, in {f.content!r}" for f in chosen)
+        text = "; ".join(f"{unit} {f.position}: {f.told}" for f in chosen)
         if len(faults) > len(chosen):
             text += f"; and {'at least ' * cut}{len(faults) - len(chosen):,} more"
         if len(kinds) > 1:
@@ -167,10 +182,7 @@ class Malformed:
         for fault in faults:
             examples = self._examples.setdefault(fault.kind, [])
             if len(examples) < _LISTED:
-                reason = fault.reason if len(fault.reason) <= _REASON else f"{fault.reason[: _REASON - 3]}..."
-                examples.append(
-                    f"{brief_path(file)}, {unit} {fault.position}: {reason}, in {_briefer.repr(fault.content)}"
-                )
+                examples.append(f"{brief_path(file)}, {unit} {fault.position}: {fault.briefly}")
         self.kinds.update(count(faults))
 
     def described(self, room: float = float("inf")) -> str:

@@ -30,6 +30,7 @@ from ipinsights.data.addresses import (
 from ipinsights.data.events import Events
 from ipinsights.data.homes import buckets, send
 from ipinsights.distributed.group import ALONE, Group
+from ipinsights.errors import quoted
 from ipinsights.model.vocabulary import Vocabulary
 
 FEW_ENTITIES = 10
@@ -159,8 +160,8 @@ class Profile:
         )
         if at_one_address >= NEARLY_ALL:
             found.append(
-                f"{self.busiest_address_share:.0%} of the events have the address {self.busiest_address}. It is "
-                "probably the address of a proxy or a load balancer, and then the model learns nothing about where "
+                f"{self.busiest_address_share:.0%} of the events have the address {quoted(self.busiest_address)}. It "
+                "is probably the address of a proxy or a load balancer, and then the model learns nothing about where "
                 "entities come from. Log the client's address, for example from X-Forwarded-For, and train with that."
             )
         elif reserved > MOST:
@@ -196,9 +197,9 @@ class Profile:
         ):
             found.append(
                 f"{self.once_each_entities:,} entities ({self.once_each_entities / self.entities:.0%}) have exactly "
-                f"one event with the address {self.once_each_address}. This may be an attack on many accounts "
-                "(password spraying), which the model then learns as normal. If it is one, remove the events with this "
-                "address and train again."
+                f"one event with the address {quoted(str(self.once_each_address))}. This may be an attack on many "
+                "accounts (password spraying), which the model then learns as normal. If it is one, remove the "
+                "events with this address and train again."
             )
         return found
 

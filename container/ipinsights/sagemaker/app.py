@@ -9,9 +9,10 @@
 | method / Accept / Content-Type not supported; the answer lists those that are | 405 / 406 / 415 |
 | the client stopped sending the body | 408 |
 | a model of that name is loaded already | 409 |
-| body too large, or too large for the memory | 413 |
+| body too large, or its answer too large for the memory | 413 |
 | fault of the program; the log has the traceback | 500 |
 | /ping before the model is loaded, and when workers keep being ended by the system | 503 |
+| no memory for the body beside those of other requests (with Retry-After) | 503 |
 | no memory for that model | 507 |
 
 A scoring request goes straight through: the body is read, parsed into rows (`media.read`) and scored, and a
@@ -45,6 +46,7 @@ from ipinsights.model.calibration import RATES
 from ipinsights.model.scoring import Calibrated, Explained, Scorer
 from ipinsights.sagemaker import media
 from ipinsights.sagemaker.access import AccessLog
+from ipinsights.sagemaker.memory import BusyError, Memory
 from ipinsights.sagemaker.models import ONLY, AlreadyLoaded, ModelStore, NotLoaded, OutOfMemory
 from ipinsights.sagemaker.settings import ServerSettings
 from ipinsights.sagemaker.sockets import Stalled, TooLarge, read_body
@@ -56,6 +58,10 @@ _FAULTS = 1000
 """Malformed rows after which the reader stops, if malformed rows reject the request."""
 _AT_ONCE, _FEW_AT_ONCE = 65536, 512
 """Pairs in a batch of predictions, and in one with embeddings or explanations."""
+_MARK = 1000
+"""Bytes that a mark of a malformed row takes, at most, as an object and in the answer."""
+_LONGEST_LOAD = 1 << 20
+"""Bytes of a request to load a model."""
 _LONGEST_PATH = 4096
 """Characters of a model's path."""
 _TEXT = "text/plain; charset=utf-8"
@@ -74,6 +80,7 @@ _STATUSES: dict[type[Exception], int] = {
     AlreadyLoaded: 409,
     TooLarge: 413,
     media.UnsupportedContentType: 415,
+    BusyError: 503,
     OutOfMemory: 507,
 }
 """Status codes of errors that are not answered with 400."""
@@ -124,7 +131,7 @@ def _add_models(app: Flask, models: ModelStore, settings: ServerSettings) -> Non
 
     @app.post("/models")
     def load_model() -> dict[str, str]:
-        body = read_body(request.environ, settings.max_content_length, settings.timeout)
+        body = read_body(request.environ, min(settings.max_content_length, _LONGEST_LOAD), settings.timeout)
         try:
             document = orjson.loads(body)
         except orjson.JSONDecodeError:
@@ -180,6 +187,8 @@ class _Front:
         self._log = log
         self._healthy = healthy
         self._scoring = BoundedSemaphore(settings.scoring_slots)
+        megabytes = settings.requests_memory_mb
+        self._memory = Memory(megabytes and (megabytes << 20) // settings.workers)
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         path = environ["PATH_INFO"]
@@ -243,8 +252,16 @@ class _Front:
         marking = self._settings.malformed_rows == "mark"
         if not body or body.isspace():
             return _Answer(204, facts=facts)
-        rows = media.read(content_type, body, scorer.family, most=None if marking else _FAULTS)
+        most = self._memory.answer
+        rows = media.read(content_type, body, scorer.family, _FAULTS if not marking else _whole(most / _MARK))
         facts["rows"] = len(rows)
+        if marking and rows.cut:
+            raise TooLarge(f"there is too little memory to mark more than {_whole(most / _MARK):,} malformed rows")
+        if len(rows) * (size := writer.row_size(scorer.vector_dim)) > most:
+            raise TooLarge(
+                f"there is too little memory for the {'embeddings' if writer.verbose else 'explanations'} of "
+                f"{len(rows):,} rows: ask for {_whole(most / size):,} at a time"
+            )
         if rows.faults:
             error = rows.error
             kinds = {kind.name.lower(): number for kind, number in count(rows.faults.values()).items()}
@@ -272,11 +289,12 @@ class _Front:
                 return _not_allowed(environ, "POST", facts)
             if not self._ready:
                 return _Answer(503, b"the model is not loaded yet\n", facts=facts)
-            body = read_body(environ, self._settings.max_content_length, self._settings.timeout)
-            facts["bytes_in"] = len(body)
-            writer = media.writer(accept, self._settings.default_accept)
-            with self._scoring, self._models.borrow(model) as loan:
-                return self._score(loan.scorer, content_type, body, writer, facts)
+            with self._memory.receiving() as take:
+                body = read_body(environ, self._settings.max_content_length, self._settings.timeout, take)
+                facts["bytes_in"] = len(body)
+                writer = media.writer(accept, self._settings.default_accept)
+                with self._scoring, self._memory.scoring(len(body)), self._models.borrow(model) as loan:
+                    return self._score(loan.scorer, content_type, body, writer, facts)
         except UserError as error:
             return _refusal(error, facts)
         except MemoryError:
@@ -325,7 +343,14 @@ def _status(error: UserError) -> int:
 def _refusal(error: UserError, facts: Mapping[str, object]) -> _Answer:
     status = _status(error)
     message = f"Unable to evaluate payload provided: {error}" if status == 400 else str(error)
-    return _Answer(status, f"{message}\n".encode(errors="backslashreplace"), facts={**facts, "error": message})
+    later = [("Retry-After", "1")] if status == 503 else []
+    text = f"{message}\n".encode(errors="backslashreplace")
+    return _Answer(status, text, facts={**facts, "error": message}, headers=later)
+
+
+def _whole(number: float) -> int | None:
+    """A number that may be infinite, as a whole one; None for no limit."""
+    return int(number) if number < float("inf") else None
 
 
 def _header(environ: "WSGIEnvironment", name: str) -> str:

@@ -24,7 +24,7 @@ from ipinsights.data.entities import EntityIndex
 from ipinsights.data.formats import CSV
 from ipinsights.data.networks import Networks
 from ipinsights.distributed.group import ALONE, Group, OtherHostFailed
-from ipinsights.errors import AlgorithmError, UserError, refusal, refusals
+from ipinsights.errors import AlgorithmError, UserError, quote_data, refusal, refusals
 from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.machine import has_gpu, require_memory
 from ipinsights.model import artifact
@@ -32,6 +32,7 @@ from ipinsights.model.model import Model
 from ipinsights.model.shard import Shard
 from ipinsights.sagemaker import channels, configuration, earlier, page, reporting, stopping
 from ipinsights.sagemaker.paths import Paths
+from ipinsights.sagemaker.settings import quotes_data
 from ipinsights.training.checkpoint import Checkpoints
 
 FAILURE_LIMIT = 1024
@@ -82,6 +83,7 @@ def train(**connection: Any) -> None:
     try:
         with refusals("remove", paths.failure):
             paths.failure.unlink(missing_ok=True)
+        quote_data(quotes_data())
         hosts = configuration.hosts(paths)
         if len(hosts.names) > 1:
             group = _join(hosts, paths, connection)

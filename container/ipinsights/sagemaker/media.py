@@ -26,6 +26,10 @@ from ipinsights.errors import UserError
 from ipinsights.model.explanation import PARTS, Explanation
 from ipinsights.model.scoring import Calibrated, Embedded, Explained
 
+_LONGEST_PREDICTION, _LONGEST_NUMBER, _LONGEST_EXPLANATION = 250, 25, 4000
+"""Bytes of a prediction with neither, of a number of an embedding with its comma, and of an explanation: with IPv6 it
+may have 20 known networks."""
+
 JSON = "application/json"
 """The type of an answer unless the request asks for another."""
 
@@ -79,6 +83,16 @@ class Writer:
     def by_lines(self) -> bool:
         """Whether each prediction is a line. Lines may end with a final line feed; a JSON document has none."""
         return self.content_type != JSON
+
+    def row_size(self, vector_dim: int) -> int:
+        """The most bytes of a prediction with its embeddings and explanation.
+
+        0 without both: then it is not much larger than its row.
+        """
+        if not (self.verbose or self.explained):
+            return 0
+        embeddings = _LONGEST_NUMBER * 2 * vector_dim * self.verbose
+        return _LONGEST_PREDICTION + embeddings + _LONGEST_EXPLANATION * self.explained
 
     def write(self, predictions: Predictions, rows: Rows, vector_dim: int, rated: bool = False) -> bytes:
         """Render the answer to a request: a prediction for each readable row, and a mark for each of the others.

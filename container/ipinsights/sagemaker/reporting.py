@@ -18,7 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ipinsights.data.networks import LABELS
-from ipinsights.errors import one_line
+from ipinsights.errors import one_line, quoted
 from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.model.calibration import RATES, Calibration
 from ipinsights.model.profile import Profile
@@ -403,7 +403,7 @@ class TrainingReport(Record):
         logger.info(
             "Training data: the busiest entity has %.1f%% of the events, the busiest address (%s) %.1f%%",
             100 * profile.busiest_entity_share,
-            profile.busiest_address,
+            quoted(profile.busiest_address, "not shown"),
             100 * profile.busiest_address_share,
         )
         logger.info(

@@ -20,7 +20,7 @@ import pandas  # noqa: F401  # pyarrow imports it for some requests: better once
 from flask import Flask
 from gunicorn.app.base import BaseApplication
 
-from ipinsights.errors import UserError, one_line
+from ipinsights.errors import UserError, one_line, quote_data
 from ipinsights.machine import available_memory
 from ipinsights.sagemaker.access import AccessLog
 from ipinsights.sagemaker.app import create_app
@@ -57,6 +57,7 @@ def main() -> None:
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="[%(asctime)s %(levelname)s] %(message)s")
     try:
         settings = ServerSettings.from_environment()
+        quote_data(settings.quote_data)
         folder = _writable_folder()
         models = _models(settings)
         _require_port(settings)

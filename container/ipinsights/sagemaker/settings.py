@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ipinsights.errors import UserError
-from ipinsights.machine import usable_cores
+from ipinsights.machine import available_memory, usable_cores
 from ipinsights.model.scoring import UNTRAINED_MODEL
 from ipinsights.sagemaker import media
 from ipinsights.sagemaker.paths import Paths
@@ -158,6 +158,14 @@ class ServerSettings:
         _share,
         shown="",
     )
+    requests_memory_mb: int | None = _declared(
+        None,
+        "IPINSIGHTS_REQUESTS_MEMORY_MB",
+        "memory that requests may take together, in MB, divided among the workers. "
+        "[What happens beyond it](operations.md#memory)",
+        _whole(1, _MOST),
+        shown="half of the free memory; 1/10 on a multi-model endpoint",
+    )
     untrained_model: str = _declared(
         "reject",
         UNTRAINED_MODEL,
@@ -170,7 +178,7 @@ class ServerSettings:
         True,
         "IPINSIGHTS_VERIFY_MODEL",
         "whether the server reads all of a model when it loads it, to compare it with its checksums. `false`: it "
-        "starts at once however large the model is, and does not notice [damage](#damaged-models)",
+        "starts at once however large the model is, and does not notice [damage](operations.md#damaged-models)",
         _flag,
         shown="true",
     )
@@ -178,6 +186,15 @@ class ServerSettings:
         True,
         "IPINSIGHTS_ACCESS_LOG",
         "a line of JSON for every request, except for successful pings and for what is not HTTP",
+        _flag,
+        shown="true",
+    )
+    quote_data: bool = _declared(
+        True,
+        "IPINSIGHTS_QUOTE_DATA",
+        "whether messages of the server and of training jobs quote entities, addresses and malformed rows: in logs, "
+        "answers and the failure file. `false`: they say where a row is and of which kind it is. See "
+        "[privacy](../SECURITY.md#privacy)",
         _flag,
         shown="true",
     )
@@ -232,13 +249,13 @@ class ServerSettings:
         """Read the settings; an empty variable counts as not set. Raises UserError."""
         found: dict[str, Any] = {"workers": usable_cores(), "models_folder": str(Paths.from_environment().models)}
         for field, variable in declarations().items():
-            text = environment.get(variable.name, "")
-            if text:
-                try:
-                    found[field] = variable.read(text)
-                except ValueError as error:
-                    raise UserError(f"environment variable {variable.name}={text!r} {error}") from error
+            if environment.get(variable.name, ""):
+                found[field] = _read(variable, environment)
         settings = cls(**found)
+        free = available_memory()
+        if settings.requests_memory_mb is None and free is not None:
+            megabytes = max(1, free // (10 if settings.multi_model else 2) >> 20)
+            settings = dataclasses.replace(settings, requests_memory_mb=megabytes)
         # Another worker would not know the models that this one has loaded.
         return dataclasses.replace(settings, workers=1) if settings.multi_model else settings
 
@@ -264,6 +281,20 @@ class ServerSettings:
             return self.payload_mb
         left = BATCH_PAYLOAD_MB // self.concurrent_transforms
         return max(1, min(_USUAL_PAYLOAD_MB, left, self.max_content_length >> 20))
+
+
+def quotes_data(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether messages may quote the data: the one setting that training jobs have, too. Raises UserError."""
+    variable = declarations()["quote_data"]
+    return bool(_read(variable, environment)) if environment.get(variable.name, "") else ServerSettings.quote_data
+
+
+def _read(variable: Variable, environment: Mapping[str, str]) -> Any:
+    text = environment[variable.name]
+    try:
+        return variable.read(text)
+    except ValueError as error:
+        raise UserError(f"environment variable {variable.name}={text!r} {error}") from error
 
 
 def declarations() -> dict[str, Variable]:

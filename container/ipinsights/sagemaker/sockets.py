@@ -2,6 +2,7 @@
 
 import socket
 import struct
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from gunicorn.http.errors import ParseException
@@ -30,9 +31,12 @@ def timeval(seconds: int) -> bytes:
     return struct.pack("ll", seconds, 0)
 
 
-def read_body(environ: "WSGIEnvironment", limit: int, seconds: int) -> bytes:
+def read_body(
+    environ: "WSGIEnvironment", limit: int, seconds: int, take: Callable[[int], object] = lambda _: None
+) -> bytes:
     """Read a request's body, which has a length or comes in chunks.
 
+    ``take`` is called with each number of bytes before there is memory for them; what it raises ends the reading.
     Raises TooLarge if it has more than ``limit`` bytes, Stalled if nothing arrives for so many seconds, and UserError
     if it cannot be received.
     """
@@ -44,11 +48,13 @@ def read_body(environ: "WSGIEnvironment", limit: int, seconds: int) -> bytes:
     stream, pieces, size = environ["wsgi.input"], [], 0
     try:
         if length:
+            take(length)
             body = bytes(stream.read(length))
             if len(body) < length:
                 raise UserError(f"the body ended after {len(body)} of {length} bytes")
             return body
         while environ.get("wsgi.input_terminated") and (piece := stream.read(_PIECE)):
+            take(2 * len(piece))  # the pieces are joined in the end
             pieces.append(piece)
             size += len(piece)
             if size > limit:
