@@ -437,7 +437,11 @@ def test_a_log_that_nobody_reads_stops_no_request(trained: tuple[Tree, object]) 
         os.close(writer)
         for _ in range(1000):
             assert server.post("a,1.2.3.4", X_Request_Id="x" * 300).status_code == 200
-        os.close(reader)  # or it could not say that it stops
+        with server.connect() as other:
+            other.sendall(b"\0\xff nonsense\r\n\r\n")  # of which gunicorn complains
+            assert other.recv(100).startswith(b"HTTP/1.1 400 ")
+        server.stop()
+        os.close(reader)
 
 
 def test_a_line_goes_out_whole_whoever_else_writes() -> None:

@@ -25,6 +25,7 @@ from ipinsights.machine import available_memory
 from ipinsights.sagemaker.access import AccessLog
 from ipinsights.sagemaker.app import create_app
 from ipinsights.sagemaker.models import ONLY, ModelStore
+from ipinsights.sagemaker.output import wait_for_nobody
 from ipinsights.sagemaker.paths import Paths
 from ipinsights.sagemaker.settings import ServerSettings
 from ipinsights.sagemaker.worker import (
@@ -54,6 +55,7 @@ logger = logging.getLogger("ipinsights")
 
 def main() -> None:
     """The console script ``serve``. If the model cannot be loaded, it exits with code 1 and one clear sentence."""
+    wait_for_nobody()
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="[%(asctime)s %(levelname)s] %(message)s")
     try:
         settings = ServerSettings.from_environment()
