@@ -149,12 +149,16 @@ class Run:
         """Remove what was made, the last first. One failure leaves the others to be removed."""
         left = []
         while self._made:
-            what, remove = self._made.pop()
+            what, remove = self._made[-1]
             print(f"Removing {what}", flush=True)
             try:
                 remove()
             except (BotoCoreError, ClientError) as error:
                 left.append(f"{what}: {' '.join(str(error).split())}")
+            except KeyboardInterrupt:  # the second one
+                self.leave()
+                raise
+            self._made.pop()
         if left:
             raise SystemExit("These could not be removed, and may cost money:\n" + "\n".join(left))
 

@@ -12,6 +12,7 @@ import shutil
 import tarfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -34,15 +35,17 @@ class StandIn:
     def __init__(self, folder: Path, hang: str = "", brief: bool = False) -> None:
         """With a folder for its trees. A job of the kind ``hang`` does not end until it is stopped.
 
-        If it is to be ``brief``, for clients that wait long between two looks, jobs are done at the first look, and
-        tuning jobs train nothing.
+        If it is to be ``brief``, tuning jobs train nothing.
         """
         self.folder, self.hang, self.brief = folder, hang, brief
         self.sent: list[tuple[str, dict[str, Any]]] = []
         self.written: dict[str, str] = {}
         self.hanging = threading.Event()
         self._moto = DomainDispatcherApplication(create_backend_app)
-        self._told: dict[tuple[str, str], Iterator[dict[str, Any]]] = {}  # what Describe answers of each job, in turn
+        self._threads, self._closed = ThreadPoolExecutor(4), threading.Event()
+        self._work: dict[tuple[str, str], Future[dict[str, Any]]] = {}  # of each job and endpoint, by kind and name
+        self._seen: set[tuple[str, str]] = set()
+        self._stopped: set[tuple[str, str]] = set()
         self._models: dict[str, dict[str, Any]] = {}
         self._servers: dict[str, Server] = {}
         self._configurations: dict[str, dict[str, Any]] = {}
@@ -80,7 +83,9 @@ class StandIn:
         return list(self._servers)
 
     def close(self) -> None:
-        """Stop what still serves."""
+        """Stop what still runs."""
+        self._closed.set()
+        self._threads.shutdown()
         while self._servers:
             self._servers.popitem()[1].stop()
 
@@ -100,13 +105,17 @@ class StandIn:
             return _json({"__type": "ValidationException", "message": wrong[0]}, 400)(environ, start_response)
         kind = re.fullmatch(r"(Describe|Stop)(\w+)Job", operation)
         if kind and kind[1] == "Stop":
-            self._told[kind[2], asked[f"{kind[2]}JobName"]] = iter(())
+            self._stopped.add((kind[2], asked[f"{kind[2]}JobName"]))
             return _json({})(environ, start_response)
         answer = Response.from_app(self._moto, environ)
         if answer.status_code == 200:
             if operation.startswith("Describe"):  # where moto tells of what there is not
                 told = {name: value for name, value in json.loads(answer.get_data()).items() if value not in ({}, None)}
-                answer = _json(told | (self._state(kind[2], asked[f"{kind[2]}JobName"]) if kind else {}))
+                if kind:
+                    told |= self._state(kind[2], asked[f"{kind[2]}JobName"])
+                if operation == "DescribeEndpoint":
+                    told |= self._state("Endpoint", asked["EndpointName"])
+                answer = _json(told)
             elif operation in self._acts:
                 self._acts[operation](asked)
         return answer(environ, start_response)
@@ -114,7 +123,11 @@ class StandIn:
     # What is done when moto has written it down
 
     def _create_training_job(self, asked: dict[str, Any]) -> None:
-        self._begin("Training", asked, lambda: self._train(asked["TrainingJobName"], asked, asked["HyperParameters"]))
+        self._begin(
+            "Training",
+            asked["TrainingJobName"],
+            lambda: self._train(asked["TrainingJobName"], asked, asked["HyperParameters"]),
+        )
 
     def _create_tuning_job(self, asked: dict[str, Any]) -> None:
         """One job, with the least value of each range."""
@@ -140,10 +153,10 @@ class StandIn:
             }
             return {"BestTrainingJob": best}
 
-        self._begin("HyperParameterTuning", asked, tune)
+        self._begin("HyperParameterTuning", asked["HyperParameterTuningJobName"], tune)
 
     def _create_transform_job(self, asked: dict[str, Any]) -> None:
-        self._begin("Transform", asked, lambda: self._transform(asked))
+        self._begin("Transform", asked["TransformJobName"], lambda: self._transform(asked))
 
     def _create_model(self, asked: dict[str, Any]) -> None:
         self._models[asked["ModelName"]] = asked["PrimaryContainer"]
@@ -153,31 +166,39 @@ class StandIn:
 
     def _create_endpoint(self, asked: dict[str, Any]) -> None:
         (variant,) = self._configurations[asked["EndpointConfigName"]]["ProductionVariants"]
-        self._servers[asked["EndpointName"]] = self._serve(variant["ModelName"])
+
+        def serve() -> dict[str, Any]:
+            self._servers[asked["EndpointName"]] = self._serve(variant["ModelName"])
+            return {}
+
+        self._begin("Endpoint", asked["EndpointName"], serve)
 
     def _delete_endpoint(self, asked: dict[str, Any]) -> None:
+        self._work["Endpoint", asked["EndpointName"]].result()
         self._servers.pop(asked["EndpointName"]).stop()
 
-    # Jobs
+    # Jobs, and endpoints while they are made
 
-    def _begin(self, kind: str, asked: dict[str, Any], work: Callable[[], dict[str, Any]]) -> None:
-        """A job that runs at once. Who asks learns first that it is in progress, and how it ended the next time."""
-        status = f"{kind}JobStatus"
+    def _begin(self, kind: str, name: str, work: Callable[[], dict[str, Any]]) -> None:
+        """Let something be done in the background. It returns what is told of it in the end."""
+        self._work[kind, name] = self._threads.submit(self._hang if self.hang == kind else work)
 
-        def states() -> Iterator[dict[str, Any]]:
-            if not self.brief:
-                yield {status: "InProgress", "SecondaryStatus": kind}
-            while self.hang == kind:
-                self.hanging.set()
-                yield {status: "InProgress", "SecondaryStatus": kind}
-            result = work()
-            while True:
-                yield {status: "Completed", "SecondaryStatus": "Completed", **result}
-
-        self._told[kind, asked[f"{kind}JobName"]] = states()
+    def _hang(self) -> dict[str, Any]:
+        self._closed.wait()
+        return {}
 
     def _state(self, kind: str, name: str) -> dict[str, Any]:
-        return next(self._told[kind, name], {f"{kind}JobStatus": "Stopped", "SecondaryStatus": "Stopped"})
+        """How far it is. Who looks for the first time learns that it is not done."""
+        endpoint, work = kind == "Endpoint", self._work[kind, name]
+        status = "EndpointStatus" if endpoint else f"{kind}JobStatus"
+        if (kind, name) in self._stopped:
+            return {status: "Stopped", "SecondaryStatus": "Stopped"}
+        if (kind, name) not in self._seen or not work.done():
+            self._seen.add((kind, name))
+            if self.hang == kind:
+                self.hanging.set()
+            return {status: "Creating" if endpoint else "InProgress", "SecondaryStatus": kind}
+        return {status: "InService" if endpoint else "Completed", "SecondaryStatus": "Completed", **work.result()}
 
     def _train(self, name: str, asked: dict[str, Any], hyperparameters: dict[str, str]) -> dict[str, Any]:
         """Run `train`, put its model where the request says, and read its metrics as SageMaker does."""
@@ -204,7 +225,8 @@ class StandIn:
         bucket, key = _location(f"{asked['OutputDataConfig']['S3OutputPath'].rstrip('/')}/{name}/output/model.tar.gz")
         self.client("s3").put_object(Bucket=bucket, Key=key, Body=archive.getvalue())
         log = job.stdout + job.stderr
-        found = {m["Name"]: re.findall(m["Regex"], log) for m in asked["AlgorithmSpecification"]["MetricDefinitions"]}
+        definitions = asked["AlgorithmSpecification"].get("MetricDefinitions", [])
+        found = {definition["Name"]: re.findall(definition["Regex"], log) for definition in definitions}
         metrics = [
             {"MetricName": metric, "Value": float(values[-1]), "Timestamp": 0}
             for metric, values in found.items()

@@ -26,7 +26,7 @@ SMALL = ["--set", "num_entity_vectors=100", "--set", "vector_dim=16", "--set", "
 def start(*arguments: str, account: StandIn | None = None) -> "subprocess.Popen[str]":
     ours = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     return subprocess.Popen(
-        [sys.executable, "-m", "local_test.aws_job", *arguments, *ARGUMENTS, "--name", "ours", "--poll", ".05"],
+        [sys.executable, "-m", "local_test.aws_job", *arguments, *ARGUMENTS, "--name", "ours", "--poll", ".2"],
         cwd=ROOT,
         env={**ours, **(account.environment() if account else {"AWS_DEFAULT_REGION": "us-east-1"})},
         stdout=subprocess.PIPE,
@@ -47,7 +47,7 @@ def left(account: StandIn) -> list[str]:
 def test_all_steps_and_nothing_is_left(tmp_path: Path) -> None:
     with stand_in(tmp_path / "aws") as account:
         run = start(*ALL, *SMALL, "--run", account=account)
-        printed, errors = run.communicate(timeout=300)
+        printed, errors = run.communicate(timeout=1200)
         assert run.returncode == 0, printed + errors
         for operation, asked in account.sent:
             assert not faults_of(operation, asked)
@@ -71,7 +71,7 @@ def test_all_steps_and_nothing_is_left(tmp_path: Path) -> None:
 def test_what_is_to_be_kept_is_left_and_named(tmp_path: Path) -> None:
     with stand_in(tmp_path / "aws") as account:
         run = start("upload", "--run", "--keep", account=account)
-        printed, errors = run.communicate(timeout=60)
+        printed, errors = run.communicate(timeout=1200)
         assert run.returncode == 0, printed + errors
         assert left(account) == ["ours/train/log-ins.csv", "ours/validation/log-ins.csv"]
     assert "Kept s3://bucket/ours/train/log-ins.csv\n" in printed
@@ -80,9 +80,9 @@ def test_what_is_to_be_kept_is_left_and_named(tmp_path: Path) -> None:
 def test_ctrl_c_stops_the_job_and_removes_what_was_made(tmp_path: Path) -> None:
     with stand_in(tmp_path / "aws", hang="Training") as account:
         run = start("endpoint", *SMALL, "--run", account=account)
-        assert account.hanging.wait(60)
+        assert account.hanging.wait(600)
         run.send_signal(signal.SIGINT)
-        printed, errors = run.communicate(timeout=60)
+        printed, errors = run.communicate(timeout=1200)
         assert run.returncode == 1
         assert errors == "Stopped by Ctrl-C\n"
         assert account.operations() == ["CreateTrainingJob", "StopTrainingJob"]
@@ -93,7 +93,7 @@ def test_ctrl_c_stops_the_job_and_removes_what_was_made(tmp_path: Path) -> None:
 def test_a_job_that_fails_tells_why_and_leaves_nothing(tmp_path: Path) -> None:
     with stand_in(tmp_path / "aws") as account:
         run = start("train", "--set", "vector_dim=2", "--run", account=account)
-        _, errors = run.communicate(timeout=120)
+        _, errors = run.communicate(timeout=1200)
         assert run.returncode == 1
         assert errors.startswith("training ours is Failed: ClientError: ")
         assert "vector_dim" in errors
@@ -103,7 +103,7 @@ def test_a_job_that_fails_tells_why_and_leaves_nothing(tmp_path: Path) -> None:
 def test_what_aws_refuses_is_one_sentence(tmp_path: Path) -> None:
     with stand_in(tmp_path / "aws") as account:
         run = start("train", "--instance", "ml.none", "--run", account=account)
-        _, errors = run.communicate(timeout=60)
+        _, errors = run.communicate(timeout=1200)
         assert run.returncode == 1
         assert re.fullmatch("AWS refused: .*'ml.none', which the enumeration lacks\n", errors)
         assert left(account) == []
@@ -111,7 +111,7 @@ def test_what_aws_refuses_is_one_sentence(tmp_path: Path) -> None:
 
 def test_nothing_is_sent_without_being_told_to() -> None:
     run = start(*ALL)
-    printed, errors = run.communicate(timeout=60)
+    printed, errors = run.communicate(timeout=1200)
     assert (run.returncode, errors) == (0, "")
     shown = re.findall(r"^SageMaker (\w+) (\{.*?^\})", printed, re.MULTILINE | re.DOTALL)
     for operation, request in shown:

@@ -19,8 +19,8 @@ from ipinsights.sagemaker.reporting import METRIC_DEFINITIONS
 from local_test.sagemaker_local import CONFIG, DATA
 
 ROOT = Path(__file__).parents[2]
-HASTE = "import time; time.sleep = lambda seconds, sleep=time.sleep: sleep(min(seconds, 0.1))"
-"""The SDKs look at jobs every ten seconds, and these are done at the first look."""
+HASTE = "import time; time.sleep = lambda seconds, sleep=time.sleep: sleep(min(seconds, 0.5))"
+"""The SDKs look at jobs every ten seconds, and these take few."""
 NAMES = {"ACCOUNT": "123456789012", "REGION": "us-east-1", "BUCKET": "bucket", "ROLE": "SageMaker"}
 
 
@@ -62,7 +62,7 @@ def test_the_code_for_each_sdk_runs(section: str, environment: str, created: dic
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=600,
+            timeout=1200,
             check=False,
         )
         assert run.returncode == 0, run.stdout[-2000:] + run.stderr[-5000:]
