@@ -335,10 +335,11 @@ def test_labels_promise_what_works(image: str) -> None:
         "org.opencontainers.image.title": "ipinsights",
         "org.opencontainers.image.licenses": "Apache-2.0",
     }
+    commit = f"{told['revision']}^{{commit}}"
     git = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+        ["git", "rev-parse", "--verify", commit], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
-    assert told["revision"] == git.stdout.strip()
+    assert git.stdout.strip() == told["revision"]
     assert re.match(r"\d+\.\d+\.\d+", told["version"])
 
 
