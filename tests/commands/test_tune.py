@@ -127,7 +127,7 @@ def test_every_trial_is_a_run_with_its_parameters_metrics_and_model(search: tupl
 
 @installed
 @pytest.mark.slow
-def test_mlflow_loads_and_scores_the_model_without_this_package(search: tuple[Path, str], tmp_path: Path) -> None:
+def test_mlflow_loads_and_scores_the_model(search: tuple[Path, str], tmp_path: Path) -> None:
     folder = next((search[0] / "mlflow-models").rglob("MLmodel")).parent
     (tmp_path / "in.csv").write_text("entity,ip\nuser_3,1.2.3.4\nnobody,1.2.3.4\nuser_3,nowhere\n")
     command = ["predict", "--env-manager", "local", "-m", str(folder), "-i", "in.csv", "-t", "csv", "-o", "out.json"]

@@ -134,7 +134,7 @@ def _search(
     threads = max(1, usable_cores() // jobs)
     print(
         f"Tuning {', '.join(range_.name for range_ in ranges)} for {options.objective}: {most} trials, {jobs} at a "
-        f"time, each with {threads} threads",
+        f"time, {threads} thread{'s' * (threads > 1)} each",
         flush=True,
     )
     with learning.stop_requests() as stop:

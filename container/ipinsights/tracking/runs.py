@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from ipinsights.errors import UserError, one_line
 from ipinsights.hyperparameters import Hyperparameters
@@ -98,9 +98,16 @@ class Run:
             self._client.log_metric(self.id, name, value)
 
     def model(self, folder: Path) -> None:
-        """Record the model in a folder, as `save` makes it. Raises UserError."""
+        """Record the model in a folder as one that MLflow loads and serves (`flavour`). Raises UserError."""
         with _refusals(None), mlflow.start_run(run_id=self.id):
-            mlflow.pyfunc.log_model(name="model", **_model(folder))
+            mlflow.pyfunc.log_model(
+                name="model",
+                loader_module="ipinsights.tracking.flavour",
+                data_path=str(folder),
+                code_paths=[str(_PACKAGE)],
+                signature=_SIGNATURE,
+                pip_requirements=[f"{name}=={version(name)}" for name in _NEEDED],
+            )
             self._client.update_run(self.id, status="RUNNING")
 
     def end(self, status: Literal["FINISHED", "FAILED", "KILLED"], reason: str = "") -> None:
@@ -109,22 +116,6 @@ class Run:
             if reason:
                 self._client.set_tag(self.id, "reason", reason[:500])
             self._client.set_terminated(self.id, status)
-
-
-def save(folder: Path, target: Path) -> None:
-    """Write the model in a folder as one that MLflow loads and serves (`flavour`). Raises UserError."""
-    with _refusals(None):
-        mlflow.pyfunc.save_model(target, **_model(folder))
-
-
-def _model(folder: Path) -> dict[str, Any]:
-    return {
-        "loader_module": "ipinsights.tracking.flavour",
-        "data_path": str(folder),
-        "code_paths": [str(_PACKAGE)],
-        "signature": _SIGNATURE,
-        "pip_requirements": [f"{name}=={version(name)}" for name in _NEEDED],
-    }
 
 
 @contextlib.contextmanager
