@@ -1,9 +1,10 @@
 """Executes notebooks from a clean kernel, and makes what they print fit to be committed.
 
-    python -m notebooks.execute ip_insights_tutorial          # full size, in place; then docs/results.md
+    python -m notebooks.execute ip_insights_tutorial          # full size, in place
     python -m notebooks.execute --small ip_insights_tutorial  # the tests' size, in a copy: only its CPU time is kept
 
-Full size is what is committed. Its outputs hold no path of this machine and no time of the run.
+``python -m notebooks.results`` then writes docs/results.md. What is committed was executed at full size. Its outputs
+hold no path of this machine and no time of the run.
 """
 
 import argparse
