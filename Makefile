@@ -112,8 +112,4 @@ $(VENV)/.test: setup.py container/constraints.txt | $(BIN)/python
 	    --python $(VENV)/$$1/bin/python "$$2"; } \
 	    || { rm -rf $(VENV)/$$1; echo "The SageMaker SDK cannot be installed ($$2): its test is skipped"; }; done; fi
 	$(PIP) -e '.[test]'
-	# That of the tutorial in AWS needs version 3 of the SDK. Of the 1 GB that it would bring, it imports these.
-	$(PIP) --no-deps sagemaker-core==2.27.0 sagemaker-train==1.27.0 && $(PIP) 'moto[s3]>=5.2' cloudpickle graphene \
-	  importlib-metadata jsonschema omegaconf platformdirs pydantic pytz pyyaml rich \
-	  || echo "The SageMaker SDK cannot be installed: the test of the tutorial in AWS is skipped"
 	touch $@
