@@ -19,14 +19,13 @@ def walk(image: str, out: Path, hosts: int) -> dict[str, Any]:
     from sagemaker.core.local.local_session import LocalSession
     from sagemaker.core.transformer import Transformer
     from sagemaker.train import ModelTrainer
-    from sagemaker.train.configs import Compute, InputData, SourceCode
+    from sagemaker.train.configs import Compute, InputData
     from sagemaker.train.model_trainer import Mode
 
     trainer = ModelTrainer(
         training_image=image,
         training_mode=Mode.LOCAL_CONTAINER,
         role=ROLE,
-        source_code=SourceCode(command="train"),  # without one the container gets no argument
         compute=Compute(instance_type="local_cpu", instance_count=hosts),
         hyperparameters=HYPERPARAMETERS,
         input_data_config=[

@@ -276,14 +276,10 @@ class Container(Sdk):
 
     def train(self, channels: Channels, hyperparameters: Mapping[str, Any]) -> str:
         """Train, and return the log."""
-        from sagemaker.train.configs import SourceCode
         from sagemaker.train.model_trainer import Mode
 
         trainer = self.trainer(
-            hyperparameters,
-            training_mode=Mode.LOCAL_CONTAINER,
-            source_code=SourceCode(command="train"),  # without it the local mode starts the image without an argument
-            local_container_root=str(self.folder),
+            hyperparameters, training_mode=Mode.LOCAL_CONTAINER, local_container_root=str(self.folder)
         )
         with contextlib.redirect_stdout(io.StringIO()) as log:
             trainer.train(self.inputs(channels))
