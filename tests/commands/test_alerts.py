@@ -75,6 +75,30 @@ def test_known_accounts_come_first_and_new_ones_apart(folder: Path) -> None:
     assert all(row["entity"].startswith("new_") == (row["entity_known"] == "false") for row in rows)
 
 
+def test_the_list_is_made_of_what_batch_transform_has_joined(folder: Path, tmp_path: Path) -> None:
+    lines = (folder / "latest.csv").read_text().splitlines()
+    quoted = [re.sub("^([^,]*)", r'"\1"', line) for line in lines]
+    without = [line.rpartition(",")[0] for line in lines]
+    for name, before, answers in (
+        ("score", lines, ",-3.4797"),
+        ("calibrated", quoted, ",-3.4797,0.0099,true,198.51.96.0/20,"),
+        ("none", lines, ""),
+        ("untimed", without, ",12.0"),
+    ):
+        output = tmp_path / f"{name}.csv.out"
+        output.write_text("".join(f"{line}{answers}\n" for line in before))
+        found = run("alerts", "--joined", output, "--model", folder / "model", "--format", "csv", "--budget", "10")
+        assert found.returncode == 0, found.stderr
+        table = list(csv.DictReader(io.StringIO(found.stdout)))
+        if name == "untimed":
+            assert {(row["first"], row["last"]) for row in table} == {("", "")}
+        else:
+            assert table == listed(folder, "--budget", "10")
+    refused = run("alerts", tmp_path / "score.csv.out", "--model", folder / "model")
+    assert refused.returncode == 1
+    assert "score.csv.out, line 1" in refused.stderr
+
+
 def test_the_second_morning_has_no_repeats(folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "looked-at.csv"
     first = listed(folder, "--known", file, "--mark")

@@ -32,6 +32,12 @@ def add(commands: Commands) -> None:
         f"{LOG_INS}",
     )
     add_log_ins(command)
+    command.add_argument(
+        "--joined",
+        action="store_true",
+        help="the files are what Batch Transform has joined with its input (JoinSource=Input, text/csv): what stands "
+        "behind the entity, the address and the time is passed over",
+    )
     command.add_argument("--model", type=Path, required=True, help="the folder of a model")
     how_many = command.add_mutually_exclusive_group()
     how_many.add_argument(

@@ -1,7 +1,9 @@
 """What options of several commands have in common."""
 
 import argparse
+import dataclasses
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from io import FileIO
@@ -49,7 +51,7 @@ def open_described(folder: Path) -> tuple[Model, dict[str, Any]]:
 
 
 def add_log_ins(command: argparse.ArgumentParser) -> None:
-    """Add the arguments that `log_ins` reads."""
+    """Add the arguments that `log_ins` reads, but for ``joined``, which is an option of commands that set it."""
     command.add_argument("log_ins", type=Path, nargs="+", help="files and folders of log-ins; - is standard input")
     command.add_argument(
         "--malformed",
@@ -67,6 +69,8 @@ def log_ins(options: argparse.Namespace, family: Family) -> Iterator[Records]:
     skipped = Malformed()
     for text in texts(options.log_ins):
         for block in line_blocks(text, text.name):
+            if getattr(options, "joined", False):
+                block = dataclasses.replace(block, text=_ANSWERS.sub(rb"\1", block.text))
             if options.malformed == "fail":
                 yield block.parse(family)
             else:
@@ -86,6 +90,10 @@ def texts(paths: Sequence[Path]) -> Iterator[Stream]:
         for file in [] if path == STANDARD_INPUT else find_files(path) if path.is_dir() else [path]:
             with stream(file) as text:
                 yield text
+
+
+_ANSWERS = re.compile(rb"""^((?:"(?:[^"\n]|"")*"|[^",\n]*),[^,\n]*(?:,\d{4}-\d\d-\d\dT[^,\n]*)?+),.*$""", re.MULTILINE)
+"""A line with a log-in, which is the group, and answers behind it."""
 
 
 def positive(text: str) -> int:
