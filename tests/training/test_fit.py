@@ -305,7 +305,7 @@ def test_rows_that_nobody_meets_take_no_memory(traffic: Traffic, train: Events) 
 
 def test_a_gpu_with_too_little_memory_is_passed_over_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = torch.cuda
-    monkeypatch.setattr(placement, "_gpu_fault", lambda: "")
+    monkeypatch.setattr(placement, "gpu_fault", lambda: "")
     monkeypatch.setattr(cuda, "is_available", lambda: True)
     monkeypatch.setattr(cuda, "mem_get_info", lambda: (4_000_000_000, 16_000_000_000))
     assert placement._best_device(4_000_000_000) == (torch.device("cuda"), "")
