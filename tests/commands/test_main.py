@@ -338,7 +338,10 @@ def test_ctrl_c_is_a_sentence(trained: tuple[Tree, object]) -> None:
         process.send_signal(signal.SIGINT)
         rest = threading.Thread(target=process.stdout.read)
         rest.start()
-        assert process.wait(60) == 130
+        try:
+            assert process.wait(60) == 130
+        finally:
+            process.kill()
         rest.join()
         said = process.stderr.read()
     assert said == b"ipinsights: interrupted, so what it has written is incomplete\n"
