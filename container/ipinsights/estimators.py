@@ -12,7 +12,7 @@ from ipinsights.data.frames import ADDRESS, ENTITY, Frame, columns
 from ipinsights.data.malformed import Kind, MalformedRecords
 from ipinsights.data.records import Records, Salvaged
 from ipinsights.errors import UserError
-from ipinsights.hyperparameters import VECTOR_DIM, Hyperparameters
+from ipinsights.hyperparameters import Hyperparameters, completed, rows_for
 from ipinsights.model.model import Model
 from ipinsights.training import fit as training
 
@@ -60,10 +60,7 @@ def _read(
     frames: list[Frame], given: dict[str, Any], entity: str, address: str, earlier: Model | None
 ) -> tuple[Hyperparameters, list[Records]]:
     """The hyperparameters, and what can be read of each frame. Raises UserError."""
-    values = {name: str(value) for name, value in given.items()}
-    if earlier:
-        values = {name: str(value) for name, value in earlier.fixed.items()} | values
-    values.setdefault("vector_dim", str(VECTOR_DIM))
+    values = completed(given, earlier.fixed if earlier else {})
     hp = Hyperparameters.parse({"num_entity_vectors": "1", **values})
     family = FAMILIES[hp.ip_version]
     salvaged = [_salvage(frame, family, entity, address) for frame in frames]
@@ -75,7 +72,7 @@ def _read(
         if part.faults and (hp.tolerated is None or share > hp.tolerated):
             raise MalformedRecords(part.faults, unit="row")
     distinct = len(pc.unique(salvaged[0].records.entities))
-    values.setdefault("num_entity_vectors", str(max(1, 2 * distinct)))
+    values.setdefault("num_entity_vectors", str(rows_for(distinct)))
     return Hyperparameters.parse(values), [part.records for part in salvaged]
 
 

@@ -28,6 +28,20 @@ _SHOWN = 40
 VECTOR_DIM = 64
 """The length of embeddings where a shell or a notebook sets none. (A training job must set it.)"""
 
+
+def completed(given: Mapping[str, object], earlier: Mapping[str, object]) -> dict[str, str]:
+    """What a shell or a notebook sets, as text, with what an earlier model decides and the usual ``vector_dim``.
+
+    ``num_entity_vectors`` and ``ip_version`` may be left open: they follow from the data (`rows_for`).
+    """
+    return {name: str(value) for name, value in {"vector_dim": VECTOR_DIM, **earlier, **given}.items()}
+
+
+def rows_for(entities: int) -> int:
+    """The number of rows that gives nearly each of so many entities one of its own."""
+    return max(1, 2 * entities)
+
+
 MIN_STEPS = 60
 """Optimiser steps that a training takes at least, unless somebody sets mini_batch_size."""
 _RATE_OF_ONE_STEP, _HIGHEST_RATE = 0.25, 0.03

@@ -46,8 +46,9 @@ def test_a_job_without_validation_makes_none(tree: Tree, traffic: Traffic) -> No
 
 
 @pytest.fixture
-def trained_paths(trained: tuple[Tree, object], tmp_path: Path) -> Paths:
-    """A base with a trained model, and nothing else."""
+def trained_paths(trained: tuple[Tree, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Paths:
+    """A base with a trained model, and nothing else, where pages are wanted."""
+    monkeypatch.delenv("IPINSIGHTS_REPORT")
     (tmp_path / "model").symlink_to(trained[0].model)
     return Paths(tmp_path)
 
@@ -60,12 +61,8 @@ def job(trained: tuple[Tree, object], **others: Any) -> Configuration:
 
 
 def test_the_log_says_why_there_is_none(
-    trained: tuple[Tree, object],
-    trained_paths: Paths,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    trained: tuple[Tree, object], trained_paths: Paths, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.delenv("IPINSIGHTS_REPORT")
     caplog.set_level("INFO", "ipinsights")
 
     def told(events: int = 10, **others: object) -> str:
@@ -89,8 +86,6 @@ def test_a_fault_costs_the_page_and_not_the_job(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.delenv("IPINSIGHTS_REPORT")
-
     def broken(*_: object) -> None:
         raise ZeroDivisionError("of the page")
 
@@ -101,9 +96,6 @@ def test_a_fault_costs_the_page_and_not_the_job(
     assert "The model is saved" in caplog.text
 
 
-def test_large_training_channels_leave_out_the_baselines(
-    trained: tuple[Tree, object], trained_paths: Paths, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("IPINSIGHTS_REPORT")
+def test_large_training_channels_leave_out_the_baselines(trained: tuple[Tree, object], trained_paths: Paths) -> None:
     page.write(trained_paths, job(trained), page.MOST + 1, 10)
     assert "Baselines (longest shared prefix, counting) are left out" in trained_paths.report.read_text()

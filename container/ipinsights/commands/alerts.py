@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> None:
     budget = None if options.max_false_alarms is not None else options.budget
     alerts = find(
         model,
-        log_ins(options, model.family),
+        log_ins(options, model.family, options.joined),
         budget=budget,
         max_false_alarms=options.max_false_alarms,
         seen=looked_at,

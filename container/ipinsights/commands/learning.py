@@ -16,9 +16,9 @@ from ipinsights.data.addresses import FAMILIES, IPV6
 from ipinsights.data.entities import EntityIndex
 from ipinsights.data.events import Events
 from ipinsights.data.formats import CSV, JSON_LINES, PARQUET
-from ipinsights.data.malformed import ABSENT, Kind
+from ipinsights.data.malformed import Kind, spared
 from ipinsights.errors import UserError, refusals
-from ipinsights.hyperparameters import VECTOR_DIM, Hyperparameters, declarations
+from ipinsights.hyperparameters import VECTOR_DIM, Hyperparameters, completed, declarations, rows_for
 from ipinsights.model.model import Model
 
 if TYPE_CHECKING:
@@ -90,10 +90,7 @@ def _content_type(files: Sequence[Path]) -> str:
 
 def hyperparameters(asked_for: dict[str, str], files: Sequence[Path], earlier: Model | None) -> Hyperparameters:
     """What is given, and of the rest what follows from the earlier model or from the data. Raises UserError."""
-    values = dict(asked_for)
-    if earlier:
-        values = {name: str(value) for name, value in earlier.fixed.items()} | values
-    values.setdefault("vector_dim", str(VECTOR_DIM))
+    values = completed(asked_for, earlier.fixed if earlier else {})
     asked = Hyperparameters.parse({"num_entity_vectors": "1", **values})  # so that a mistake is told before reading
     if "num_entity_vectors" in values and "ip_version" in values:
         return asked
@@ -104,7 +101,7 @@ def hyperparameters(asked_for: dict[str, str], files: Sequence[Path], earlier: M
             values["ip_version"] = str(IPV6.version)
             bar.reset()
             entities, _ = events.survey(files, IPV6, _content_type(files), bar.update)
-    values.setdefault("num_entity_vectors", str(max(1, 2 * entities)))
+    values.setdefault("num_entity_vectors", str(rows_for(entities)))
     return Hyperparameters.parse(values)
 
 
@@ -119,7 +116,7 @@ def read(files: Sequence[Path], index: EntityIndex, hp: Hyperparameters, name: s
             channel=name,
             content_type=_content_type(files),
             tolerated=hp.tolerated,
-            spared=ABSENT if hp.malformed_rows == "skip_placeholders" else (),
+            spared=spared(hp.malformed_rows),
             progress=bar.update,
         )
     if found.malformed.count:

@@ -51,7 +51,7 @@ def open_described(folder: Path) -> tuple[Model, dict[str, Any]]:
 
 
 def add_log_ins(command: argparse.ArgumentParser) -> None:
-    """Add the arguments that `log_ins` reads, but for ``joined``, which is an option of commands that set it."""
+    """Add the arguments that `log_ins` reads."""
     command.add_argument("log_ins", type=Path, nargs="+", help="files and folders of log-ins; - is standard input")
     command.add_argument(
         "--malformed",
@@ -61,15 +61,16 @@ def add_log_ins(command: argparse.ArgumentParser) -> None:
     )
 
 
-def log_ins(options: argparse.Namespace, family: Family) -> Iterator[Records]:
+def log_ins(options: argparse.Namespace, family: Family, joined: bool = False) -> Iterator[Records]:
     """The log-ins of all files, block by block. Raises UserError if a file cannot be read, or has a malformed row.
 
-    Malformed rows that may be skipped are told on standard error, at the end.
+    In ``joined`` files, answers stand behind the log-ins and are passed over. Malformed rows that may be skipped are
+    told on standard error, at the end.
     """
     skipped = Malformed()
     for text in texts(options.log_ins):
         for block in line_blocks(text, text.name):
-            if getattr(options, "joined", False):
+            if joined:
                 block = dataclasses.replace(block, text=_ANSWERS.sub(rb"\1", block.text))
             if options.malformed == "fail":
                 yield block.parse(family)

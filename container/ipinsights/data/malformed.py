@@ -70,6 +70,13 @@ class Kind(Enum):
 
 ABSENT = frozenset({Kind.EMPTY, Kind.PLACEHOLDER, Kind.SERVICE})
 """The kinds of rows that another program wrote on purpose, for events that have no address. They are no damage."""
+
+
+def spared(malformed_rows: str) -> frozenset[Kind]:
+    """The kinds of rows that do not count against the limit on damage, by the hyperparameter of that name."""
+    return ABSENT if malformed_rows == "skip_placeholders" else frozenset()
+
+
 _REMEDIES = {
     Kind.IPV6: "To read IPv6 addresses, train with the hyperparameter ip_version=6.",
     Kind.HEADER: "Remove header lines.",

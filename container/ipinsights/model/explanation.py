@@ -86,8 +86,9 @@ class Explanation:
     def each(cls, model: Model, rows: npt.NDArray[np.integer], addresses: Addresses) -> "list[Explanation]":
         """Explain n pairs of an entity's row and an address: [n]."""
         seen = (model.entity[rows] != model.entity[-1]).any(axis=1)
-        parts = _parts(model, rows, seen, addresses)
-        scores = model.score_rows(rows, addresses).tolist()
+        encoded = model.encode(addresses)
+        parts = _parts(model, rows, seen, encoded)
+        scores = np.einsum("nd,nd->n", model.entity[rows], encoded).tolist()
         labels = _labels(model, addresses)
         networks = _KnownNetworks(model, addresses)
         found = []
@@ -165,10 +166,9 @@ class _Own:
 
 
 def _parts(
-    model: Model, rows: npt.NDArray[np.integer], seen: npt.NDArray[np.bool_], queries: Addresses
+    model: Model, rows: npt.NDArray[np.integer], seen: npt.NDArray[np.bool_], encoded: npt.NDArray[np.float32]
 ) -> dict[str, npt.NDArray[np.float64]]:
-    """Each of the parts of the n scores, [n]; NaN where a score does not have it."""
-    encoded = model.encode(queries)
+    """Each of the parts of the n scores, [n]; NaN where a score does not have it. The addresses are ``encoded``."""
     products = model.entity[rows].astype(np.float64) * encoded
     counted = model.counted
     parts = {name: np.full(len(rows), np.nan) for name in PARTS}

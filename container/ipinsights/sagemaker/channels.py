@@ -13,7 +13,7 @@ from ipinsights.data.addresses import FAMILIES
 from ipinsights.data.entities import EntityIndex
 from ipinsights.data.events import Events
 from ipinsights.data.formats import CSV
-from ipinsights.data.malformed import ABSENT
+from ipinsights.data.malformed import spared
 from ipinsights.data.sources import Source, size
 from ipinsights.distributed.group import ALONE, Group
 from ipinsights.errors import UserError
@@ -55,7 +55,7 @@ def read(
             channel=name,
             content_type=content_type,
             tolerated=hp.tolerated,
-            spared=ABSENT if hp.malformed_rows == "skip_placeholders" else (),
+            spared=spared(hp.malformed_rows),
             progress=_Reception(name, bar),
             group=group,
             divided=not sharded,

@@ -69,6 +69,7 @@ def _write(paths: Paths, seed: int, validation: Sequence[Path], train: Sequence[
     judgement = judge(
         scorer,
         read,
+        # Where all accounts are new, it is about them.
         everyone=not scorer.knows_hashed(read.pairs.hashed().digests).any(),
         networks=model.vocabulary.networks,
         train=None if train is None else log_ins.read_training(train, family, skip=True),
