@@ -73,6 +73,11 @@ def search(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tup
     shutil.rmtree(folder)
 
 
+def search_in(folder: Path, data: Path) -> list[str | Path]:
+    """The arguments of a search that MLflow does not record."""
+    return ["tune", data / "train.csv", "--validation", data / "validation.csv", "--out", folder, "--no-mlflow"]
+
+
 @installed
 @pytest.mark.slow
 def test_the_best_model_is_kept_as_train_writes_it(search: tuple[Path, str], traffic: Traffic) -> None:
@@ -159,15 +164,7 @@ def test_the_pictures_need_no_network(search: tuple[Path, str]) -> None:
 def test_a_search_goes_on_and_refuses_other_data(search: tuple[Path, str], data: Path, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     shutil.copytree(search[0], folder)
-    arguments: list[str | Path] = [
-        "tune",
-        data / "train.csv",
-        "--validation",
-        data / "validation.csv",
-        "--out",
-        folder,
-        "--no-mlflow",
-    ]
+    arguments = search_in(folder, data)
     more = run(*arguments, *SEARCH, "--trials", "4")
     assert more.returncode == 0, more.stderr
     assert f"Going on with the search in {folder}: 3 of 4 trials have ended" in more.stdout
@@ -183,15 +180,7 @@ def test_a_search_goes_on_and_refuses_other_data(search: tuple[Path, str], data:
 @installed
 @pytest.mark.slow
 def test_ctrl_c_keeps_what_there_is(data: Path, tmp_path: Path) -> None:
-    arguments: list[str | Path] = [
-        "tune",
-        data / "train.csv",
-        "--validation",
-        data / "validation.csv",
-        "--out",
-        tmp_path,
-        "--no-mlflow",
-    ]
+    arguments = search_in(tmp_path, data)
     endless = [*COMMAND, *map(str, arguments), "--tune", "learning_rate", "--jobs", "1", "--trials", "100"]
     with subprocess.Popen(endless, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as job:
         assert job.stdout is not None
