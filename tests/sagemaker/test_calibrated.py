@@ -140,15 +140,16 @@ def test_a_server_answers_so_by_default_if_told_to(trained: tuple[Tree, object],
     }
     with Server(trained[0], **told) as server:
         assert server.post(BODY).json()["predictions"] == predictions(model, 0.1)
-        below = {rate: sum(p["percentile"] <= rate for p in predictions(model)) for rate in RATES}
-        entry = next(entry for entry in server.entries() if entry["path"] == "/invocations")
-        assert entry["below"] == {str(rate): number for rate, number in below.items()}
         assert server.post(BODY, accept="application/json").text == answered(model, "application/json")
         explained = "application/jsonlines; calibrated=True; explain=True"
         assert server.post(BODY, accept=explained).text == answered(model, explained, 0.1)
         assert server.post(BODY, accept="text/csv;calibrated=True").text == answered(
             model, "text/csv;calibrated=True", 0.1
         )
+        server.stop()  # the log is written every now and then, and at the end
+        below = {rate: sum(p["percentile"] <= rate for p in predictions(model)) for rate in RATES}
+        entry = next(entry for entry in server.entries() if entry["path"] == "/invocations")
+        assert entry["below"] == {str(rate): number for rate, number in below.items()}
 
 
 def test_the_manifest_and_the_log_have_the_thresholds(trained: tuple[Tree, Any], model: Model) -> None:
