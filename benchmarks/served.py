@@ -81,11 +81,13 @@ class Payload:
     content_type: str
     body: str
     rows: int
+    wish: str = ""
+    """A parameter of the accepted type, as ``;calibrated=True``."""
 
     @property
     def accept(self) -> str:
         """What the answer is to be: as the request, but JSON for CSV."""
-        return JSON if self.content_type == CSV else self.content_type
+        return (JSON if self.content_type == CSV else self.content_type) + self.wish
 
     def request(self) -> str:
         """The whole of an HTTP request, all of it ASCII."""

@@ -111,6 +111,14 @@ class Server:
             time.sleep(0.2)
         raise RuntimeError(f"the server's memory does not settle; see {self._log}")
 
+    def processor_seconds(self) -> float:
+        """Processor time that its processes have taken so far."""
+        ticks = 0
+        for pid in self.processes():
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])  # utime and stime, the 14th and the 15th of proc(5)
+        return ticks / os.sysconf("SC_CLK_TCK")
+
     def processes(self) -> list[int]:
         """The process ids of all its processes."""
         found = []

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import gpu, half_life, literal, load, reading, serving, soak, training, usual_server
+from benchmarks import answers, gpu, half_life, literal, load, reading, serving, soak, training, usual_server
 from benchmarks.pieces import Ours
 from benchmarks.ranking import Task
 from benchmarks.served import CSV, JSON, JSON_LINES, Payload, largest, payload
@@ -242,6 +242,15 @@ def test_serving_has_a_row_a_measure(capsys: pytest.CaptureFixture[str]) -> None
     assert all(row[-1] in ("yes", "no") for row in rows[2:] if row[0] in serving.REQUIRED)
     assert latency.count("\n") == 7
     assert " 0 had a status of 5xx and 0 another than 200; 0 differed" in " ".join(caption.split())
+
+
+def test_answers_have_a_row_for_all_that_may_be_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    answers.main(["--small"])
+    table, caption = capsys.readouterr().out.split("\n\n", 1)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[2:]]
+    assert [row[0] for row in rows] == list(answers.WISHES)
+    assert all(float(cell.replace(",", "")) >= 0 for row in rows for cell in row[1:])
+    assert "`python -m benchmarks.answers --small`" in caption
 
 
 def test_older_events_are_kept_as_the_half_life_says_and_of_each_entity_the_newest() -> None:

@@ -115,7 +115,7 @@ def _body(content_type: str) -> Callable[[bytes], None]:
         for accept in media.ACCEPTED_TYPES:
             scores = np.ones(len(rows.pairs.digests), np.float32)
             writer = media.writer(accept)
-            answer = writer.write(iter([scores] if len(scores) else []), rows, 4)
+            answer = b"".join(writer.write(iter([scores] if len(scores) else []), rows, 4).pieces)
             if writer.by_lines:
                 assert answer.count(b"\n") == max(0, len(rows) - 1)
             else:

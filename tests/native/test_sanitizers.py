@@ -85,6 +85,9 @@ for size in (1, 9):
     codes = np.arange(2 * size, dtype=np.int32).reshape(size, 2) % 6
     numbers, starts = b",".join([b"1.5"] * size), np.append(0, np.cumsum(lengths)).astype(np.int64)
     assert len(scoring.join(numbers, codes, texts, starts, 140)) == 3 * size + lengths[codes].sum()
+    places = np.array([0, 1, 0], np.int32)
+    numbered, total = scoring.number_texts(codes // 2, places, np.array([0, 1, 3], np.int32), starts)
+    assert total == lengths[numbered].sum()
 for text in lines:
     column = pa.array([text[:size] for size in range(len(text) + 1)])
     reader.hash_texts(column)

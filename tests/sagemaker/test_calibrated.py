@@ -1,6 +1,7 @@
 """`calibrated=True` and `explain=True` on the wire: how unusual a score is, and why it is what it is."""
 
 import csv
+import dataclasses
 import json
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from conftest import Server, Tree
 from ipinsights.data.addresses import IPV4
+from ipinsights.data.malformed import Fault
 from ipinsights.data.records import parse_csv
 from ipinsights.errors import UserError
 from ipinsights.model import artifact, scoring
@@ -32,7 +34,10 @@ def model(trained: tuple[Tree, object]) -> Model:
 def answered(model: Model, accept: str, rate: float | None = None, body: str = BODY) -> str:
     scorer, writer = Scorer(model), media.writer(accept)
     rows = media.read("text/csv", body.encode(), scorer.family)
-    return writer.write(_predict(scorer, rows.pairs, writer, rate), rows, scorer.vector_dim, rate is not None).decode()
+    text = writer.write(_predict(scorer, rows.pairs, writer, rate), rows, scorer.vector_dim, rate is not None)
+    whole = b"".join(text.pieces)
+    assert text.size == len(whole)
+    return whole.decode()
 
 
 def predictions(model: Model, rate: float | None = None) -> list[dict[str, Any]]:
@@ -66,6 +71,22 @@ def test_all_formats_say_the_same(model: Model, either_way: None) -> None:
     for row, found in zip(rows, expected, strict=True):
         assert [float(text) for text in row[:2]] == [found["dot_product"], found["percentile"]]
         assert row[2:] == [texts[found["entity_known"]], found["network_known"] or "", texts[found["anomalous"]]]
+
+
+@pytest.mark.parametrize("accept", [f"{name};calibrated=True" for name in media.ACCEPTED_TYPES])
+def test_a_long_answer_is_rendered_in_pieces(model: Model, either_way: None, accept: str) -> None:
+    scorer, writer = Scorer(model), media.writer(accept)
+    for number in (1, 2048, 2049, 5000):
+        rows = media.read("text/csv", "\n".join((BODY.split("\n") * number)[:number]).encode(), scorer.family)
+        text = writer.write(_predict(scorer, rows.pairs, writer, None), rows, scorer.vector_dim)
+        pieces = list(text.pieces)
+        assert len(pieces) == -(-number // 2048)
+        assert sum(map(len, pieces)) == text.size
+        marked = dataclasses.replace(rows, faults={number: Fault(number, "x", "bad")})
+        whole = writer.write(_predict(scorer, rows.pairs, writer, None), marked, scorer.vector_dim)
+        one_by_one = b"".join(whole.pieces)  # and a mark at the end
+        end = b"]}" if "json;" in accept else b""
+        assert one_by_one.startswith(b"".join(pieces)[: text.size - len(end)])
 
 
 def test_the_kernel_and_python_write_the_same(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from ipinsights.model.calibration import BINS, Calibration, bins
 from ipinsights.model.explanation import Explanation
 from ipinsights.model.model import Model
 from ipinsights.native.reader import Digests
-from ipinsights.native.scoring import PADDING, PairScorer, join, score_pairs
+from ipinsights.native.scoring import PADDING, PairScorer, join, number_texts, score_pairs
 
 _CHUNK = 4096
 """Leaves encoded, or pairs scored without the kernel, at a time: their data stays in the processor's cache."""
@@ -51,6 +51,16 @@ class Embedded:
     """[n, D]"""
 
 
+class LabelForm(NamedTuple):
+    """How labels become text."""
+
+    name: str
+    render: Callable[[str, list[Any]], list[bytes]]
+    """Makes texts of a column's name and values."""
+    end: bytes
+    """Follows the last label of each pair."""
+
+
 @dataclass(frozen=True, eq=False)
 class Labels:
     """The distinct values that predictions can have besides their scores."""
@@ -66,24 +76,26 @@ class Labels:
         """Those of ``values``, as an array."""
         return np.array(self.values["percentile"])
 
-    def texts(self, form: str, render: Callable[[str, list[Any]], list[bytes]]) -> "_Texts":
-        """What ``render`` makes of each column's name and values. It is asked once for each ``form``.
+    def texts(self, form: LabelForm) -> "_Texts":
+        """The values as texts. They are made once for all forms of one name.
 
         Texts of columns side by side that have the same code become one.
         """
-        if form not in self._texts:
-            rendered = {name: render(name, values) for name, values in self.values.items()}
+        if form.name not in self._texts:
+            rendered = {name: form.render(name, values) for name, values in self.values.items()}
+            last = [*self.values][-1]
+            rendered[last] = [text + form.end for text in rendered[last]]
             runs = [(place, [*names]) for place, names in groupby(self.values, key=lambda name: self.places[name])]
             joined = [[b"".join(parts) for parts in zip(*map(rendered.get, names), strict=True)] for _, names in runs]
             every = [text for column in joined for text in column]
-            self._texts[form] = _Texts(
+            self._texts[form.name] = _Texts(
                 np.frombuffer(b"".join([*every, bytes(PADDING)]), dtype=np.uint8),
                 np.cumsum([0, *map(len, every)], dtype=np.int64),
                 np.cumsum([0, *map(len, joined)], dtype=np.int32)[:-1],
-                [place for place, _ in runs],
+                np.array([place for place, _ in runs], dtype=np.int32),
                 sum(max(map(len, column)) for column in joined),
             )
-        return self._texts[form]
+        return self._texts[form.name]
 
 
 class _Texts(NamedTuple):
@@ -95,10 +107,35 @@ class _Texts(NamedTuple):
     """Where each text starts; at the end the number of bytes."""
     first: npt.NDArray[np.int32]
     """The number of each column's first text, [m]."""
-    places: list[int]
+    places: npt.NDArray[np.int32]
     """Which of a prediction's codes each column has, [m]."""
     longest: int
     """The most bytes that the texts of a prediction have together."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """The labels of n pairs, soon as text."""
+
+    texts: _Texts
+    codes: npt.NDArray[np.int32]
+    """The numbers of each pair's texts, [n, m]."""
+    size: int
+    """How many bytes all these texts have together."""
+
+    def behind(self, numbers: bytes, some: slice = slice(None)) -> memoryview:
+        """Some pairs behind one another: of each a number, of as many with commas between them, then its texts."""
+        codes, texts, starts = self.codes[some], self.texts.behind_one_another, self.texts.starts
+        joined = join(numbers, codes, texts, starts, self.texts.longest)
+        if joined is not None:
+            return joined
+        every = texts.tobytes()
+        return memoryview(
+            b"".join(
+                b"".join([number, *(every[starts[code] : starts[code + 1]] for code in row)])
+                for number, row in zip(numbers.split(b","), codes.tolist(), strict=True)
+            )
+        )
 
 
 @dataclass(frozen=True)
@@ -120,23 +157,14 @@ class Calibrated:
     embedded: Embedded | None
     """The scores with their embeddings, if asked for."""
 
-    def write(self, form: str, numbers: bytes, render: Callable[[str, list[Any]], list[bytes]]) -> memoryview:
-        """All pairs behind one another: of each a number, of n with commas between them, then its labels' texts.
-
-        ``render`` makes texts of a column's name and values. They are kept for whoever asks for the same ``form``.
-        """
-        texts, starts, first, places, longest = self.labels.texts(form, render)
-        codes = self.codes.take(places, axis=1) + first
-        joined = join(numbers, codes, texts, starts, longest)
-        if joined is not None:
-            return joined
-        every = texts.tobytes()
-        return memoryview(
-            b"".join(
-                b"".join([number, *(every[starts[code] : starts[code + 1]] for code in row)])
-                for number, row in zip(numbers.split(b","), codes.tolist(), strict=True)
-            )
-        )
+    def labelled(self, form: LabelForm) -> "Labelled":
+        """The labels of all pairs as text."""
+        texts = self.labels.texts(form)
+        numbered = number_texts(self.codes, texts.places, texts.first, texts.starts)
+        if numbered is None:
+            codes = self.codes[:, texts.places] + texts.first
+            numbered = codes, int((texts.starts[codes + 1] - texts.starts[codes]).sum())
+        return Labelled(texts, *numbered)
 
     def below(self, rates: Sequence[float]) -> list[int]:
         """How many pairs have no more than each rate as their percentile."""

@@ -90,6 +90,7 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "score": (None, [F32, I32, F32, I32, _NUMBER, _NUMBER, F32]),
     "score_hashed": (None, [ctypes.POINTER(Tables), U64, _ANY, _NUMBER, F32, I32, I32]),
     "append_scores": (_NUMBER, [_TEXT, _NUMBER, F32, _NUMBER, U8]),
+    "number_texts": (_NUMBER, [I32, _NUMBER, _NUMBER, I32, I32, _NUMBER, I64, I32]),
     "join": (_NUMBER, [_TEXT, _NUMBER, I32, _NUMBER, _NUMBER, U8, I64, U8]),
     "rows": (None, [_NUMBER, _NUMBER, I32, F32, F32, I32, I32]),
     "moves": (None, [_NUMBER, _NUMBER, I64, F32, F32, F32]),

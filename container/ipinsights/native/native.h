@@ -90,6 +90,11 @@ void ipinsights_score_hashed(const Tables* tables, const uint64_t* digests, cons
 // Returns the number of bytes written, or UNEQUAL where there are not n such lines. A line grows by 17 bytes at most.
 int64_t ipinsights_append_scores(const char* text, int64_t size, const float* scores, int64_t n, uint8_t* out);
 
+// The numbers of the texts of n rows: places[c] says which of a row's codes, [n, width], and first[c] is added to it.
+// Text t is from starts[t] to starts[t + 1]. Returns how many bytes the texts have together.
+int64_t ipinsights_number_texts(const int32_t* codes, int64_t n, int64_t width, const int32_t* places,
+                                const int32_t* first, int64_t columns, const int64_t* starts, int32_t* numbers);
+
 // Writes n rows: each is a number, of those with commas between them in `size` bytes of text, and then `columns` texts,
 // whose numbers are in codes [n, columns]. Text t is from starts[t] to starts[t + 1] in `texts`. Returns the number of
 // bytes written, or UNEQUAL where there are not n numbers. Up to PADDING bytes behind the last text are read, and up to

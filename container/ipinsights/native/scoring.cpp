@@ -126,18 +126,37 @@ int64_t ipinsights_append_scores(const char* text, int64_t size, const float* sc
     return i == n ? to - first : UNEQUAL;
 }
 
+int64_t ipinsights_number_texts(const int32_t* codes, int64_t n, int64_t width, const int32_t* places,
+                                const int32_t* first, int64_t columns, const int64_t* starts, int32_t* numbers) {
+    int64_t size = 0;
+    for (int64_t i = 0; i < n; ++i, codes += width) {
+        for (int64_t column = 0; column < columns; ++column) {
+            const int32_t text = codes[places[column]] + first[column];
+            size += starts[text + 1] - starts[text];
+            *numbers++ = text;
+        }
+    }
+    return size;
+}
+
 int64_t ipinsights_join(const char* numbers, int64_t size, const int32_t* codes, int64_t n, int64_t columns,
                         const uint8_t* texts, const int64_t* starts, uint8_t* out) {
-    const char* p = numbers;
-    const char* const end = p + size;
+    const uint8_t* p = reinterpret_cast<const uint8_t*>(numbers);
+    const uint8_t* const end = p + size;
     uint8_t* to = out;
-    for (int64_t i = 0; i < n; ++i) {
+    for (int64_t i = 0; i < n; ++i, codes += columns) {
+        if (i + AHEAD < n) {
+            for (int64_t column = 0; column < columns; ++column) {
+                __builtin_prefetch(texts + starts[codes[AHEAD * columns + column]]);
+            }
+        }
         if (p > end) return UNEQUAL;
-        const char* const comma = std::find(p, end, ',');
-        to = std::copy(p, comma, to);
+        const void* const found = p < end ? std::memchr(p, ',', end - p) : nullptr;
+        const uint8_t* const comma = found ? static_cast<const uint8_t*>(found) : end;
+        to = end - p < PADDING ? std::copy(p, comma, to) : append(p, comma - p, to);
         p = comma + 1;
         for (int64_t column = 0; column < columns; ++column) {
-            const int32_t code = *codes++;
+            const int32_t code = codes[column];
             to = append(texts + starts[code], starts[code + 1] - starts[code], to);
         }
     }

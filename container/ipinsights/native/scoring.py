@@ -96,6 +96,25 @@ def append_scores(text: bytes, scores: npt.NDArray[np.float32]) -> memoryview | 
     return None if size == _UNEQUAL else out[:size].data
 
 
+def number_texts(
+    codes: npt.NDArray[np.int32],
+    places: npt.NDArray[np.int32],
+    first: npt.NDArray[np.int32],
+    starts: npt.NDArray[np.int64],
+) -> tuple[npt.NDArray[np.int32], int] | None:
+    """The numbers of the texts that n rows with ``codes`` have, [n, m], and how many bytes these have together.
+
+    The text of column c is ``codes[:, places[c]] + first[c]``, and text t is ``starts[t + 1] - starts[t]`` bytes long.
+    All must be in range.
+    """
+    kernel = native.library()
+    if kernel is None:
+        return None
+    numbers = np.empty((len(codes), len(places)), dtype=np.int32)
+    size = kernel.ipinsights_number_texts(codes, *codes.shape, places, first, len(places), starts, numbers)
+    return numbers, size
+
+
 def join(
     numbers: bytes,
     codes: npt.NDArray[np.int32],

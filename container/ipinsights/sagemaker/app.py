@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http import HTTPStatus
+from itertools import chain
 from pathlib import Path
 from threading import BoundedSemaphore
 from typing import TYPE_CHECKING, Any
@@ -160,10 +161,13 @@ def _add_models(app: Flask, models: ModelStore, settings: ServerSettings) -> Non
         return {"modelName": name, "modelUrl": str(folder)}
 
 
+_NOTHING = media.Text.of(b"")
+
+
 @dataclass(frozen=True)
 class _Answer:
     status: int
-    body: bytes = b""
+    body: media.Text = _NOTHING
     content_type: str = _TEXT
     facts: Mapping[str, object] = field(default_factory=dict)
     """What the access log says of the request."""
@@ -211,10 +215,10 @@ class _Front:
         if attributes := _header(environ, _CUSTOM_ATTRIBUTES_IN):
             headers.append((_CUSTOM_ATTRIBUTES, attributes))
         if answer.status != 204:
-            headers += [("Content-Type", answer.content_type), ("Content-Length", str(len(answer.body)))]
-        self._record(environ, request_id, started, answer.status, bytes_out=len(answer.body), **answer.facts)
+            headers += [("Content-Type", answer.content_type), ("Content-Length", str(answer.body.size))]
+        self._record(environ, request_id, started, answer.status, bytes_out=answer.body.size, **answer.facts)
         start_response(f"{answer.status} {HTTPStatus(answer.status).phrase}", headers)
-        return [answer.body]
+        return answer.body.pieces
 
     @property
     def _ready(self) -> bool:
@@ -274,9 +278,9 @@ class _Front:
             facts["below"] = below = dict.fromkeys(map(str, RATES), 0)
             predictions = _counted(predictions, below)
         text = writer.write(predictions, rows, scorer.vector_dim, rate is not None)
-        # Batch Transform concatenates answers as they are.
-        ended = self._settings.batch and writer.by_lines and text
-        return _Answer(200, text + b"\n" if ended else text, writer.content_type, facts)
+        if self._settings.batch and writer.by_lines and text.size:  # Batch Transform concatenates answers as they are
+            text = media.Text(text.size + 1, chain(text.pieces, [b"\n"]))
+        return _Answer(200, text, writer.content_type, facts)
 
     def _invoke(self, environ: "WSGIEnvironment", model: str, request_id: str) -> _Answer:
         """Answer a scoring request, whatever happens."""
@@ -288,7 +292,7 @@ class _Front:
             if environ["REQUEST_METHOD"] != "POST":
                 return _not_allowed(environ, "POST", facts)
             if not self._ready:
-                return _Answer(503, b"the model is not loaded yet\n", facts=facts)
+                return _Answer(503, media.Text.of(b"the model is not loaded yet\n"), facts=facts)
             with self._memory.receiving() as take:
                 body = read_body(environ, self._settings.max_content_length, self._settings.timeout, take)
                 facts["bytes_in"] = len(body)
@@ -302,7 +306,7 @@ class _Front:
         except Exception:
             logger.exception("A fault of the program while answering request %s", request_id)
             message = f"Internal error; the log has the details under request {request_id}"
-            return _Answer(500, f"{message}\n".encode(), facts=facts)
+            return _Answer(500, media.Text.of(f"{message}\n".encode()), facts=facts)
 
 
 def _predict(scorer: Scorer, pairs: Pairs, writer: media.Writer, rate: float | None) -> Iterator[Any]:
@@ -333,7 +337,8 @@ def _counted(predictions: Iterator[Any], below: dict[str, int]) -> Iterator[Any]
 
 def _not_allowed(environ: "WSGIEnvironment", methods: str, facts: Mapping[str, object]) -> _Answer:
     body = f"{environ['PATH_INFO']} accepts {methods}\n".encode()
-    return _Answer(405, b"" if environ["REQUEST_METHOD"] == "HEAD" else body, facts=facts, headers=[("Allow", methods)])
+    text = _NOTHING if environ["REQUEST_METHOD"] == "HEAD" else media.Text.of(body)
+    return _Answer(405, text, facts=facts, headers=[("Allow", methods)])
 
 
 def _status(error: UserError) -> int:
@@ -345,7 +350,7 @@ def _refusal(error: UserError, facts: Mapping[str, object]) -> _Answer:
     message = f"Unable to evaluate payload provided: {error}" if status == 400 else str(error)
     later = [("Retry-After", "1")] if status == 503 else []
     text = f"{message}\n".encode(errors="backslashreplace")
-    return _Answer(status, text, facts={**facts, "error": message}, headers=later)
+    return _Answer(status, media.Text.of(text), facts={**facts, "error": message}, headers=later)
 
 
 def _whole(number: float) -> int | None:

@@ -24,11 +24,14 @@ from ipinsights.data.malformed import Fault, MalformedRecords
 from ipinsights.data.records import Hashed, Pairs, salvage_hashed
 from ipinsights.errors import UserError
 from ipinsights.model.explanation import PARTS, Explanation
-from ipinsights.model.scoring import Calibrated, Embedded, Explained
+from ipinsights.model.scoring import Calibrated, Embedded, Explained, LabelForm
 
 _LONGEST_PREDICTION, _LONGEST_NUMBER, _LONGEST_EXPLANATION = 250, 25, 4000
 """Bytes of a prediction with neither, of a number of an embedding with its comma, and of an explanation: with IPv6 it
 may have 20 known networks."""
+
+_PIECE = 2048
+"""Calibrated predictions in a piece of an answer: it stays in the processor's cache, and its memory is used again."""
 
 JSON = "application/json"
 """The type of an answer unless the request asks for another."""
@@ -70,6 +73,20 @@ class Rows:
         return UserError(f"the body {self.look} ({error})") if self.look else error
 
 
+class Text(NamedTuple):
+    """The text of an answer."""
+
+    size: int
+    """Its bytes."""
+    pieces: Iterable[bytes]
+    """The text, in pieces that may be rendered only when they are sent: then it is never whole in memory."""
+
+    @classmethod
+    def of(cls, whole: bytes) -> "Text":
+        """A text that is there."""
+        return cls(len(whole), [whole])
+
+
 @dataclass(frozen=True)
 class Writer:
     """Renders predictions as one content type, with or without embeddings, what calibration says, and explanations."""
@@ -94,7 +111,7 @@ class Writer:
         embeddings = _LONGEST_NUMBER * 2 * vector_dim * self.verbose
         return _LONGEST_PREDICTION + embeddings + _LONGEST_EXPLANATION * self.explained
 
-    def write(self, predictions: Predictions, rows: Rows, vector_dim: int, rated: bool = False) -> bytes:
+    def write(self, predictions: Predictions, rows: Rows, vector_dim: int, rated: bool = False) -> "Text":
         """Render the answer to a request: a prediction for each readable row, and a mark for each of the others.
 
         ``predictions`` has what the writer writes: `Calibrated` if it is calibrated, else scores with embeddings if it
@@ -104,17 +121,15 @@ class Writer:
         anomalous: a mark in CSV has as many columns as they.
         """
         if not rows.faults and self.calibrated and not self.explained and not self.verbose:
-            begin, prefix, _, separator, end = self._form
-            pieces: list[bytes | memoryview] = []
-            for batch in cast("Iterable[Calibrated]", predictions):
-                pieces += [separator + prefix if pieces else prefix, self._table(batch, separator)]
-            return b"".join((begin, *pieces, end))
+            return self._calibrated(cast("Iterable[Calibrated]", predictions))
         if not rows.faults and not self.calibrated and not self.verbose and not self.explained:
-            return self._column(predictions)
+            return Text.of(self._column(predictions))
         texts, faults = self._texts(predictions), rows.faults
         columns = 2 * vector_dim * self.verbose + (3 + rated) * self.calibrated + len(_COLUMNS) * self.explained
-        return self._joined(
-            [self._mark(faults[row], columns) if row in faults else next(texts) for row in range(len(rows))]
+        return Text.of(
+            self._joined(
+                [self._mark(faults[row], columns) if row in faults else next(texts) for row in range(len(rows))]
+            )
         )
 
     @property
@@ -154,33 +169,61 @@ class Writer:
                 prediction = {"dot_product": score, "ip_embedding": ip, "entity_embedding": entity}
                 yield orjson.dumps(prediction, option=orjson.OPT_SERIALIZE_NUMPY)
 
-    def _table(self, batch: Calibrated, separator: bytes) -> memoryview:
-        """Calibrated predictions, but for the prefix of the first.
+    def _calibrated(self, predictions: Iterable[Calibrated]) -> "Text":
+        """An answer of calibrated predictions alone. They are rendered when they are sent."""
+        begin, prefix, _, separator, end = self._form
+        form = self._labels(separator)
+        parts, size = [], 0
+        for batch in predictions:
+            labelled = batch.labelled(form)
+            size += labelled.size
+            for start in range(0, len(batch.scores), _PIECE):
+                some = slice(start, start + _PIECE)
+                scores = batch.scores[some]
+                numbers = _numbers(scores.astype("f8"))
+                parts.append((labelled, numbers, some))
+                size += len(numbers) - (len(scores) - 1)  # its commas
+        if not parts:
+            return Text.of(begin + end)
+        beyond = len(separator + prefix)  # what leads to the next prediction, of which the last has none
 
-        Many have the same labels, so each label is rendered once.
+        def pieces() -> Iterator[bytes]:
+            for number, (labelled, numbers, some) in enumerate(parts, start=1):
+                piece, last = labelled.behind(numbers, some), number == len(parts)
+                yield b"".join(
+                    (
+                        begin + prefix if number == 1 else b"",
+                        piece[: len(piece) - beyond] if last else piece,
+                        end if last else b"",
+                    )
+                )
+
+        return Text(len(begin + prefix) + size - beyond + len(end), pieces())
+
+    def _labels(self, separator: bytes) -> LabelForm:
+        """The labels of calibrated predictions. Many have the same, so each is rendered once.
+
+        The last label of a prediction ends with all that precedes the score of the next one.
         """
-        suffix, between = self._form.suffix, separator + self._form.prefix
-        last = [*batch.labels.values][-1]
 
         def render(name: str, values: list[Any]) -> list[bytes]:
             texts = map(orjson.dumps, values)
             if self.content_type == CSV:  # without quotes, and null is empty
-                found = [b"," + (b"" if text == b"null" else text.strip(b'"')) for text in texts]
-            else:
-                found = [b',"%b":%b' % (name.encode(), text) for text in texts]
-            return [text + suffix + between for text in found] if name == last else found
+                return [b"," + (b"" if text == b"null" else text.strip(b'"')) for text in texts]
+            return [b',"%b":%b' % (name.encode(), text) for text in texts]
 
-        form = f"{self.content_type} {separator!r}"
-        written = batch.write(form, _numbers(batch.scores.astype("f8")), render)
-        return written[: len(written) - len(between)]
+        return LabelForm(
+            f"{self.content_type} {separator!r}", render, self._form.suffix + separator + self._form.prefix
+        )
 
     def _lines(self, batch: Calibrated) -> Iterator[bytes]:
         """Each calibrated prediction on its own, with its embeddings if it has them."""
-        lines = b"".join((self._form.prefix, self._table(batch, b"\n"))).split(b"\n")
+        prefix, suffix = self._form.prefix, self._form.suffix
+        written = batch.labelled(self._labels(b"\n")).behind(_numbers(batch.scores.astype("f8")))
+        lines = b"".join((prefix, written[: len(written) - len(b"\n" + prefix)])).split(b"\n")
         if not batch.embedded:
             yield from lines
             return
-        suffix = self._form.suffix
         for line, ip, entity in zip(lines, batch.embedded.ip, batch.embedded.entity, strict=True):
             tail = self._list("ip_embedding", ip), self._list("entity_embedding", entity)
             yield b"".join((line[: len(line) - len(suffix)], *tail, suffix))
