@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pytest
 
 from conftest import SMALL, Traffic, to_events
@@ -132,6 +133,25 @@ def test_every_number_of_a_thousand_reasons_can_be_counted_again(model: Model, t
     events = Raw.of(traffic.train)
     kinds = Counter(kind for alert in alerts for kind in check(alert, events))
     assert kinds.keys() >= {"never", "first", "some", "many", "users"}, kinds
+
+
+def test_no_reason_overlooks_a_log_in_that_was_kept_apart_from_training(traffic: Traffic) -> None:
+    model = trained(traffic.train, None, held_out_share=0.2)
+    assert model.counted is not None
+    apart = model.counted.apart
+    assert apart.events > 400
+    reverse = {int(model.index.find(pa.array([name]))[0]): name for name in set(traffic.train.entities.to_pylist())}
+    kept = [
+        (reverse[row], str(ipaddress.IPv4Address(address)))
+        for row, address in zip(apart.entities.tolist(), apart.addresses.tolist(), strict=True)
+    ]
+    others = [(kept[i - 1][0], address) for i, (_, address) in enumerate(kept)]
+    alerts = find(model, [log_ins([*kept, *others, *pairs(traffic.attacks)])], budget=10**6)
+    events = Raw.of(traffic.train)
+    for alert in alerts:
+        check(alert, events)
+    own = {(entity, place(address)) for entity, address in pairs(traffic.train)}
+    assert all(alert.score < 0 for alert in alerts if (alert.entity, alert.network) in own)
 
 
 def place(address: str) -> str:

@@ -245,11 +245,11 @@ class _Groups:
 
 
 def _uses(model: Model, row: int, network: int) -> bool:
-    """Whether the history has an event of an entity in a network, given by its first address."""
-    history = model.counted.history if model.counted else None
-    if history is None or history.length < finest(model.family):
+    """Whether the model keeps a log-in of an entity in a network, given by its first address."""
+    counted = model.counted
+    if counted is None or counted.history.length < finest(model.family):
         return False
-    own = history.addresses[history.place(row)]
+    own, _ = counted.own(row)
     longest = places(network, model.family)[0]
     begin, end = (own.dtype.type(bound) for bound in (longest.first, longest.last))
     return bool(np.searchsorted(own, begin) < np.searchsorted(own, end, side="right"))

@@ -84,6 +84,8 @@ def _text(alerts: Alerts, model: Model) -> None:
     days = f" on {alerts.days:,} days" if alerts.days > 1 else ""
     looked_through = f"{_counted(alerts.log_ins, 'log-in')} of {_counted(alerts.accounts, 'account')}{days}"
     print(f"{looked_through}: {len(alerts)} to look at")
+    if len(alerts):
+        print("Reasons count the log-ins that training learnt from. Those that validated it are not among them")
     if alerts.seen_before:
         print(f"{alerts.seen_before:,} were left out, because they were looked at before")
     if model.calibration is None:

@@ -209,6 +209,8 @@ def _parts(model: Model) -> tuple[dict[str, npt.NDArray[Any] | tensors.Streamed]
         history = model.counted.history
         arrays |= {f"counted.{name}": getattr(model.counted, name) for name in _COUNTED}
         arrays |= {f"history.{name}": getattr(history, name) for name in _HISTORY}
+        if len(model.counted.apart):
+            arrays |= {f"apart.{name}": getattr(model.counted.apart, name) for name in _HISTORY}
         described["history"] = {"bits": history.length, "pairs": len(history), "bytes": history.nbytes}
     if model.calibration:
         arrays |= {f"calibration.{name}": getattr(model.calibration, name).counts for name in _CALIBRATION}
@@ -231,8 +233,14 @@ def _calibration(arrays: Arrays, described: Mapping[str, Any]) -> Calibration | 
 def _counted(arrays: Arrays, described: Mapping[str, Any]) -> Counted | None:
     if "history" not in described:
         return None
-    history = History(**{name: arrays[f"history.{name}"] for name in _HISTORY}, length=described["history"]["bits"])
-    return Counted(**{name: arrays[f"counted.{name}"] for name in _COUNTED}, history=history)
+    bits, family = described["history"]["bits"], FAMILIES[described["vocabulary"]["ip_version"]]
+    history, apart = (
+        History(**{name: arrays[f"{part}.{name}"] for name in _HISTORY}, length=bits)
+        if f"{part}.rows" in arrays
+        else History.none(family)
+        for part in ("history", "apart")
+    )
+    return Counted(**{name: arrays[f"counted.{name}"] for name in _COUNTED}, history=history, apart=apart)
 
 
 def _of_all(checksums: Mapping[str, str]) -> dict[str, str]:
