@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from ipinsights.alerts.evidence import Evidence
-from ipinsights.commands.options import Commands, open_model
+from ipinsights.commands.options import Commands, add_model, open_model
 from ipinsights.data import addresses
 from ipinsights.data.records import parse_stream
 from ipinsights.data.sources import stream
@@ -37,7 +37,7 @@ def add(commands: Commands) -> None:
     )
     command.add_argument("entity", help="the account, as in the data but without CSV's quotes")
     command.add_argument("address", help="the IP address")
-    command.add_argument("--model", type=Path, required=True, help="the folder of a model")
+    add_model(command)
     command.add_argument(
         "--among",
         type=Path,

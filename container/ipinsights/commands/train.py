@@ -42,7 +42,7 @@ def add(commands: Commands) -> None:
     command.add_argument("--model", type=Path, required=True, help="the folder for the model")
     command.add_argument("--force", action="store_true", help="replace the model in that folder, if there is one")
     command.add_argument(
-        "--from", type=Path, dest="earlier", metavar="MODEL", help="continue from the model in this folder"
+        "--from", type=Path, dest="earlier", metavar="MODEL", help="continue from this model: a folder, or model.tar.gz"
     )
     learning.add_networks(command)
     command.add_argument(
