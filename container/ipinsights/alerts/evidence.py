@@ -140,6 +140,8 @@ def _before(own: Own) -> str:
     names = [name for name, _ in own.networks]
     if len(names) > NAMED:
         busiest, events = own.networks[0]
+        if events == 1:
+            return f"its {own.events:,} before came from as many networks"
         return (
             f"its {own.events:,} before came from {len(names):,} networks, most often from {busiest} ({events:,} times)"
         )

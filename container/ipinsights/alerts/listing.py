@@ -18,8 +18,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ipinsights.alerts.evidence import Evidence
-from ipinsights.alerts.places import finest, name, narrowest, places
-from ipinsights.data.addresses import Addresses, render
+from ipinsights.alerts.places import finest, name, narrowest, places, told
+from ipinsights.data.addresses import Addresses
 from ipinsights.data.records import Records
 from ipinsights.data.times import Times, none
 from ipinsights.errors import UserError
@@ -128,7 +128,7 @@ def find(
                 yield Alert(
                     entity=entity,
                     network=place,
-                    address=render(groups.addresses[i : i + 1], model.family)[0],
+                    address=told(int(groups.addresses[i]), model.family),
                     log_ins=int(groups.counts[i]),
                     first=groups.firsts[i],
                     last=groups.lasts[i],

@@ -14,6 +14,7 @@ from ipinsights.data import addresses
 from ipinsights.data.records import parse_stream
 from ipinsights.data.sources import stream
 from ipinsights.errors import UserError, one_line
+from ipinsights.evaluation import embeddings
 from ipinsights.model.explanation import Explanation
 from ipinsights.model.model import Model
 
@@ -144,16 +145,10 @@ def _similar(model: Model, row: int, entity: str, path: Path) -> list[tuple[str,
     with stream(path) as text:
         for _, pairs in parse_stream(text, text.name, model.family):
             names.update(pairs.entities.unique().to_pylist())
-    others = sorted(names - {entity})
-    rows = model.index.find(pa.array(others, pa.string()))
-    known = rows < model.index.num_rows
-    if row == model.index.num_rows or not known.any():
+    if row == model.index.num_rows:
         return []
-    vectors = model.entity[rows[known]].astype(np.float64)
-    own = model.entity[row].astype(np.float64)
-    cosines = vectors @ own / np.maximum(np.linalg.norm(vectors, axis=1) * np.linalg.norm(own), np.finfo(float).tiny)
-    found = [others[i] for i in np.flatnonzero(known).tolist()]
-    return [(found[i], float(cosines[i])) for i in np.argsort(-cosines, kind="stable")[:_SIMILAR].tolist()]
+    others = embeddings.of_entities(model, pa.array(sorted(names - {entity}), pa.string())).of_known()
+    return [(others.names[place], cosine) for place, cosine in others.nearest(model.entity[row], _SIMILAR)]
 
 
 def _number(value: int | None) -> str:

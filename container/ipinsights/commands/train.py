@@ -168,9 +168,12 @@ class _Lines(Record):
             if (row := known.threshold(rate)).score is not None
         ]
         if told:
-            print(f"Of the {len(known):,} log-ins that training did not use, these score low: {'; '.join(told)}")
+            print(
+                f"Of {len(known):,} log-ins of known entities that training did not use, so many score low: "
+                f"{'; '.join(told)}"
+            )
         else:
-            print(f"Training did not use {len(known):,} log-ins, which are too few to tell thresholds by")
+            print(f"Training did not use {len(known):,} log-ins of known entities, too few to tell thresholds by")
 
     def training_ended(self, ending: Ending) -> None:
         """Why it ended, if early."""
