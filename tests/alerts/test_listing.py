@@ -4,10 +4,12 @@ import ipaddress
 import re
 from collections import Counter
 from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pytest
 
 from conftest import SMALL, Traffic, to_events
@@ -55,13 +57,13 @@ class Raw(NamedTuple):
 
     accounts: dict[str, int]
     entities: npt.NDArray[np.int64]
-    addresses: npt.NDArray[np.int64]
+    addresses: npt.NDArray[Any]
 
     @classmethod
     def of(cls, records: Records) -> "Raw":
         encoded = records.entities.dictionary_encode()
         names = {name: code for code, name in enumerate(encoded.dictionary.to_pylist())}
-        return cls(names, encoded.indices.to_numpy().astype(np.int64), records.addresses.astype(np.int64))
+        return cls(names, encoded.indices.to_numpy().astype(np.int64), records.addresses)
 
 
 def number(text: str) -> int:
@@ -72,6 +74,10 @@ NETWORK = r"[0-9a-f.:]+/[0-9]+"
 CLAUSES = {
     "never": r"Training never saw this account",
     "first": rf"First log-in from (?P<place>{NETWORK})",
+    "abroad": r"First log-in from (?P<country>[A-Z]{2})(?: \(AS(?P<provider>\d+)\))?",
+    "elsewhere": r"First log-in from AS(?P<provider>\d+)",
+    "same": r"(?P<n>[\d,]+) of (?P<total>[\d,]+) before came from the same provider, AS(?P<provider>\d+)",
+    "each": r"its (?P<total>[\d,]+) before came from as many networks",
     "some": rf"(?P<n>[\d,]+) of (?:its )?(?P<total>[\d,]+) (?:log-ins )?before came from (?P<place>{NETWORK})",
     "all": rf"(?:all (?P<total>[\d,]+)|the only one) before came from (?P<listed>{NETWORK}(?:(?:, | and ){NETWORK})*)",
     "many": r"its (?P<total>[\d,]+) before came from (?P<networks>[\d,]+) networks, most often from "
@@ -82,14 +88,39 @@ CLAUSES = {
 }
 
 
-def check(alert: Alert, events: Raw) -> list[str]:
+def told(number: int, family: Family) -> IPv4Address | IPv6Address:
+    """An address of a family. Of IPv6, only the first 64 bits are in the number; an IPv4 address is a 6to4 network."""
+    if family is IPV4:
+        return IPv4Address(number)
+    return IPv4Address(number >> 16 & 0xFFFFFFFF) if number >> 48 == 0x2002 else IPv6Address(number << 64)
+
+
+def check(alert: Alert, events: Raw, family: Family = IPV4, table: Networks | None = None) -> list[str]:
     """Count everything in a reason again. Returns which clauses it has."""
     own = events.addresses[events.entities == events.accounts.get(alert.entity, -1)]
-    narrow = Counter(f"{ipaddress.ip_address(first)}/24" for first in (own >> 8 << 8).tolist())
+    narrow = Counter(
+        str(ipaddress.ip_network(f"{address}/{24 if address.version == 4 else 64}", strict=False))
+        for address in (told(number, family) for number in own.tolist())
+    )
 
-    def inside(numbers: npt.NDArray[np.int64], network: str) -> npt.NDArray[np.bool_]:
+    def inside(numbers: npt.NDArray[Any], network: str) -> npt.NDArray[np.bool_]:
         ends = ipaddress.ip_network(network)
-        return (numbers >= int(ends[0])) & (numbers <= int(ends[-1]))
+        first, last = int(ends[0]), int(ends[-1])
+        if family is IPV6:
+            v4 = isinstance(ends, ipaddress.IPv4Network)
+            first, last = (
+                (0x2002 << 48 | first << 16, 0x2002 << 48 | last << 16 | 0xFFFF) if v4 else (first >> 64, last >> 64)
+            )
+        numbers = numbers.astype(np.uint64)
+        return (numbers >= np.uint64(first)) & (numbers <= np.uint64(last))
+
+    def labels(numbers: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
+        assert table is not None
+        ranges = zip(table.first.tolist(), table.last.tolist(), table.labels.T.tolist(), strict=True)
+        found = np.zeros((2, len(numbers)), dtype=np.uint32)
+        for first, last, label in ranges:
+            found[:, (numbers >= first) & (numbers <= last)] = np.array(label)[:, None]
+        return found
 
     def users(network: str) -> int:
         return len(np.unique(events.entities[inside(events.addresses, network)]))
@@ -106,12 +137,23 @@ def check(alert: Alert, events: Raw) -> list[str]:
         if kind == "first":
             assert ipaddress.ip_address(alert.address) in ipaddress.ip_network(facts["place"])
             assert not inside(own, facts["place"]).any()
-        if kind in ("some", "all", "many"):
+        if kind in ("abroad", "elsewhere", "same"):
+            here = labels(np.array([int(ipaddress.ip_address(alert.address))]))[:, 0]
+            assert facts.get("provider") == (str(here[0]) if here[0] else None)
+            providers, countries = labels(own)
+            if kind != "abroad":
+                assert (providers == here[0]).sum() == number(facts.get("n", "0"))
+            if kind == "abroad":
+                assert int(here[1]).to_bytes(2).decode() == facts["country"]
+                assert not (countries == here[1]).any()
+        if kind in ("some", "all", "many", "same", "each"):
             assert number(facts.get("total", "1")) == len(own)
         if kind == "some":
             assert number(facts["n"]) == inside(own, facts["place"]).sum() > 0
         if kind == "all":
             assert set(re.findall(NETWORK, facts["listed"])) == set(narrow)
+        if kind == "each":
+            assert set(narrow.values()) == {1}
         if kind == "many":
             assert (number(facts["networks"]), number(facts["n"])) == (len(narrow), max(narrow.values()))
             assert narrow[facts["place"]] == number(facts["n"])
@@ -132,6 +174,75 @@ def test_every_number_of_a_thousand_reasons_can_be_counted_again(model: Model, t
     events = Raw.of(traffic.train)
     kinds = Counter(kind for alert in alerts for kind in check(alert, events))
     assert kinds.keys() >= {"never", "first", "some", "many", "users"}, kinds
+
+
+def test_every_kind_of_reason_can_be_counted_again() -> None:
+    """With providers and countries, regular accounts and ones that roam, and log-ins that were kept apart."""
+    rng = np.random.default_rng(0)
+    blocks = [int(ipaddress.ip_address(f"{net}.{block}.0.0")) for net in (10, 20) for block in range(0, 80, 2)]
+    countries = [int.from_bytes(code) for code in (b"NL", b"FR", b"PE")] + [0]
+    table = Networks(
+        np.array(blocks, dtype=np.uint32),
+        np.array([first + 0x1FFFF for first in blocks], dtype=np.uint32),
+        np.array(
+            [[64500 + i // 3 if i % 5 else 0, countries[i // 9 % 4]] for i in [*range(40)] * 2], dtype=np.uint32
+        ).T,
+    )
+
+    def address(net: int = 10) -> str:
+        return f"{net}.{rng.integers(90)}.{rng.integers(4)}.{rng.integers(256)}"
+
+    homes = {f"user_{i}": [address() for _ in range(1 + i % 4)] for i in range(60)}
+    rows = [(name, str(rng.choice(own))) for name, own in homes.items() for _ in range(int(rng.integers(1, 30)))]
+    rows += [(f"roamer_{i % 12}", f"10.{i * 7 % 90}.{100 + i}.1") for i in range(120)]
+    rows += [(f"visitor_{i}", address()) for i in range(30)]
+    train = log_ins(rows)
+    model = trained(train, None, networks=table, held_out_share=0.1, epochs=2)
+    names = [*homes, *(f"roamer_{i}" for i in range(12)), *(f"visitor_{i}" for i in range(30)), "x", "y"]
+    strange = [(name, address(net)) for name in names * 8 for net in (10, 20)]
+    strange += [(name, f"11.{i % 250}.0.1") for i, name in enumerate(names)]
+    alerts = find(model, [log_ins(strange)], budget=2000)
+    assert len(alerts) > 1000
+    kinds = Counter(kind for alert in alerts for kind in check(alert, Raw.of(train), table=table))
+    assert kinds.keys() == CLAUSES.keys(), kinds
+
+
+def test_every_number_of_reasons_about_ipv6_can_be_counted_again() -> None:
+    """Also about IPv4 in a model of both versions."""
+    rng = np.random.default_rng(1)
+
+    def address() -> str:
+        if rng.random() < 0.3:
+            return f"10.{rng.integers(40)}.{rng.integers(4)}.{rng.integers(256)}"
+        return f"2001:{rng.integers(8):x}:{rng.integers(9):x}:{rng.integers(3):x}::{rng.integers(99)}"
+
+    homes = {f"user_{i}": [address() for _ in range(1 + i % 6)] for i in range(60)}
+    train = log_ins([(name, str(rng.choice(homes[name]))) for name in homes for _ in range(20)], IPV6)
+    model = trained(train, None, held_out_share=0.1, epochs=2)
+    strange = log_ins([(name, address()) for name in [*homes, "x"] * 20] + [("x", "2a00::1"), ("x", "9.0.0.1")], IPV6)
+    alerts = find(model, [strange], budget=2000)
+    assert len(alerts) > 500
+    kinds = Counter(kind for alert in alerts for kind in check(alert, Raw.of(train), IPV6))
+    assert kinds.keys() >= {"never", "first", "some", "all", "many", "nobody", "users"}, kinds
+
+
+def test_no_reason_overlooks_a_log_in_that_was_kept_apart_from_training(traffic: Traffic) -> None:
+    model = trained(traffic.train, None, held_out_share=0.2)
+    assert model.counted is not None
+    apart = model.counted.apart
+    assert apart.events > 400
+    reverse = {int(model.index.find(pa.array([name]))[0]): name for name in set(traffic.train.entities.to_pylist())}
+    kept = [
+        (reverse[row], str(ipaddress.IPv4Address(address)))
+        for row, address in zip(apart.entities.tolist(), apart.addresses.tolist(), strict=True)
+    ]
+    others = [(kept[i - 1][0], address) for i, (_, address) in enumerate(kept)]
+    alerts = find(model, [log_ins([*kept, *others, *pairs(traffic.attacks)])], budget=10**6)
+    events = Raw.of(traffic.train)
+    for alert in alerts:
+        check(alert, events)
+    own = {(entity, place(address)) for entity, address in pairs(traffic.train)}
+    assert all(alert.score < 0 for alert in alerts if (alert.entity, alert.network) in own)
 
 
 def place(address: str) -> str:
@@ -293,6 +404,10 @@ def test_ipv6_is_listed_by_64_bits_and_ipv4_beside_it_by_24() -> None:
         ("user_1", "2001:db8:f:1::/64", 2),
         ("user_1", "10.99.0.0/24", 1),
         ("x", "10.5.0.0/24", 1),
+    }
+    assert {(a.network, a.address) for a in alerts} >= {
+        ("2001:db8:f:1::/64", "2001:db8:f:1::"),
+        ("10.99.0.0/24", "10.99.0.1"),
     }
     reasons = {alert.network: alert.reason for alert in alerts}
     assert reasons["10.99.0.0/24"] == (

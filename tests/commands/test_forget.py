@@ -161,6 +161,19 @@ def test_nothing_that_was_counted_of_it_is_left(folder: Path, traffic: Traffic) 
     assert not np.isin(after.counted.history.addresses, only_there).any()
 
 
+def test_nothing_that_was_kept_apart_of_it_is_left(folder: Path, traffic: Traffic) -> None:
+    model = fit(to_events(traffic.train, 200), Hyperparameters(num_entity_vectors=200, vector_dim=8, epochs=1))
+    assert model.counted is not None
+    shutil.rmtree(folder)
+    artifact.save(model, folder, {})
+    row = int(model.counted.apart.rows[0])
+    name = next(name for name in traffic.train.entities.to_pylist() if model.index.find(pa.array([name]))[0] == row)
+    forget(folder, name)
+    after = artifact.load(folder).counted
+    assert after is not None
+    assert after.apart.rows.tolist() == model.counted.apart.rows.tolist()[1:]
+
+
 def test_an_unknown_entity_is_refused_and_then_nothing_is_removed(folder: Path) -> None:
     assert refusal(folder, STRANGER) == (
         f"ipinsights: the model in {folder} does not know '{STRANGER}'. Nothing was removed"

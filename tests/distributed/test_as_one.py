@@ -215,13 +215,14 @@ def test_a_share_of_malformed_rows_is_judged_of_all_ranks(tmp_path: Path) -> Non
 
 
 @settings(max_examples=10)
-@given(ranks=st.integers(1, 3), window=st.sampled_from([64, 1000, 1 << 20]), counted=st.booleans())
+@given(ranks=st.integers(1, 3), window=st.sampled_from([64, 1000, 1 << 20]), counted=st.booleans(), apart=st.booleans())
 def test_a_model_in_parts_becomes_the_file_of_the_whole(
-    tmp_path_factory: pytest.TempPathFactory, ranks: int, window: int, counted: bool
+    tmp_path_factory: pytest.TempPathFactory, ranks: int, window: int, counted: bool, apart: bool
 ) -> None:
     every = events(900)
     vocabulary = Vocabulary.build(every.address)
-    history = History.of(every, IPV4)
+    _, history, kept = hold_out(every, History.of(every, IPV4), 0.1 * apart)
+    told = History.of(kept, IPV4)
     rng = np.random.default_rng(0)
     dim = 5
     table = np.zeros((ROWS + 1, dim), dtype=np.float32)
@@ -238,7 +239,7 @@ def test_a_model_in_parts_becomes_the_file_of_the_whole(
         every.index,
         table,
         encoder,
-        Counted(history.rows, learnt, known, history) if counted else None,
+        Counted(history.rows, learnt, known, history, told) if counted else None,
     )
     folder = tmp_path_factory.mktemp("model")
     artifact.save(whole, folder / "whole", {})
@@ -246,13 +247,15 @@ def test_a_model_in_parts_becomes_the_file_of_the_whole(
     def part(group: Group) -> None:
         rows = history.rows[history.rows % group.size == group.rank]
         here = np.isin(history.rows, rows)
-        own = history.of_entities(rows)
-        own = dataclasses.replace(own, rows=np.arange(len(rows), dtype=np.int32))
+        own, also = (
+            dataclasses.replace(listed, rows=np.searchsorted(rows, listed.rows).astype(np.int32))
+            for listed in (history.of_entities(rows), told.of_entities(rows))
+        )
         model = dataclasses.replace(
             whole,
             index=EntityIndex(max(1, len(rows)), every.index.tags[rows]),
             entity=table[np.append(rows, ROWS)],
-            counted=Counted(own.rows, learnt[np.append(here, True)], known, own) if counted else None,
+            counted=Counted(own.rows, learnt[np.append(here, True)], known, own, also) if counted else None,
         )
         artifact.save(Shard(model, rows, every.index), folder / "parts", {}, group)
 
@@ -267,6 +270,8 @@ def test_a_model_in_parts_becomes_the_file_of_the_whole(
         assert other[0].counted
         same(one[0].counted, other[0].counted, "rows", "learnt", "entities")
         same(one[0].counted.history, other[0].counted.history, "rows", "starts", "addresses", "counts")
+        same(one[0].counted.apart, other[0].counted.apart, "rows", "starts", "addresses", "counts")
+        assert (len(other[0].counted.apart) > 0) == apart
 
 
 def test_calibration_is_by_the_log_ins_of_all() -> None:

@@ -98,6 +98,7 @@ def test_the_history_and_what_was_learnt_travel_with_the_model(
     for one, other, names in (
         (loaded.counted, kept.counted, ("rows", "learnt", "entities")),
         (history, kept.counted.history, ("rows", "starts", "addresses", "counts")),
+        (loaded.counted.apart, kept.counted.apart, ("rows", "starts", "addresses", "counts")),
     ):
         for name in names:
             mine, theirs = getattr(one, name), getattr(other, name)

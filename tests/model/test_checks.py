@@ -195,6 +195,10 @@ WRONG_VALUES: list[tuple[str, Change, str]] = [
     ("history.addresses", swapped(0, 1), "does not ascend within an entity"),
     ("history.addresses", put(0, 1), "more than the 30 bits"),
     ("history.counts", put(3, 0), "was never used"),
+    ("apart.rows", put(-1, 150), "'apart.rows' has rows"),
+    ("apart.starts", put(-1, 10**9), "'apart.starts' goes from 0 to 1000000000, not"),
+    ("apart.addresses", put(0, 1), "'apart.addresses' has more than the 30 bits"),
+    ("apart.counts", put(3, 0), "'apart.counts' has an address that was never used"),
     *((name, put((..., 0), value), "infinite or no number") for name in FLOATS for value in (np.nan, np.inf, -np.inf)),
 ]
 

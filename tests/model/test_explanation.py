@@ -108,6 +108,26 @@ def test_events_are_those_of_plain_counting(model: Model, traffic: Traffic) -> N
                 assert one.events == np.count_nonzero(inside & (entities == name))
 
 
+def test_events_that_were_kept_apart_are_told_too(traffic: Traffic) -> None:
+    model = fit(to_events(traffic.train, 200), dataclasses.replace(HP, held_out_share=0.3))
+    assert model.counted is not None
+    apart = model.counted.apart
+    entities, address = np.array(traffic.train.entities.to_pylist()), traffic.train.addresses
+    rows, only = model.index.find(traffic.train.entities), 0
+    for row, value in zip(apart.entities.tolist(), apart.addresses, strict=True):
+        found = Explanation.of(model, row, int(value))
+        own = address[rows == row]
+        assert (found.events, found.addresses) == (len(own), len(np.unique(own)))
+        assert found.uses == np.count_nonzero(own == value) > 0
+        only += value not in model.counted.history.addresses[model.counted.history.place(row)]
+        for network in found.networks:
+            first, last = (int(IPv4Network(network.network)[end]) for end in (0, -1))
+            assert network.events == np.count_nonzero((first <= own) & (own <= last))
+            assert network.entities is not None
+            assert network.entities <= len(np.unique(entities[(first <= address) & (address <= last)]))
+    assert only > 10  # such an account would seem never to have been there
+
+
 def test_an_entity_never_seen_has_a_prior_and_no_events(model: Model, traffic: Traffic) -> None:
     text = addresses.render(traffic.train.addresses[:1])[0]
     found = explain(model, STRANGER, text)

@@ -74,7 +74,7 @@ def test_what_is_kept_apart_takes_no_part() -> None:
     assert model.calibration is not None
     apart = len(train) - model.counted.history.events
     assert apart == pytest.approx(0.1 * len(train), rel=0.2)
-    assert len(model.calibration.known) == apart
+    assert len(model.calibration.known) == model.counted.apart.events == apart
     assert model.vocabulary.events == len(train) - apart
 
 

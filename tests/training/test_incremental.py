@@ -100,6 +100,21 @@ def test_before_the_first_step_it_is_the_earlier_model(
     assert first.counted.history.length == 16  # as it is set now
 
 
+def test_what_earlier_trainings_kept_apart_is_still_told_and_not_counted(
+    earlier: Model, traffic: Traffic, halves: tuple[set[str], set[str]]
+) -> None:
+    """With as many bits of an address as are kept of what was counted."""
+    continued = go_on(earlier.keeping(16), traffic.train, dataclasses.replace(HP, epochs=1, held_out_share=0.05))
+    every = [part(traffic.train, halves[0]), traffic.train]
+    assert earlier.counted is not None
+    assert continued.counted is not None
+    assert 0 < earlier.counted.apart.events < continued.counted.apart.events
+    assert continued.counted.history.events + continued.counted.apart.events == sum(map(len, every))
+    assert continued.counted.history.length == continued.counted.apart.length == 16
+    name = sorted(halves[0])[0]
+    assert continued.explain(name, "10.0.0.1").events == sum(some.entities.to_pylist().count(name) for some in every)
+
+
 def test_training_starts_from_what_the_earlier_model_has_learnt(
     earlier: Model, traffic: Traffic, halves: tuple[set[str], set[str]], tmp_path: Path
 ) -> None:

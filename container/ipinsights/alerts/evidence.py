@@ -1,8 +1,9 @@
 """What the model's history has about an account and an address, and the sentence that says it.
 
 The sentence tells where the account came from before, and who else has come from here. Its numbers are events and
-entities of the training data, so anybody can count them again. Where the model keeps no history, or too few bits of an
-address (the hyperparameter ``history``), that part of the sentence is left out: nothing is guessed.
+entities of the training data, those included that were kept apart to calibrate by, so anybody can count them again.
+(Log-ins of a validation channel are no training data: a model does not keep them.) Where the model keeps no history, or
+too few bits of an address (the hyperparameter ``history``), that part of the sentence is left out: nothing is guessed.
 """
 
 from dataclasses import dataclass
@@ -14,7 +15,6 @@ import numpy.typing as npt
 from ipinsights.alerts.places import Place, finest, name, narrowest, places
 from ipinsights.data.addresses import Addresses
 from ipinsights.model.explanation import country_name
-from ipinsights.model.history import History
 from ipinsights.model.model import Model
 
 NAMED = 3
@@ -60,31 +60,31 @@ class Evidence:
         """For an entity's row, in [0, E], and an address of the model's family."""
         family, counted = model.family, model.counted
         around = places(address, family)
-        history = counted.history if counted and len(counted.history) else None
+        kept = counted if counted and len(counted.history) else None
+        bits = kept.history.length if kept else 0
         table = model.vocabulary.networks
         provider = country = 0
         if table is not None:
             provider, country = table.labels_of(np.array([address], dtype=family.dtype))[:, 0].tolist()
         own = None
-        place = history.place(row) if history else slice(0, 0)
-        if history and place.stop > place.start:
-            addresses, counts = history.addresses[place], history.counts[place].astype(np.int64)
+        addresses, counts = kept.own(row) if kept else (np.zeros(0, dtype=family.dtype), np.zeros(0, dtype=np.int64))
+        if len(addresses):
             same: list[int | None] = [None, None]
-            if table is not None and history.length == family.width:
+            if table is not None and bits == family.width:
                 labels = table.labels_of(addresses)
                 for kind, label in enumerate((provider, country)):
                     same[kind] = int(counts[labels[kind] == label].sum()) if label else None
-            inside = tuple(
-                int(counts[_in(addresses, near)].sum()) if history.length >= near.bits else None for near in around
-            )
-            networks = _networks(model, addresses, counts) if history.length >= finest(family) else ()
+            inside = tuple(int(counts[_in(addresses, near)].sum()) if bits >= near.bits else None for near in around)
+            networks = _networks(model, addresses, counts) if bits >= finest(family) else ()
             own = Own(int(counts.sum()), inside, networks, *same)
         sharing = model.index.sharing > 0
         return cls(
             places=around,
             known=None if sharing else row < model.index.num_rows,
-            accounts=len(history.rows) if history else None,
-            users=tuple(_users(history, place) if history else None for place in around),
+            accounts=len(kept.history.rows) if kept else None,
+            users=tuple(
+                kept.users(place.first, place.last) if kept and bits >= place.bits else None for place in around
+            ),
             provider=provider or None,
             country=country_name(country) if country else None,
             own=own,
@@ -140,6 +140,8 @@ def _before(own: Own) -> str:
     names = [name for name, _ in own.networks]
     if len(names) > NAMED:
         busiest, events = own.networks[0]
+        if events == 1:
+            return f"its {own.events:,} before came from as many networks"
         return (
             f"its {own.events:,} before came from {len(names):,} networks, most often from {busiest} ({events:,} times)"
         )
@@ -153,14 +155,6 @@ def _networks(model: Model, addresses: Addresses, counts: npt.NDArray[np.int64])
     totals = np.bincount(at, counts).astype(np.int64)
     order = np.lexsort((firsts, -totals))
     return tuple((name(int(firsts[i]), model.family), int(totals[i])) for i in order)
-
-
-def _users(history: History, place: Place) -> int | None:
-    """The number of entities with an event in a place."""
-    if history.length < place.bits:
-        return None
-    inside = _in(history.addresses, place)
-    return int(np.count_nonzero(np.add.reduceat(inside, history.starts[:-1], dtype=np.int64)))
 
 
 def _in(addresses: Addresses, place: Place) -> npt.NDArray[np.bool_]:

@@ -18,8 +18,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ipinsights.alerts.evidence import Evidence
-from ipinsights.alerts.places import finest, name, narrowest, places
-from ipinsights.data.addresses import Addresses, render
+from ipinsights.alerts.places import finest, name, narrowest, places, told
+from ipinsights.data.addresses import Addresses
 from ipinsights.data.records import Records
 from ipinsights.data.times import Times, none
 from ipinsights.errors import UserError
@@ -128,7 +128,7 @@ def find(
                 yield Alert(
                     entity=entity,
                     network=place,
-                    address=render(groups.addresses[i : i + 1], model.family)[0],
+                    address=told(int(groups.addresses[i]), model.family),
                     log_ins=int(groups.counts[i]),
                     first=groups.firsts[i],
                     last=groups.lasts[i],
@@ -245,11 +245,11 @@ class _Groups:
 
 
 def _uses(model: Model, row: int, network: int) -> bool:
-    """Whether the history has an event of an entity in a network, given by its first address."""
-    history = model.counted.history if model.counted else None
-    if history is None or history.length < finest(model.family):
+    """Whether the model keeps a log-in of an entity in a network, given by its first address."""
+    counted = model.counted
+    if counted is None or counted.history.length < finest(model.family):
         return False
-    own = history.addresses[history.place(row)]
+    own, _ = counted.own(row)
     longest = places(network, model.family)[0]
     begin, end = (own.dtype.type(bound) for bound in (longest.first, longest.last))
     return bool(np.searchsorted(own, begin) < np.searchsorted(own, end, side="right"))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ipinsights.data.addresses import MAPPED_BITS, MAPPED_FIRST, MAPPED_SHIFT, Addresses, Family
+from ipinsights.data.addresses import MAPPED_BITS, MAPPED_FIRST, MAPPED_SHIFT, Addresses, Family, is_mapped
 from ipinsights.model.history import cut
 
 _IPV4, _IPV6 = (24, 16, 8), (64, 48, 32)
@@ -49,9 +49,7 @@ def narrowest(addresses: Addresses, family: Family) -> Addresses:
     """The first address of the longest of the `places` of each address, [n]."""
     if family.version == 4:
         return cut(addresses, family, _IPV4[0])
-    above = np.uint64(MAPPED_SHIFT + MAPPED_BITS)
-    mapped = addresses >> above == np.uint64(MAPPED_FIRST) >> above
-    return np.where(mapped, cut(addresses, family, _BEFORE_MAPPED + _IPV4[0]), addresses)
+    return np.where(is_mapped(addresses), cut(addresses, family, _BEFORE_MAPPED + _IPV4[0]), addresses)
 
 
 def name(first: int, family: Family) -> str:
@@ -60,12 +58,17 @@ def name(first: int, family: Family) -> str:
     return _text(first, lengths[0], before, family)
 
 
+def told(address: int, family: Family) -> str:
+    """An address as people know it; of IPv6 its first 64 bits."""
+    _, before = _lengths(address, family)
+    return _text(address, family.width, before, family).partition("/")[0]
+
+
 def _lengths(address: int, family: Family) -> tuple[tuple[int, ...], int]:
     """The lengths of the places around an address, and the bits that stand before them in the family."""
     if family.version == 4:
         return _IPV4, 0
-    above = MAPPED_SHIFT + MAPPED_BITS
-    return (_IPV4, _BEFORE_MAPPED) if address >> above == MAPPED_FIRST >> above else (_IPV6, 0)
+    return (_IPV4, _BEFORE_MAPPED) if is_mapped(np.array(address, dtype=family.dtype)) else (_IPV6, 0)
 
 
 def _text(first: int, length: int, before: int, family: Family) -> str:

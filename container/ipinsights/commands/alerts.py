@@ -10,7 +10,7 @@ from typing import Any
 
 from ipinsights.alerts import seen
 from ipinsights.alerts.listing import BUDGET, Alert, Alerts, find
-from ipinsights.commands.options import LOG_INS, Commands, add_log_ins, log_ins, open_model, positive
+from ipinsights.commands.options import LOG_INS, Commands, add_log_ins, add_model, log_ins, open_model, positive
 from ipinsights.data import times
 from ipinsights.errors import UserError, one_line
 from ipinsights.model.model import Model
@@ -38,7 +38,7 @@ def add(commands: Commands) -> None:
         help="the files are what Batch Transform has joined with its input (JoinSource=Input, text/csv): what stands "
         "behind the entity, the address and the time is passed over",
     )
-    command.add_argument("--model", type=Path, required=True, help="the folder of a model")
+    add_model(command)
     how_many = command.add_mutually_exclusive_group()
     how_many.add_argument(
         "--budget", type=positive, default=BUDGET, metavar="N", help=f"so many lines a day at most (default {BUDGET})"
@@ -84,6 +84,8 @@ def _text(alerts: Alerts, model: Model) -> None:
     days = f" on {alerts.days:,} days" if alerts.days > 1 else ""
     looked_through = f"{_counted(alerts.log_ins, 'log-in')} of {_counted(alerts.accounts, 'account')}{days}"
     print(f"{looked_through}: {len(alerts)} to look at")
+    if len(alerts):
+        print("Reasons count the log-ins that training learnt from. Those that validated it are not among them")
     if alerts.seen_before:
         print(f"{alerts.seen_before:,} were left out, because they were looked at before")
     if model.calibration is None:

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import parquet
 
-from ipinsights.commands.options import Commands, open_model, seed
+from ipinsights.commands.options import Commands, add_model, open_model, seed
 from ipinsights.errors import UserError, one_line, refusals
 from ipinsights.evaluation import embeddings, log_ins
 from ipinsights.evaluation.embeddings import Embeddings, Map
@@ -33,7 +33,7 @@ def add(commands: Commands) -> None:
         "their places on a map of two dimensions, and OUT/map.html shows it. A model keeps hashes of entities, not "
         "their names, so the names must be given. The score of a pair is the inner product of its vectors.",
     )
-    command.add_argument("--model", type=Path, required=True, help="the folder of a model")
+    add_model(command)
     command.add_argument(
         "--entities", type=Path, metavar="FILE", help="CSV: a name a line, or log-ins, of which the first column counts"
     )

@@ -9,11 +9,12 @@ import numpy as np
 import pyarrow as pa
 
 from ipinsights.alerts.evidence import Evidence
-from ipinsights.commands.options import Commands, open_model
+from ipinsights.commands.options import Commands, add_model, open_model
 from ipinsights.data import addresses
 from ipinsights.data.records import parse_stream
 from ipinsights.data.sources import stream
 from ipinsights.errors import UserError, one_line
+from ipinsights.evaluation import embeddings
 from ipinsights.model.explanation import Explanation
 from ipinsights.model.model import Model
 
@@ -37,7 +38,7 @@ def add(commands: Commands) -> None:
     )
     command.add_argument("entity", help="the account, as in the data but without CSV's quotes")
     command.add_argument("address", help="the IP address")
-    command.add_argument("--model", type=Path, required=True, help="the folder of a model")
+    add_model(command)
     command.add_argument(
         "--among",
         type=Path,
@@ -144,16 +145,10 @@ def _similar(model: Model, row: int, entity: str, path: Path) -> list[tuple[str,
     with stream(path) as text:
         for _, pairs in parse_stream(text, text.name, model.family):
             names.update(pairs.entities.unique().to_pylist())
-    others = sorted(names - {entity})
-    rows = model.index.find(pa.array(others, pa.string()))
-    known = rows < model.index.num_rows
-    if row == model.index.num_rows or not known.any():
+    if row == model.index.num_rows:
         return []
-    vectors = model.entity[rows[known]].astype(np.float64)
-    own = model.entity[row].astype(np.float64)
-    cosines = vectors @ own / np.maximum(np.linalg.norm(vectors, axis=1) * np.linalg.norm(own), np.finfo(float).tiny)
-    found = [others[i] for i in np.flatnonzero(known).tolist()]
-    return [(found[i], float(cosines[i])) for i in np.argsort(-cosines, kind="stable")[:_SIMILAR].tolist()]
+    others = embeddings.of_entities(model, pa.array(sorted(names - {entity}), pa.string())).of_known()
+    return [(others.names[place], cosine) for place, cosine in others.nearest(model.entity[row], _SIMILAR)]
 
 
 def _number(value: int | None) -> str:

@@ -35,7 +35,12 @@ def add(commands: Commands) -> None:
         "changes nothing. It cannot be undone. What all log-ins taught together stays, and so do copies of the model: "
         "the command prints what.",
     )
-    command.add_argument("--model", type=Path, required=True, help="the folder of a model, which is changed in place")
+    command.add_argument(
+        "--model",
+        type=Path,
+        required=True,
+        help="the folder of a model, which is changed in place. An archive must be unpacked first and packed again",
+    )
     command.add_argument(
         "entity",
         nargs="+",

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ipinsights.commands.options import open_described
+from ipinsights.commands.options import add_model, open_described
 from ipinsights.data.networks import Networks
 from ipinsights.evaluation import log_ins
 from ipinsights.evaluation.judgement import SCORE_0, Judgement, Rule, judge
@@ -25,7 +25,7 @@ class Judged(NamedTuple):
 
 def add_inputs(command: argparse.ArgumentParser) -> None:
     """Add the model, real log-ins, and what they may be compared with."""
-    command.add_argument("--model", type=Path, required=True, help="the folder of a model")
+    add_model(command)
     command.add_argument(
         "data", type=Path, help="real log-ins that training did not see: a CSV file or a folder of CSV files"
     )

@@ -32,21 +32,28 @@ CSV = (
 LOG_INS = f"{CSV} A third column may be the time, such as 2026-01-02T03:04:05Z."
 
 
-def open_scorer(folder: Path) -> Scorer:
-    """A scorer of the model in a folder, which may be untrained if the environment says so. Raises UserError."""
-    return Scorer(open_model(folder))
+def add_model(command: argparse.ArgumentParser) -> None:
+    """Add the option that names a model."""
+    command.add_argument(
+        "--model", type=Path, required=True, help="a model: its folder, or model.tar.gz as a training job leaves it"
+    )
 
 
-def open_model(folder: Path) -> Model:
-    """The model in a folder, which may be untrained if the environment says so. Raises UserError."""
-    return open_described(folder)[0]
+def open_scorer(path: Path) -> Scorer:
+    """A scorer of a model, which may be untrained if the environment says so. Raises UserError."""
+    return Scorer(open_model(path))
 
 
-def open_described(folder: Path) -> tuple[Model, dict[str, Any]]:
+def open_model(path: Path) -> Model:
+    """The model in a folder or an archive, which may be untrained if the environment says so. Raises UserError."""
+    return open_described(path)[0]
+
+
+def open_described(path: Path) -> tuple[Model, dict[str, Any]]:
     """`open_model` with the model's manifest."""
-    model, manifest = artifact.read(folder)
+    model, manifest = artifact.load_described(path)
     if os.environ.get(UNTRAINED_MODEL, "").lower() != "accept":
-        require_trained(model, folder)
+        require_trained(model, path)
     return model, manifest
 
 

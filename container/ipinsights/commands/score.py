@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from ipinsights.commands.options import CSV, STANDARD_INPUT, Commands, open_scorer, positive, texts
+from ipinsights.commands.options import CSV, STANDARD_INPUT, Commands, add_model, open_scorer, positive, texts
 from ipinsights.data.columns import salvage_table
 from ipinsights.data.malformed import SHOWN, Fault, Kind, Malformed
 from ipinsights.data.records import Block, Hashed, append_scores, line_blocks, record_lines
@@ -33,12 +33,7 @@ def add(commands: Commands) -> None:
         "the time. With --header, other columns are kept. The output is CSV, too: to sort it, use --lowest or a "
         "program that reads CSV, since a quoted entity may hold commas.",
     )
-    command.add_argument(
-        "--model",
-        type=Path,
-        required=True,
-        help="the folder of a model: the output of `train`, or model.tar.gz unpacked",
-    )
+    add_model(command)
     command.add_argument(
         "file",
         type=Path,

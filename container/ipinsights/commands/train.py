@@ -42,7 +42,7 @@ def add(commands: Commands) -> None:
     command.add_argument("--model", type=Path, required=True, help="the folder for the model")
     command.add_argument("--force", action="store_true", help="replace the model in that folder, if there is one")
     command.add_argument(
-        "--from", type=Path, dest="earlier", metavar="MODEL", help="continue from the model in this folder"
+        "--from", type=Path, dest="earlier", metavar="MODEL", help="continue from this model: a folder, or model.tar.gz"
     )
     learning.add_networks(command)
     command.add_argument(
@@ -168,9 +168,12 @@ class _Lines(Record):
             if (row := known.threshold(rate)).score is not None
         ]
         if told:
-            print(f"Of the {len(known):,} log-ins that training did not use, these score low: {'; '.join(told)}")
+            print(
+                f"Of {len(known):,} log-ins of known entities that training did not use, so many score low: "
+                f"{'; '.join(told)}"
+            )
         else:
-            print(f"Training did not use {len(known):,} log-ins, which are too few to tell thresholds by")
+            print(f"Training did not use {len(known):,} log-ins of known entities, too few to tell thresholds by")
 
     def training_ended(self, ending: Ending) -> None:
         """Why it ended, if early."""

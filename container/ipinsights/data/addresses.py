@@ -257,9 +257,14 @@ def mapped_share(addresses: Addresses, group: Group = ALONE) -> float:
     """The share of IPv4 addresses in the IPv6 family, of all ranks' addresses; 0 for the IPv4 family."""
     if addresses.dtype != np.uint64:
         return 0.0
-    above = MAPPED_SHIFT + MAPPED_BITS
-    mapped = int(np.count_nonzero(addresses >> np.uint64(above) == MAPPED_FIRST >> above))
-    return group.total(mapped) / max(1, group.total(len(addresses)))
+    return group.total(int(np.count_nonzero(is_mapped(addresses)))) / max(1, group.total(len(addresses)))
+
+
+def is_mapped(addresses: Addresses) -> npt.NDArray[np.bool_]:
+    """Which addresses of the IPv6 family, uint64 of any shape, stand for one of IPv4."""
+    above = np.uint64(MAPPED_SHIFT + MAPPED_BITS)
+    mapped: npt.NDArray[np.bool_] = addresses >> above == np.uint64(MAPPED_FIRST) >> above
+    return mapped
 
 
 def random_addresses(size: int, family: Family, mapped_share: float, rng: np.random.Generator) -> Addresses:

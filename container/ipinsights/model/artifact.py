@@ -28,7 +28,7 @@ from ipinsights.data.addresses import FAMILIES
 from ipinsights.data.entities import EntityIndex
 from ipinsights.data.networks import LABELS, Networks
 from ipinsights.distributed.group import ALONE, Group
-from ipinsights.errors import UserError, refusal
+from ipinsights.errors import UserError, refusal, refusals
 from ipinsights.model import checks, tensors
 from ipinsights.model.calibration import Calibration, Sketch
 from ipinsights.model.history import History
@@ -116,14 +116,21 @@ def load(folder: str | Path, verify: bool = True) -> Model:
 
     An archive is unpacked into a temporary folder, which has no name any more once the tensors are mapped.
     """
-    path = Path(folder)
-    if not (path.name.endswith(ARCHIVES) and path.is_file()):
-        return read(path, verify)[0]
-    with tempfile.TemporaryDirectory(prefix="ipinsights-") as scratch:
+    return load_described(Path(folder), verify)[0]
+
+
+def load_described(path: Path, verify: bool = True) -> tuple[Model, dict[str, Any]]:
+    """`load` with the model's manifest."""
+    if not path.name.endswith(ARCHIVES) or path.is_dir():
+        return read(path, verify)
+    with refusals("unpack", path), tempfile.TemporaryDirectory(prefix="ipinsights-") as scratch:
         archive.extract(path, (MANIFEST, TENSORS), Path(scratch))
         if not Path(scratch, MANIFEST).exists():
             raise UserError(f"there is no model in {path}: it has no {MANIFEST}")
-        return read(Path(scratch), verify)[0]
+        try:
+            return read(Path(scratch), verify)
+        except UserError as error:
+            raise UserError(str(error).replace(scratch, str(path))) from error
 
 
 def read(folder: Path, verify: bool = True) -> tuple[Model, dict[str, Any]]:
@@ -209,6 +216,8 @@ def _parts(model: Model) -> tuple[dict[str, npt.NDArray[Any] | tensors.Streamed]
         history = model.counted.history
         arrays |= {f"counted.{name}": getattr(model.counted, name) for name in _COUNTED}
         arrays |= {f"history.{name}": getattr(history, name) for name in _HISTORY}
+        if len(model.counted.apart):
+            arrays |= {f"apart.{name}": getattr(model.counted.apart, name) for name in _HISTORY}
         described["history"] = {"bits": history.length, "pairs": len(history), "bytes": history.nbytes}
     if model.calibration:
         arrays |= {f"calibration.{name}": getattr(model.calibration, name).counts for name in _CALIBRATION}
@@ -231,8 +240,14 @@ def _calibration(arrays: Arrays, described: Mapping[str, Any]) -> Calibration | 
 def _counted(arrays: Arrays, described: Mapping[str, Any]) -> Counted | None:
     if "history" not in described:
         return None
-    history = History(**{name: arrays[f"history.{name}"] for name in _HISTORY}, length=described["history"]["bits"])
-    return Counted(**{name: arrays[f"counted.{name}"] for name in _COUNTED}, history=history)
+    bits, family = described["history"]["bits"], FAMILIES[described["vocabulary"]["ip_version"]]
+    history, apart = (
+        History(**{name: arrays[f"{part}.{name}"] for name in _HISTORY}, length=bits)
+        if f"{part}.rows" in arrays
+        else History.none(family)
+        for part in ("history", "apart")
+    )
+    return Counted(**{name: arrays[f"counted.{name}"] for name in _COUNTED}, history=history, apart=apart)
 
 
 def _of_all(checksums: Mapping[str, str]) -> dict[str, str]:

@@ -125,10 +125,11 @@ def tables(arrays: Arrays, described: Described) -> None:
     moved = tensor(arrays, "counted.rows", np.int32, (None,))
     tensor(arrays, "counted.learnt", np.float32, (len(moved) + 1, dim), f"'counted.rows' has {len(moved)}")
     tensor(arrays, "counted.entities", np.int64, (prefixes,), f"'vocabulary.prefixes' has {prefixes}")
-    listed = tensor(arrays, "history.rows", np.int32, (None,))
-    tensor(arrays, "history.starts", np.int64, (len(listed) + 1,), f"'history.rows' has {len(listed)}")
-    pairs = tensor(arrays, "history.addresses", _family(described).dtype, (None,))
-    tensor(arrays, "history.counts", np.uint32, (len(pairs),), f"'history.addresses' has {len(pairs)}")
+    for part in _histories(arrays):
+        listed = tensor(arrays, f"{part}.rows", np.int32, (None,))
+        tensor(arrays, f"{part}.starts", np.int64, (len(listed) + 1,), f"'{part}.rows' has {len(listed)}")
+        pairs = tensor(arrays, f"{part}.addresses", _family(described).dtype, (None,))
+        tensor(arrays, f"{part}.counts", np.uint32, (len(pairs),), f"'{part}.addresses' has {len(pairs)}")
 
 
 def values(file: File, described: Described) -> None:
@@ -136,7 +137,7 @@ def values(file: File, described: Described) -> None:
     if "history" not in described:
         return
     arrays, entities = file.arrays, len(file.arrays["entity.tags"])
-    for name in ("counted.rows", "history.rows"):
+    for name in ("counted.rows", *(f"{part}.rows" for part in _histories(arrays))):
         _require_ascending(name, file)
         rows = arrays[name]
         if len(rows) and not 0 <= rows[0] <= rows[-1] < entities:
@@ -144,21 +145,31 @@ def values(file: File, described: Described) -> None:
     for part in file.parts("counted.entities"):
         if not 0 <= part.min() <= part.max() <= entities:
             raise ValueError(f"tensor 'counted.entities' has numbers that are not from 0 to {entities}")
-    _require_ascending("history.starts", file)
-    starts, pairs = arrays["history.starts"], len(arrays["history.addresses"])
+    for part in _histories(arrays):
+        _history(part, file, described)
+
+
+def _histories(arrays: Arrays) -> tuple[str, ...]:
+    """How the names of the tensors begin that list addresses of entities."""
+    return ("history", "apart") if any(name.startswith("apart.") for name in arrays) else ("history",)
+
+
+def _history(name: str, file: File, described: Described) -> None:
+    _require_ascending(f"{name}.starts", file)
+    starts, pairs = file.arrays[f"{name}.starts"], len(file.arrays[f"{name}.addresses"])
     if starts[0] != 0 or starts[-1] != pairs:
-        raise ValueError(f"tensor 'history.starts' goes from {starts[0]} to {starts[-1]}, not from 0 to {pairs} pairs")
+        raise ValueError(f"tensor '{name}.starts' goes from {starts[0]} to {starts[-1]}, not from 0 to {pairs} pairs")
     family, bits = _family(described), described["history"]["bits"]
     beyond, place = family.dtype.type((1 << family.width - bits) - 1), 0
-    for part in file.parts("history.addresses"):
+    for part in file.parts(f"{name}.addresses"):
         falls = place + 1 + np.flatnonzero(part[1:] <= part[:-1])  # where another entity's list must start
         if not np.array_equal(starts[np.searchsorted(starts, falls)], falls):
-            raise ValueError("tensor 'history.addresses' does not ascend within an entity")
+            raise ValueError(f"tensor '{name}.addresses' does not ascend within an entity")
         if beyond and (part & beyond).any():
-            raise ValueError(f"tensor 'history.addresses' has more than the {bits} bits of 'history.bits'")
+            raise ValueError(f"tensor '{name}.addresses' has more than the {bits} bits of 'history.bits'")
         place += len(part) - 1
-    if not all(part.all() for part in file.parts("history.counts")):
-        raise ValueError("tensor 'history.counts' has an address that was never used")
+    if not all(part.all() for part in file.parts(f"{name}.counts")):
+        raise ValueError(f"tensor '{name}.counts' has an address that was never used")
 
 
 def with_networks(arrays: Arrays) -> bool:

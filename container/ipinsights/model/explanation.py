@@ -14,7 +14,6 @@ import pyarrow as pa
 from ipinsights.data import addresses
 from ipinsights.data.addresses import Addresses
 from ipinsights.errors import UserError
-from ipinsights.model.history import History
 from ipinsights.model.model import RESERVED, Model
 from ipinsights.model.refit import CONSTANT, POPULARITY, PRIOR
 
@@ -29,7 +28,7 @@ class KnownNetwork:
     network: str
     """Such as "10.0.0.0/8"."""
     entities: int | None
-    """Distinct entities that were counted there. None: it was not counted."""
+    """Distinct entities that were counted there, by the log-ins that were not kept apart. None: it was not counted."""
     events: int | None
     """Events there of the entity that is asked about. None: the model has no history of it, or of shorter prefixes."""
 
@@ -41,8 +40,9 @@ class Explanation:
     A part that the score does not have is None. The other parts sum to the score, but for the rounding of float32. A
     model without counting (of format 3, or one that was stopped too early for it) has affinity alone.
 
-    Events are those in the history that the model keeps. If training continued from a model without history, they begin
-    with the later training. If entities share rows, they are those of all entities with the row.
+    Events are those of the training data, as far as the model keeps them; those that were kept apart to calibrate by
+    are among them, those of a validation channel are not. If training continued from a model without history, they
+    begin with the later training. If entities share rows, they are those of all entities with the row.
     """
 
     score: float
@@ -123,32 +123,34 @@ def explain(model: Model, entity: str, address: str) -> Explanation:
 
 @dataclass(frozen=True)
 class _Own:
-    """What the model's history has of one entity."""
+    """What the model keeps of one entity."""
 
-    history: History | None
-    """None if its events are not kept."""
-    place: slice
-    """Where its pairs are in the history."""
+    used: Addresses
+    """Ascending."""
+    counts: npt.NDArray[np.int64] | None
+    """Events from each; None if they are not kept."""
+    length: int
+    """The leading bits that are kept of an address."""
     width: int
 
     @classmethod
     def of(cls, model: Model, row: int, seen: bool) -> "_Own":
-        width, none = model.family.width, slice(0, 0)
-        if not seen:
-            return cls(History.none(model.family), none, width)
-        place = model.counted.history.place(row) if model.counted else none
+        width, nothing = model.family.width, np.zeros(0, dtype=np.int64)
+        addresses, counts, length = nothing.astype(model.family.dtype), nothing, width
+        if seen and model.counted:
+            (addresses, counts), length = model.counted.own(row), model.counted.history.length
         # A seen entity has events, so no pairs means that they are not kept.
-        return cls(model.counted.history if model.counted and place != none else None, place, width)
+        return cls(addresses, None if seen and not len(addresses) else counts, length, width)
 
     @property
     def events(self) -> int | None:
-        return None if self.history is None else int(self.history.counts[self.place].sum(dtype=np.int64))
+        return None if self.counts is None else int(self.counts.sum())
 
     @property
     def addresses(self) -> int | None:
-        if self.history is None or self.history.length < self.width:
+        if self.counts is None or self.length < self.width:
             return None
-        return len(self.history.addresses[self.place])
+        return len(self.used)
 
     def uses(self, address: np.unsignedinteger) -> int | None:
         """Its events from an address."""
@@ -156,12 +158,11 @@ class _Own:
 
     def inside(self, lengths: npt.NDArray[np.int64], first: Addresses, last: Addresses) -> list[int | None]:
         """Its events in each of n networks of so many bits, given by their first and last addresses: [n]."""
-        if self.history is None:
+        if self.counts is None:
             return [None] * len(lengths)
-        own = self.history.addresses[self.place]
-        events = np.append(0, np.cumsum(self.history.counts[self.place], dtype=np.int64))
-        within = events[np.searchsorted(own, last, side="right")] - events[np.searchsorted(own, first)]
-        kept = (lengths <= self.history.length).tolist()
+        events = np.append(0, np.cumsum(self.counts))
+        within = events[np.searchsorted(self.used, last, side="right")] - events[np.searchsorted(self.used, first)]
+        kept = (lengths <= self.length).tolist()
         return [number if known else None for number, known in zip(within.tolist(), kept, strict=True)]
 
 

@@ -90,6 +90,14 @@ class History:
             return slice(0, 0)
         return slice(int(self.starts[at]), int(self.starts[at + 1]))
 
+    def users(self, first: int, last: int) -> npt.NDArray[np.int32]:
+        """The rows of the entities with an event from an address in a range, both ends included: ascending."""
+        if not len(self):
+            return self.rows[:0]
+        low, high = (self.addresses.dtype.type(end) for end in (first, last))
+        inside = (low <= self.addresses) & (self.addresses <= high)
+        return self.rows[np.add.reduceat(inside, self.starts[:-1], dtype=np.int64) > 0]
+
     def of_entities(self, rows: npt.NDArray[np.integer]) -> "History":
         """That of some entities: those of the given rows (ascending) that have one."""
         chosen = np.isin(self.rows, rows, assume_unique=True)

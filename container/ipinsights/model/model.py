@@ -81,12 +81,40 @@ class Counted:
     """The number of distinct entities under each known prefix, [K]."""
     history: History
     """As much as is kept of what was counted."""
+    apart: History
+    """As much of an address of the log-ins that training kept apart, to calibrate by. Nothing counts them, but whoever
+    asks where an entity came from is told of them, too. Their entities all have a history."""
 
     def without(self, rows: npt.NDArray[np.integer[Any]]) -> "Counted":
         """All of other entities than those of the given rows."""
         kept = ~np.isin(self.rows, rows)
         learnt = self.learnt[np.append(kept, True)]
-        return dataclasses.replace(self, rows=self.rows[kept], learnt=learnt, history=self.history.without(rows))
+        history, apart = (part.without(rows) for part in (self.history, self.apart))
+        return dataclasses.replace(self, rows=self.rows[kept], learnt=learnt, history=history, apart=apart)
+
+    def keeping(self, family: Family, bits: int) -> "Counted":
+        """The same with no more than so many bits of an address; with 0 without addresses."""
+        history, apart = (
+            part.cut(family, bits) if bits else History.none(family) for part in (self.history, self.apart)
+        )
+        return dataclasses.replace(self, history=history, apart=apart)
+
+    def own(self, row: int) -> tuple[Addresses, npt.NDArray[np.int64]]:
+        """The addresses of an entity, ascending, and its log-ins from each; none for an entity without any."""
+        (addresses, counts), (more, also) = (
+            (part.addresses[place], part.counts[place].astype(np.int64))
+            for part in (self.history, self.apart)
+            for place in [part.place(row)]
+        )
+        if not len(more):
+            return addresses, counts
+        every, at = np.unique(np.append(addresses, more), return_inverse=True)
+        return every, np.bincount(at, np.append(counts, also)).astype(np.int64)
+
+    def users(self, first: int, last: int) -> int:
+        """The number of entities with a log-in from an address in a range."""
+        rows = [part.users(first, last) for part in (self.history, self.apart)]
+        return len(np.union1d(*rows))
 
 
 @dataclass(frozen=True)
@@ -200,8 +228,14 @@ class Model:
         """The model with no more than so many bits of an address in its history; with 0 without history."""
         if self.counted is None:
             return self
-        history = self.counted.history.cut(self.family, bits) if bits else History.none(self.family)
-        return dataclasses.replace(self, counted=dataclasses.replace(self.counted, history=history))
+        return dataclasses.replace(self, counted=self.counted.keeping(self.family, bits))
+
+    def telling(self, apart: History) -> "Model":
+        """The model that also tells of the log-ins of some of its entities that training kept apart."""
+        if self.counted is None:
+            return self
+        apart = apart.cut(self.family, self.counted.history.length)
+        return dataclasses.replace(self, counted=dataclasses.replace(self.counted, apart=apart))
 
     def score_rows(self, rows: npt.NDArray[np.integer], addresses: Addresses) -> npt.NDArray[np.float32]:
         """The score of n pairs of an entity's row and an address: [n]. For many, `scoring.Scorer` is faster."""

@@ -167,7 +167,8 @@ class Refit:
         threshold = self._threshold(refitted, seed)
         networks = slice(learnt.vocabulary.depth, learnt.vocabulary.depth + len(learnt.vocabulary.prefixes))
         rows = np.append(moved, -1)
-        counted = Counted(moved, learnt.entity[rows], self.counts.entities[networks], history)
+        nothing = History.none(learnt.family)
+        counted = Counted(moved, learnt.entity[rows], self.counts.entities[networks], history, nothing)
         return dataclasses.replace(refitted, encoder=self.encoder(encoder, threshold), counted=counted)
 
     def _threshold(self, refitted: Model, seed: int) -> float:

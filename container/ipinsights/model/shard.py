@@ -50,21 +50,26 @@ class Shard:
         if counted is None:
             return found
         moved = _Part(group, self.index.num_rows, self.rows[counted.rows], wide)
-        history = counted.history
-        sizes = np.diff(history.starts)
-        listed = _Part(group, self.index.num_rows, self.rows[history.rows], 64)
-        pairs = group.total(len(history))
-        return found | {
+        found |= {
             "counted.rows": moved.streamed(moved.rows, np.dtype(np.int32), ()),
             "counted.learnt": moved.streamed(
                 counted.learnt[:-1], np.dtype(np.float32), (model.vector_dim,), last=counted.learnt[-1:]
             ),
             "counted.entities": counted.entities,
-            "history.rows": listed.streamed(listed.rows, np.dtype(np.int32), ()),
-            "history.starts": Streamed(np.dtype(np.int64), (listed.number + 1,), listed.starts(sizes)),
-            "history.addresses": listed.streamed(history.addresses, history.addresses.dtype, (), sizes, pairs),
-            "history.counts": listed.streamed(history.counts, np.dtype(np.uint32), (), sizes, pairs),
         }
+        for name, history in (("history", counted.history), ("apart", counted.apart)):
+            pairs = group.total(len(history))
+            if name == "apart" and not pairs:
+                continue
+            sizes = np.diff(history.starts)
+            listed = _Part(group, self.index.num_rows, self.rows[history.rows], 64)
+            found |= {
+                f"{name}.rows": listed.streamed(listed.rows, np.dtype(np.int32), ()),
+                f"{name}.starts": Streamed(np.dtype(np.int64), (listed.number + 1,), listed.starts(sizes)),
+                f"{name}.addresses": listed.streamed(history.addresses, history.addresses.dtype, (), sizes, pairs),
+                f"{name}.counts": listed.streamed(history.counts, np.dtype(np.uint32), (), sizes, pairs),
+            }
+        return found
 
     def described(self, group: Group) -> dict[str, Any]:
         """What goes into the manifest of the numbers that belong to entities."""

@@ -105,7 +105,7 @@ def alerts(rows: Sequence[Alert]) -> Section:
     lead = (
         f"{counted(len(known), 'place')} of known accounts and {counted(len(strangers), 'place')} of accounts never "
         "seen before, each with its reason. Of a new account nothing is known, so its list says only how unusual the "
-        "place is for anybody."
+        "place is for anybody. Reasons count the log-ins that training learnt from, not those that validated it."
     )
     return Section("list", "This morning's list", [lead], [table for table in tables if table.rows])
 

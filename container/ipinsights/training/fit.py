@@ -115,9 +115,10 @@ def learn(
     family = FAMILIES[hyperparameters.ip_version]
     history = History.of(train, family)
     levels = before.levels if before else levels_for(family, *_recurrence(history, group))
-    every = train
+    every, told = train, History.none(family)
     if validation is None:
         train, history, apart = hold_out(train, history, hyperparameters.held_out_share, group)
+        told = History.of(apart, family)
     else:
         apart = validation
     events = group.total(len(train))
@@ -125,6 +126,7 @@ def learn(
     vocabulary = Vocabulary.build(train.address, family, networks, levels, earlier=before, group=group)
     if earlier and earlier.counted:
         history = earlier.counted.history.plus(history, family)
+        told = earlier.counted.apart.plus(told, family)
     profile = Profile.of(every, vocabulary, group)
     entities = Entities.of(train, train.index.num_rows, earlier)
     memory = placement.memory(hp, vocabulary, len(train), len(entities.met))
@@ -179,6 +181,7 @@ def learn(
         if model is None:
             listener.uncounted()
             return learnt
+        model = model.telling(told)
         if not group.any(bool(seen.any())):
             return model.keeping(hp.history)
         ordinary = apart.entity[seen], apart.address[seen]

@@ -143,11 +143,14 @@ def _part(model: Model, rows: npt.NDArray[np.int32], own: EntityIndex) -> Model:
     counted = model.counted
     if counted:
         here = np.isin(counted.rows, rows)
-        history = counted.history.of_entities(rows)
+        history, apart = (part.of_entities(rows) for part in (counted.history, counted.apart))
         counted = Counted(
             np.searchsorted(rows, counted.rows[here]).astype(np.int32),
             counted.learnt[np.append(here, True)],
             counted.entities,
-            dataclasses.replace(history, rows=np.searchsorted(rows, history.rows).astype(np.int32)),
+            *(
+                dataclasses.replace(part, rows=np.searchsorted(rows, part.rows).astype(np.int32))
+                for part in (history, apart)
+            ),
         )
     return dataclasses.replace(model, index=index, entity=entity, counted=counted)
