@@ -111,6 +111,10 @@ class Server:
             time.sleep(0.2)
         raise RuntimeError(f"the server's memory does not settle; see {self._log}")
 
+    def threads(self) -> int:
+        """The number of threads of all its processes."""
+        return sum(len([*Path(f"/proc/{pid}/task").iterdir()]) for pid in self.processes())
+
     def processes(self) -> list[int]:
         """The process ids of all its processes."""
         found = []
