@@ -119,6 +119,10 @@ class Server:
             ticks += int(fields[11]) + int(fields[12])  # utime and stime, the 14th and the 15th of proc(5)
         return ticks / os.sysconf("SC_CLK_TCK")
 
+    def threads(self) -> int:
+        """The number of threads of all its processes."""
+        return sum(len([*Path(f"/proc/{pid}/task").iterdir()]) for pid in self.processes())
+
     def processes(self) -> list[int]:
         """The process ids of all its processes."""
         found = []

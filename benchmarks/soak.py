@@ -3,13 +3,16 @@
     python -m benchmarks.soak                # an hour
     python -m benchmarks.soak --minutes 10
 
-Clients ask all the time, in all formats, well and badly, on connections that stay and on new ones; others say nothing
-or leave in the middle. Every few seconds all processes of the server are measured: memory (PSS, in which shared pages
-count once), open descriptors, threads. After a warm-up, a line is fitted to each by least squares. The run fails if the
-line rises by more than a bound over the run, if an answer is not as expected, or if a worker was replaced.
+At first as many requests as there are threads stop in the middle, so that every worker starts all its threads: a pool
+starts one when none is idle and never ends it, and each keeps some memory. Then clients ask all the time, in all
+formats, well and badly, on connections that stay and on new ones; others say nothing or leave in the middle. Every few
+seconds all processes of the server are measured: memory (PSS, in which shared pages count once), open descriptors,
+threads. After a warm-up, a line is fitted to each by least squares. The run fails if the line rises by more than a
+bound over the run, if an answer is not as expected, or if a worker was replaced.
 """
 
 import argparse
+import contextlib
 import http.client
 import json
 import random
@@ -30,6 +33,7 @@ from benchmarks.servers import Server, free_port
 from ipinsights.data.addresses import IPV4
 from ipinsights.model import artifact
 from ipinsights.model.model import Model
+from ipinsights.sagemaker.settings import ServerSettings
 
 WARM_UP = 0.2
 """The share of the run that does not count: caches fill, and the allocator finds its size."""
@@ -39,6 +43,8 @@ MEMORY_BOUND = 0.05
 DESCRIPTOR_BOUND = 2
 """By how many descriptors (of connections, which come and go) their line may rise."""
 CLIENTS = 16
+_STARTED = 0.9
+"""The share of all threads that is started before: a worker keeps some from waiting for the rest of a request."""
 _ROWS = 2000
 _ENTITIES, _DIM = 20_000, 64
 
@@ -61,13 +67,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def soak(folder: Path, seconds: float, workers: int, memory_bound: float = MEMORY_BOUND) -> list[str]:
     """Run it, print what was measured, and return what is wrong."""
-    _save_model(folder / "model")
+    save_model(folder / "model")
     port = free_port()
     settings = {
         "SAGEMAKER_BASE_DIR": str(folder),
         "SAGEMAKER_BIND_TO_PORT": str(port),
         "SAGEMAKER_MODEL_SERVER_WORKERS": str(workers),
-        "SAGEMAKER_MODEL_SERVER_THREADS": str(CLIENTS),  # a pool starts threads for long, and each keeps some memory
         "IPINSIGHTS_UNTRAINED_MODEL": "accept",
     }
     answers: Counter[int] = Counter()
@@ -76,6 +81,7 @@ def soak(folder: Path, seconds: float, workers: int, memory_bound: float = MEMOR
     with Server(["ipinsights.sagemaker", "serve"], port, folder / "log", settings) as server:
         server.settled_memory(1 + workers)
         before = server.processes()
+        _start_threads(server, port, workers)
         clients = [
             threading.Thread(target=_ask, args=(number, port, ending, answers, wrong)) for number in range(CLIENTS)
         ]
@@ -90,6 +96,19 @@ def soak(folder: Path, seconds: float, workers: int, memory_bound: float = MEMOR
             wrong.append(f"the processes were {before} and are {server.processes()}")
     print(f"{sum(answers.values()):,} answers in {seconds / 60:.1f} minutes: {dict(sorted(answers.items()))}")
     return wrong[:5] + rises(np.array(readings), memory_bound)
+
+
+def _start_threads(server: Server, port: int, workers: int) -> None:
+    """Have all threads of all workers wait for the rest of a request at a time."""
+    head = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: text/csv\r\nTransfer-Encoding: chunked\r\n\r\n3\r\n"
+    with contextlib.ExitStack() as held:
+        for _ in range(workers * ServerSettings.threads):
+            held.enter_context(socket.create_connection(("127.0.0.1", port), timeout=120)).sendall(head)
+        deadline = time.monotonic() + 60
+        while server.threads() < workers * ServerSettings.threads * _STARTED:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"the server has {server.threads()} threads only")
+            time.sleep(0.1)
 
 
 def rises(readings: npt.NDArray[np.float64], memory_bound: float = MEMORY_BOUND) -> list[str]:
@@ -121,7 +140,7 @@ def _measured(server: Server, seconds: float) -> list[tuple[float, int, int, int
                 time.monotonic() - began,
                 server.memory(),
                 sum(len([*Path(f"/proc/{pid}/fd").iterdir()]) for pid in pids),
-                sum(len([*Path(f"/proc/{pid}/task").iterdir()]) for pid in pids),
+                server.threads(),
             )
         )
         time.sleep(seconds / READINGS)
@@ -192,7 +211,7 @@ def _disturb(port: int, ending: threading.Event) -> None:
                 connection.sendall(text)
 
 
-def _save_model(folder: Path) -> None:
+def save_model(folder: Path) -> None:
     """A model of random numbers: what they are does not matter here."""
     draw = np.random.default_rng(0)
     model = Model.blank(IPV4, 2 * _ENTITIES, _DIM, 1)

@@ -1,4 +1,6 @@
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -91,3 +93,42 @@ def test_no_library_starts_more_threads_than_the_share_allows(
     assert "OMP_NUM_THREADS" not in os.environ
     limit_threads(root)
     assert os.environ["OMP_NUM_THREADS"] == "2"
+
+
+POOLS = """
+import ctypes, threading
+from ipinsights.machine import share_memory_pools
+share_memory_pools()
+import pyarrow
+c, all_started = ctypes.CDLL(None), threading.Barrier(20)
+def take():
+    all_started.wait()
+    c.malloc(100_000)
+threads = [threading.Thread(target=take) for _ in range(20)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+c.fopen.restype = ctypes.c_void_p
+file = ctypes.c_void_p(c.fopen(b"/dev/stdout", b"w"))
+c.malloc_info(0, file)
+c.fclose(file)
+print(pyarrow.default_memory_pool().backend_name)
+"""
+
+
+@pytest.mark.parametrize(
+    ("given", "backend", "pools"),
+    [({}, "system", 2), ({"ARROW_DEFAULT_MEMORY_POOL": "mimalloc", "MALLOC_ARENA_MAX": "3"}, "mimalloc", 3)],
+)
+def test_threads_share_memory_pools(given: dict[str, str], backend: str, pools: int) -> None:
+    if "glibc" not in "".join(os.confstr(name) or "" for name in os.confstr_names if "GNU_LIBC" in name):
+        pytest.skip("the C library is not glibc")
+    run = subprocess.run(
+        [sys.executable, "-c", POOLS],
+        env={**os.environ, **given},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert run.stdout.count("<heap nr=") == pools
+    assert run.stdout.endswith(f"{backend}\n")

@@ -3,7 +3,9 @@
 import socket
 import threading
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
+import psutil
 import pytest
 
 from conftest import Server, Tree
@@ -133,3 +135,17 @@ def test_what_takes_more_memory_than_there_is_is_refused(trained: tuple[Tree, ob
         assert server.post("a,1.2.3.4\n" * 2000).status_code == 200
         server.stop()  # the log is written every now and then, and at the end
         assert [entry["status"] for entry in server.entries()][:1] == [413]
+
+
+@pytest.mark.slow
+def test_threads_keep_little_memory_each(trained: tuple[Tree, object]) -> None:
+    """Each that has read a request once keeps 4 MB with the usual allocators."""
+    body = '"quoted",1.2.3.4\n' * 20_000
+    with Server(trained[0]) as server, ThreadPoolExecutor(100) as pool:
+        assert server.post(body).status_code == 200
+        (worker,) = map(psutil.Process, server.workers())
+        before = worker.memory_full_info().uss
+        for _ in range(2):
+            assert {answer.status_code for answer in pool.map(lambda _: server.post(body), range(100))} == {200}
+        assert worker.num_threads() > 60
+        assert worker.memory_full_info().uss - before < 100e6

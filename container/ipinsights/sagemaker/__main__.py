@@ -11,7 +11,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ipinsights.machine import limit_threads
+from ipinsights.machine import limit_threads, share_memory_pools
 from ipinsights.sagemaker import stopping
 from ipinsights.sagemaker.paths import Paths
 
@@ -46,6 +46,7 @@ def serve(arguments: Sequence[str] | None = None) -> None:
     argparse.ArgumentParser(prog="serve", description=_SERVE).parse_args(arguments)
     stopping.exit_at_once()  # until gunicorn stops in its own way
     limit_threads()
+    share_memory_pools()
     from ipinsights.sagemaker import server
 
     server.main()
