@@ -50,6 +50,7 @@ setattr(trainer, "torch", Torch())  # noqa: B010
 setattr(job, "has_gpu", lambda: True)  # noqa: B010
 setattr(placement, "gpus", lambda: NUMBER)  # noqa: B010
 setattr(placement, "gpu_fault", lambda group=ALONE: "")  # noqa: B010
+setattr(placement, "require_gpu", lambda group=ALONE: None)  # noqa: B010
 setattr(placement, "_best_device", best_device)  # noqa: B010
 setattr(placement.Placement, "current", contextlib.nullcontext())  # noqa: B010
 setattr(gpu_step, "why_not", lambda *_: "")  # noqa: B010
