@@ -3,10 +3,14 @@
     python -m benchmarks.scaling                                 # speed: 1, 2 and 4 ranks on simulated log-ins
     python -m benchmarks.scaling --users 10_000 --batch 10_000
     python -m benchmarks.scaling --quality --ranks 1 2           # Tor relays, as `benchmarks.quality` measures them
+    python -m benchmarks.scaling --gpus                          # 1, 2 and 4 GPUs of this machine; --exchange nccl
 
 Each rank is a process of this machine with one thread, and they are connected over the loopback interface. Speeds are
 by processor time of the slowest rank, exchanges included: what ranks on machines of their own reach, but for the wire.
 So other work on the machine hardly matters. The numbers of ranks take turns.
+
+With --gpus each rank has a GPU, and speeds are by the clock. GPUs exchange by way of the host's memory, or directly by
+what --exchange names.
 """
 
 import argparse
@@ -42,19 +46,20 @@ _LIMIT = 3600
 
 
 class _Clock(Listener):
-    """The processor time of this rank at the start of training and after each epoch."""
+    """The processor time of this rank, or another, at the start of training and after each epoch."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float] = time.process_time) -> None:
         self.times: list[float] = []
+        self._now = now
 
     def step_done(self, epoch: int, positives: int) -> None:  # noqa: ARG002
         """The first step is not counted: torch imports late."""
         if not self.times:
-            self.times.append(time.process_time())
+            self.times.append(self._now())
 
     def epoch_done(self, summary: EpochSummary) -> None:  # noqa: ARG002
         """An epoch is over."""
-        self.times.append(time.process_time())
+        self.times.append(self._now())
 
 
 def _train(train: Events, hp: Hyperparameters, group: Group, listener: Listener | None = None) -> Model | Shard:
@@ -70,9 +75,13 @@ def _speed(options: argparse.Namespace, group: Group) -> dict[str, Any]:
     case = tutorial.Case.simulated(options.users, options.rows, synthetic=not datasets.RANGES.exists())
     chosen = {**datasets.TUTORIAL_HYPERPARAMETERS, "mini_batch_size": options.batch, "epochs": options.epochs}
     hp = Hyperparameters(
-        num_entity_vectors=case.train.index.num_rows, training_hosts="all", held_out_share=0.0, **chosen
+        num_entity_vectors=case.train.index.num_rows,
+        training_hosts="all",
+        held_out_share=0.0,
+        device="gpu" if options.gpus else "cpu",
+        **chosen,
     )
-    clock = _Clock()
+    clock = _Clock(time.perf_counter) if options.gpus else _Clock()
     _train(case.train, hp, group, clock)
     seconds = np.diff(clock.times)
     slowest = np.max(group.gather(seconds[None]), axis=0)[0] if group.size > 1 else seconds
@@ -87,6 +96,7 @@ def _quality(options: argparse.Namespace, group: Group) -> dict[str, Any]:
         ip_version=options.ip_version,
         seed=options.seed,
         training_hosts="all",
+        device="gpu" if options.gpus else "cpu",
         **datasets.TOR_HYPERPARAMETERS,
     )
     learnt = _train(task.train, hp, group)
@@ -107,8 +117,16 @@ def _rank(options: argparse.Namespace) -> None:
     if options.of > 1:
         from ipinsights.distributed import ranks
 
+        def lost(reason: str, _: bool) -> None:
+            print(reason, file=sys.stderr)
+            os._exit(1)
+
         hosts = ["127.0.0.1", *(f"algo-{rank}" for rank in range(1, options.of))]
-        group = ranks.connect(hosts, options.rank, lambda reason, _: sys.exit(reason), port=options.port)
+        if options.gpus:
+            gpus = {"process": options.rank, "processes": options.of, "gpu_backend": options.exchange}
+            group = ranks.connect(hosts[:1], 0, lost, port=options.port, **gpus)
+        else:
+            group = ranks.connect(hosts, options.rank, lost, port=options.port)
     found = _MEASURES[options.measure](options, group)
     if group.leads:
         print(json.dumps(found))
@@ -146,7 +164,8 @@ def _speeds(options: argparse.Namespace, arguments: list[str]) -> str:
         ratio = np.array(speeds) / first
         spread = f"{np.median(ratio):.2f} ({ratio.min():.2f} to {ratio.max():.2f})"
         lines.append([str(ranks), f"{np.median(speeds):,.0f}", spread])
-    return markdown(["ranks", "positives a second of the slowest rank's processor time", "ratio"], lines)
+    time_of = "" if options.gpus else " of the slowest rank's processor time"
+    return markdown(["ranks", f"positives a second{time_of}", "ratio"], lines)
 
 
 def _qualities(options: argparse.Namespace, arguments: list[str]) -> str:
@@ -167,6 +186,8 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quality", action="store_true", help="what is learnt, not how fast")
+    parser.add_argument("--gpus", action="store_true", help="a GPU for each rank")
+    parser.add_argument("--exchange", help="by what GPUs exchange: nccl (default: by way of the host's memory)")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--users", type=int, default=2000)
@@ -180,6 +201,8 @@ def main() -> None:
     for name, kind in hidden.items():
         parser.add_argument(f"--{name}", type=kind, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.gpus and not options.measure and (found := torch.cuda.device_count()) < max(options.ranks):
+        parser.error(f"--ranks {max(options.ranks)} needs as many GPUs, and torch finds {found}")
     if options.measure:
         _rank(options)
     else:

@@ -152,9 +152,9 @@ class Hyperparameters:
     )
     mini_batch_size: int = _declare(
         (1, 500_000),
-        "Positive samples in one optimiser step, of all hosts together, each with its negative samples. The log counts "
-        "mini-batches of this many records, negative samples included, as the built-in does, so a step counts as "
-        "1 + R + S mini-batches. If you do not set it and the training would have fewer than "
+        "Positive samples in one optimiser step, of all hosts and GPUs together, each with its negative samples. The "
+        "log counts mini-batches of this many records, negative samples included, as the built-in does, so a step "
+        "counts as 1 + R + S mini-batches. If you do not set it and the training would have fewer than "
         f"{MIN_STEPS} steps, it is lowered.",
         default=_DefaultInt(10_000),
         tuning=(100, 50_000),
@@ -247,9 +247,9 @@ class Hyperparameters:
     )
     training_hosts: str = _declare(
         None,
-        "Of a job on several hosts, those that train. auto: only as many as leave each 20,000 events and 250 positives "
-        "of a mini-batch, and no entity with more than a quarter of a host's events. Little data learns worse when it "
-        "is divided. The other hosts read. all: every host.",
+        "Of a job on several hosts or GPUs, those that train. auto: only as many as leave each 20,000 events and 250 "
+        "positives of a mini-batch, and no entity with more than a quarter of its events. Little data learns worse "
+        "when it is divided. The others read. all: every host and GPU.",
         default="auto",
         choices=("auto", "all"),
     )
@@ -257,7 +257,7 @@ class Hyperparameters:
         None,
         "What the training runs on. auto: a GPU, if there is one that works and has enough memory, else the CPU; the "
         "log and manifest.json say why a GPU that is there is not used. cpu: the CPU. gpu: a GPU, or the job fails "
-        "before it reads the data. Several hosts train on their CPUs.",
+        "before it reads the data. A job trains on all GPUs of its hosts if each will do, else on CPUs.",
         default="auto",
         choices=("auto", "cpu", "gpu"),
     )

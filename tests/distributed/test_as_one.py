@@ -1,6 +1,7 @@
 """What ranks find together is what one finds alone, whoever has which events."""
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,14 @@ from hypothesis import strategies as st
 
 from distributed.threads import in_threads
 from ipinsights import metrics
+from ipinsights.data import events as reading
 from ipinsights.data.addresses import FAMILIES, IPV4, IPV6, Family
 from ipinsights.data.entities import EntityIndex
 from ipinsights.data.events import Events, read
 from ipinsights.data.homes import Homes, loads
+from ipinsights.data.records import line_blocks
+from ipinsights.data.shares import Share
+from ipinsights.data.sources import Pipe
 from ipinsights.distributed.group import ALONE, Group, OtherHostFailed
 from ipinsights.errors import UserError
 from ipinsights.hyperparameters import Hyperparameters
@@ -170,11 +175,17 @@ def test_the_area_under_the_curve_is_that_of_one(sizes: list[tuple[int, int]], d
 
 
 @settings(max_examples=15)
-@given(rows=st.sampled_from([8, 40, 400]), files=st.integers(1, 4), ranks=st.integers(2, 3), sharded=st.booleans())
+@given(
+    rows=st.sampled_from([8, 40, 400]),
+    files=st.integers(1, 4),
+    processes=st.lists(st.integers(1, 3), min_size=1, max_size=3).filter(lambda numbers: sum(numbers) > 1),
+    sharded=st.booleans(),
+    size=st.sampled_from([64, 300, 1 << 20]),
+)
 def test_entities_get_the_rows_that_they_get_on_one(
-    tmp_path_factory: pytest.TempPathFactory, rows: int, files: int, ranks: int, sharded: bool
+    tmp_path_factory: pytest.TempPathFactory, rows: int, files: int, processes: list[int], sharded: bool, size: int
 ) -> None:
-    """However the channel is divided, and also where entities must share rows."""
+    """However the channel is divided among hosts and their processes, and also where entities must share rows."""
     folder = tmp_path_factory.mktemp("channel")
     paths = []
     for number in range(files):
@@ -182,18 +193,35 @@ def test_entities_get_the_rows_that_they_get_on_one(
         names = np.random.default_rng(number).integers(0, 60, 50)
         paths[-1].write_text("".join(f"user_{name},10.0.0.{name}\n" for name in names.tolist()))
     one = EntityIndex(rows)
-    every = read(paths, one)
 
     def found(group: Group) -> tuple[EntityIndex, Events]:
         index = EntityIndex(rows)
-        share = np.array_split(np.arange(files), group.size)[group.rank] if sharded else np.arange(files)
+        share = np.array_split(np.arange(files), len(processes))[group.host] if sharded else np.arange(files)
         return index, read([paths[at] for at in share], index, group=group, divided=not sharded)
 
-    parts = in_threads(ranks, found)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reading, "line_blocks", partial(line_blocks, size=size))  # files of one block and of several
+        every = read(paths, one)
+        parts = in_threads(sum(processes), found, processes)
     for index, _ in parts:
         np.testing.assert_array_equal(index.tags, one.tags)
         assert index.sharing == one.sharing
     assert sorted(pair for _, part in parts for pair in pairs(part)) == pairs(every)
+
+
+@pytest.mark.parametrize("divided", [True, False])
+def test_a_pipe_is_read_by_one_process_of_each_host(divided: bool) -> None:
+    """All hosts have the same, of which each takes its blocks; or each has its own, of which it takes all."""
+    pipe = [Pipe(Path("train_0"))]
+
+    def blocks(group: Group) -> list[int | None]:
+        share = Share.of_channel(group, pipe, divided)
+        return [share.block() for _ in range(6)] if share.has(0) else []
+
+    every, first, second = [0, 1, 2, 3, 4, 5], [0, None, 2, None, 4, None], [None, 1, None, 3, None, 5]
+    expected = [first, second] if divided else [every, every]
+    assert in_threads(5, blocks, [2, 3]) == [expected[0], [], expected[1], [], []]
+    assert in_threads(2, blocks, [2]) == [every, []]
 
 
 def test_a_share_of_malformed_rows_is_judged_of_all_ranks(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from distributed.together import FAILED, HOSTS, LOST, Together, together
 from ipinsights.distributed import ranks as distributed
@@ -31,6 +32,12 @@ def exchanged(group: Group, folder: Path) -> dict[str, Any]:
     found["nothing"] = group.exchange([np.zeros(0, dtype=np.uint32)] * group.size)
     found["sum"] = group.sum(np.full((2, 2), 1 + group.rank))
     found["floats"] = group.sum(np.full(1000, 0.1 + group.rank, dtype=np.float32))
+    added = torch.full((3,), 1.5 + group.rank)
+    group.add(added)
+    assert isinstance(group, distributed.Ranks)
+    group.direct["cpu"] = group.direct["cuda"]  # as if the tensor lay on a GPU
+    group.add(added)
+    found["added"] = added.tolist()
     found["broadcast"] = group.broadcast(np.array([7.5]) if group.leads else np.zeros(0))
     found["collected"] = group.collect(np.array([group.rank]))
     found["any"] = group.any(group.rank == 1), group.any(False)
@@ -52,6 +59,7 @@ def test_ranks_exchange_numbers_of_every_type_and_length(tmp_path: Path, ranks: 
         assert [len(array) for array in found["nothing"]] == [0] * ranks
         assert (found["sum"] == ranks * (ranks + 1) // 2).all()
         assert found["floats"].tobytes() == results[0]["floats"].tobytes()
+        assert found["added"] == [ranks * (1.5 * ranks + ranks * (ranks - 1) / 2)] * 3
         assert found["broadcast"].tolist() == [7.5]
         assert [array.tolist() for array in found["collected"]] == [[r] if rank == 0 else [] for r in range(ranks)]
         assert found["any"] == (True, False)
@@ -150,7 +158,7 @@ def test_strangers_are_not_let_in(tmp_path: Path) -> None:
     for greeting in (
         b"",
         b"GET / HTTP/1.1\r\nHost: algo-1\r\n\r\n",
-        b"ipinsights ranks" + bytes([1, 2, 3, 4, 1, 0, 0, 0]),
+        b"ipinsights ranks" + bytes([1, 2, 3, 4, *(1, 0, 0, 0), *(0, 0, 0, 0), *(1, 0, 0, 0)]),
     ):
         while True:
             try:

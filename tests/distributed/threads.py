@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 
 from ipinsights.distributed.group import Array, Group, OtherHostFailed, Scalar
 
@@ -15,9 +16,13 @@ Result = TypeVar("Result")
 class Threads(Group):
     """One of several ranks."""
 
-    def __init__(self, rank: int, size: int, barrier: threading.Barrier, given: list[Any]) -> None:
+    def __init__(self, rank: int, processes: Sequence[int], barrier: threading.Barrier, given: list[Any]) -> None:
+        """Of hosts that have so many ``processes``."""
+        size = sum(processes)
         self.rank, self.size = rank, size
         self.hosts = tuple(f"algo-{number}" for number in range(1, size + 1))
+        places = [(host, process) for host, number in enumerate(processes) for process in range(number)]
+        (self.host, self.process), self.processes = places[rank], processes
         self._barrier = barrier
         self._given = given
 
@@ -35,6 +40,9 @@ class Threads(Group):
         summed: Array[Scalar] = np.sum(arrays, axis=0, dtype=array.dtype)
         return summed
 
+    def add(self, tensor: torch.Tensor) -> None:
+        tensor.copy_(torch.from_numpy(self.sum(tensor.numpy().copy())))
+
     def exchange(self, parts: Sequence[Array[Scalar]]) -> list[Array[Scalar]]:
         assert len(parts) == self.size
         given = [theirs[self.rank] for theirs in self._all(parts)]
@@ -50,14 +58,14 @@ class Threads(Group):
                 raise OtherHostFailed(host, type(theirs).__name__, str(theirs))
 
 
-def in_threads(ranks: int, function: Callable[[Group], Result]) -> list[Result]:
-    """What a function returns on each of so many ranks."""
+def in_threads(ranks: int, function: Callable[[Group], Result], processes: Sequence[int] | None = None) -> list[Result]:
+    """What a function returns on each of so many ranks, each on a host unless hosts have so many ``processes``."""
     barrier = threading.Barrier(ranks)
     given: list[Any] = [None] * ranks
 
     def run(rank: int) -> Result:
         try:
-            return function(Threads(rank, ranks, barrier, given))
+            return function(Threads(rank, processes or [1] * ranks, barrier, given))
         except BaseException:
             barrier.abort()
             raise

@@ -112,7 +112,13 @@ def main(module: str, function: str, folder: str, ranks: str, rendezvous: str, p
         os._exit(LOST)
 
     group = distributed.connect(
-        HOSTS[: int(ranks)], int(rank), lost, port=int(port), patience=PATIENCE, rendezvous=float(rendezvous)
+        HOSTS[: int(ranks)],
+        int(rank),
+        lost,
+        port=int(port),
+        patience=PATIENCE,
+        rendezvous=float(rendezvous),
+        gpu_backend="gloo",
     )
     try:
         result = getattr(importlib.import_module(Path(module).stem), function)(group, Path(folder))

@@ -1,4 +1,4 @@
-"""Training jobs on several hosts: a real process for each, with a tree of its own, as the platform starts them."""
+"""Training jobs on several hosts."""
 
 import json
 import os
@@ -6,109 +6,23 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from benchmarks.servers import free_port
 from conftest import SMALL, Traffic, Tree, to_csv
+from distributed.hosts import ENDLESS, HYPERPARAMETERS, NAMES, Hosts, clusters, lines
 from ipinsights.model import artifact
 from ipinsights.sagemaker.reporting import METRIC_DEFINITIONS
 
 pytestmark = pytest.mark.slow
 
-HYPERPARAMETERS = {**SMALL, "training_hosts": "all"}
-ENDLESS = {**HYPERPARAMETERS, "epochs": "1000000", "batch_metrics_publish_interval": "1000000"}
-NAMES = ["127.0.0.1", "algo-10", "algo-2"]
-"""The leader's name must resolve."""
-
-
-class Hosts:
-    """The trees and processes of a job."""
-
-    def __init__(self, folder: Path, number: int) -> None:
-        self.trees = [Tree(folder / f"host-{rank}") for rank in range(number)]
-        self.processes: list[subprocess.Popen[str]] = []
-        self.port = free_port()
-        self.names = NAMES[:number]
-
-    def configure(self, hyperparameters: dict[str, str], **channels: object) -> None:
-        for tree, name in zip(self.trees, self.names, strict=True):
-            resources = {"current_host": name, "hosts": self.names, "network_interface_name": "ethwe"}
-            tree.configure(hyperparameters, resourceconfig=resources, inputdataconfig=channels)
-
-    def channel(self, name: str, **files: str) -> None:
-        for tree in self.trees:
-            tree.channel(name, **files)
-
-    def start(self, patience: float = 20.0, networks: Sequence[str] = ()) -> None:
-        code = (
-            "from ipinsights.sagemaker import stopping; stopping.watch(); from ipinsights.sagemaker import job; "
-            f"job.train(port={self.port}, patience={patience}, rendezvous=60)"
-        )
-        for rank in range(len(self.trees)):
-            log = (self.trees[rank].base / "log").open("w")
-            self.processes.append(
-                subprocess.Popen(
-                    [*(["ip", "netns", "exec", networks[rank]] if networks else []), sys.executable, "-c", code],
-                    env=self.trees[rank].environment({"PYTHONUNBUFFERED": "1"}),
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    text=True,
-                )
-            )
-            log.close()
-
-    def log(self, rank: int) -> str:
-        return (self.trees[rank].base / "log").read_text()
-
-    def wait_for(self, text: str, rank: int = 0) -> None:
-        deadline = time.monotonic() + 120
-        while text not in self.log(rank):
-            assert time.monotonic() < deadline, self.log(rank)
-            assert self.processes[rank].poll() is None, self.log(rank)
-            time.sleep(0.05)
-
-    def end(self) -> list[int]:
-        return [process.wait(240) for process in self.processes]
-
-    def run(self) -> list[int]:
-        self.start()
-        return self.end()
-
-    def failure(self, rank: int) -> str | None:
-        file = self.trees[rank].failure
-        return file.read_text() if file.exists() else None
-
-    def logs(self) -> str:
-        return "\n".join(self.log(rank) for rank in range(len(self.trees)))
-
-    def kill(self) -> None:
-        for process in self.processes:
-            if process.poll() is None:
-                process.kill()
-                process.wait(60)
-
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Callable[[int], Hosts]]:
-    made: list[Hosts] = []
-
-    def make(number: int) -> Hosts:
-        made.append(Hosts(tmp_path / str(len(made)), number))
-        return made[-1]
-
-    yield make
-    for hosts in made:
-        hosts.kill()
-
-
-def lines(text: str, parts: int) -> list[str]:
-    every = text.splitlines(keepends=True)
-    return ["".join(every[part::parts]) for part in range(parts)]
+    with clusters(tmp_path) as make:
+        yield make
 
 
 def tags(hosts: Hosts) -> bytes:

@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from conftest import Traffic, lose_after, no_events, to_events
+from distributed.threads import in_threads
 from ipinsights import machine, metrics, native
 from ipinsights.data.addresses import IPV4, IPV6, Addresses, random_addresses
 from ipinsights.data.entities import EntityIndex
 from ipinsights.data.events import Events
 from ipinsights.data.networks import Networks
 from ipinsights.data.records import Records
+from ipinsights.distributed.group import Group, OtherHostFailed
 from ipinsights.errors import UserError
 from ipinsights.evaluation import comparison
 from ipinsights.hyperparameters import Hyperparameters
@@ -23,6 +25,7 @@ from ipinsights.model.refit import PRIOR
 from ipinsights.model.scoring import Scorer
 from ipinsights.model.vocabulary import Vocabulary
 from ipinsights.training import batches, gpu_step, placement, trainer
+from ipinsights.training import fit as training_fit
 from ipinsights.training.fit import fit
 from ipinsights.training.native_step import NativeStep
 from ipinsights.training.progress import BatchProgress, Ending, EpochSummary, Listener, Plan
@@ -305,9 +308,9 @@ def test_rows_that_nobody_meets_take_no_memory(traffic: Traffic, train: Events) 
 
 def test_a_gpu_with_too_little_memory_is_passed_over_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = torch.cuda
-    monkeypatch.setattr(placement, "gpu_fault", lambda: "")
+    monkeypatch.setattr(placement, "gpu_fault", lambda group: "")
     monkeypatch.setattr(cuda, "is_available", lambda: True)
-    monkeypatch.setattr(cuda, "mem_get_info", lambda: (4_000_000_000, 16_000_000_000))
+    monkeypatch.setattr(cuda, "mem_get_info", lambda device: (4_000_000_000, 16_000_000_000))
     assert placement._best_device(4_000_000_000) == (torch.device("cuda"), "")
     place, because = placement._best_device(6_000_000_000)
     assert place.type == "cpu"
@@ -335,7 +338,7 @@ def test_a_gpu_that_cannot_be_used_is_passed_over_with_the_reason(monkeypatch: p
     monkeypatch.setattr(torch, "zeros", fails)
     told = placement.Placement(cpu, on_cpu, "the GPU cannot be used (CUDA error: no kernel image is available)")
     assert choose() == told
-    monkeypatch.setattr(placement, "_best_device", lambda _: (torch.device("meta"), ""))
+    monkeypatch.setattr(placement, "_best_device", lambda *_: (torch.device("meta"), ""))
     monkeypatch.setattr(gpu_step, "why_not", lambda *_: "something is slow")
     assert choose() == told
     assert choose("meta") == placement.Placement(torch.device("meta"), "torch", "something is slow")
@@ -580,3 +583,20 @@ def test_what_does_not_fit_the_memory_is_refused_before_it_is_taken(
     monkeypatch.setattr(machine, "available_memory", lambda: 9_000_000_000)
     with pytest.raises(UserError, match=r"and this machine has 9,000 MB free: .* vector_dim or mini_batch_size"):
         fit(many, wide)
+
+
+def test_the_ranks_of_a_host_need_their_memory_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ranks on the first host need 7 GB of 6 GB. On hosts of their own each would do."""
+
+    def needed(group: Group) -> str:
+        try:
+            training_fit._require_memory([3_000_000_000, 4_000_000_000, 5_000_000_000][group.rank], group)
+        except (UserError, OtherHostFailed) as error:
+            return f"{type(error).__name__}: {error}"
+        return ""
+
+    monkeypatch.setattr(machine, "available_memory", lambda: 6_000_000_000)
+    assert in_threads(3, needed) == ["", "", ""]
+    told = in_threads(3, needed, [2, 1])
+    assert told[0].startswith("UserError: training needs 7,000 MB of memory, and this machine has 6,000 MB free")
+    assert told[2].startswith("OtherHostFailed: host algo-1 failed: training needs 7,000 MB")

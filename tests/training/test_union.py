@@ -12,7 +12,8 @@ from ipinsights import native
 from ipinsights.distributed.group import Group
 from ipinsights.training.step import Parameters
 from ipinsights.training.union import Union, period
-from training.steps import make
+from training.gpu_kernels import INTERPRET
+from training.steps import KINDS, Kind, make
 
 RANKS, ROWS, STEPS = 3, 60, 8
 TOUCHED = np.random.default_rng(0).integers(0, STEPS + 1, (RANKS, ROWS)).astype(np.int32)
@@ -133,28 +134,22 @@ def test_how_often(steps: int, batch: int, ranks: int, rows: int, expected: int)
     assert period(steps, batch, ranks, rows) == expected
 
 
-@pytest.mark.parametrize("kind", ["native", "torch"])
-def test_steps_count_the_rows_that_they_touch(kind: str) -> None:
-    from ipinsights.training.native_step import NativeStep
-    from ipinsights.training.step import TorchStep
-
-    table, batch = make(8, 1, 50, 3, 2, 0)
-    library = native.library()
-    if kind == "native" and library is None:
-        pytest.skip(native.why_absent())
-    step = (
-        NativeStep(library, table, batch.positive.shape[1], 0.0, 2)
-        if kind == "native" and library
-        else TorchStep(table, 0.0)
-    )
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("dim", [8, 140])
+def test_steps_count_the_rows_that_they_touch(kind: Kind, dim: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in INTERPRET.items():
+        monkeypatch.setenv(name, value)
+    table, batch = make(dim, 1, 30, 3, 2, 0)
+    step = kind.make(table)
+    step.run(batch, 0.01)  # not counted
     touches = torch.zeros(len(table.prefix), dtype=torch.int32)
     step.gradients(batch)
     step.count(touches)
     step.gradients(batch)
     assert not touches.any()
-    step.run(batch, 0.01)
-    step.run(batch, 0.01)
+    for _ in range(3):  # the first of a recorded step is not, and the second is recorded
+        step.run(batch, 0.01)
     rows = torch.cat([batch.positive.reshape(-1), batch.random.reshape(-1)])
     expected = torch.zeros_like(touches)
-    expected[rows.long()] = 2  # once a step, however often it is in the mini-batch
+    expected[rows.long()] = 3  # once a step, however often it is in the mini-batch
     assert torch.equal(touches, expected)

@@ -114,9 +114,9 @@ def read(
     ``progress`` is called in the calling thread with the size of each block on disk, in bytes, and with 0 about once a
     second while a pipe has no data. An exception from it ends the reading.
 
-    In a ``group`` of several ranks, each reads its share, or with ``divided=False`` all of its own sources, and
-    returns those events. All get the same index. If reading fails on one rank, it raises there, and elsewhere it raises
-    `OtherHostFailed`.
+    In a ``group`` of several ranks, each reads its share of the sources, or with ``divided=False`` of its own host's,
+    and returns those events. All get the same index. If reading fails on one rank, it raises there, and elsewhere it
+    raises `OtherHostFailed`.
     """
     found = _Found(family)
     error: Exception | None = None
@@ -164,7 +164,7 @@ class _Found:
     ) -> None:
         """Read this rank's share."""
         unit = "row" if content_type == PARQUET else "line"
-        share = Share.of_channel(group, len(sources), divided)
+        share = Share.of_channel(group, sources, divided)
         for place, name, (pairs, faults, removed), look in _parse(sources, family, content_type, progress, share):
             if look and (look.binary or tolerated is None):
                 begins = "" if look.binary else quoted(f" It begins with {shown(faults[0].content)}.", "")
@@ -172,7 +172,7 @@ class _Found:
             if rows_of:
                 self.row.extend(rows_of(pairs.digests))
             else:
-                self._blocks.append((0 if divided else group.rank, *place))
+                self._blocks.append((0 if divided else group.host, *place))
                 self._starts.append(len(self.address))
                 self.digest.extend(pairs.digests)
             self.address.extend(pairs.addresses)
@@ -244,7 +244,7 @@ def _parse(
 
     A few blocks are parsed at a time.
     """
-    threads = usable_cores()
+    threads = max(1, usable_cores() // share.beside)
     parsing: deque[tuple[_Place, str, Future[tuple[Hashed, Look | None]]]] = deque()
     pool = ThreadPoolExecutor(threads)
     try:

@@ -1,18 +1,20 @@
 """Which part of a channel each of several ranks reads, and how they agree on the rows of its entities.
 
 Where all hosts have the whole channel, each file is one rank's. Of fewer files than ranks, each block of lines is one
-rank's: all ranks pass over the bytes, and each parses its own blocks only. Where each host has files of its own, it
-reads them all.
+rank's: all ranks pass over the bytes, and each parses its own blocks only. Where each host has files of its own, the
+ranks of the host divide them so. A pipe can be read once, so the first rank of each host does that.
 
 The rows of the entity table do not depend on who reads. Entities claim them in the order of the blocks, as on one host.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from ipinsights.data.entities import EntityIndex
+from ipinsights.data.sources import Pipe, Source
 from ipinsights.distributed.group import Group
 from ipinsights.native.reader import Digests
 
@@ -24,12 +26,22 @@ class Share:
     rank: int = 0
     of: int = 1
     by_file: bool = True
+    beside: int = 1
+    """How many ranks of this host read at the same time."""
     _block: int = -1
 
     @classmethod
-    def of_channel(cls, group: Group, sources: int, divided: bool) -> "Share":
-        """A rank's part of a channel of so many sources. It is all of them, unless they are to be ``divided``."""
-        return cls(group.rank, group.size, sources >= group.size) if divided else cls()
+    def of_channel(cls, group: Group, sources: Sequence[Source], divided: bool) -> "Share":
+        """A rank's part of a channel: of what all hosts have, where it is to be ``divided``, else of its host's own."""
+        if any(isinstance(source, Pipe) for source in sources):
+            if group.process:
+                return cls(-1)  # nothing: no source has this number
+            readers, number, beside = len(group.processes), group.host, 1
+        else:
+            readers, number, beside = group.size, group.rank, group.beside
+        if not divided:
+            readers, number = beside, group.process
+        return cls(number, readers, len(sources) >= readers, beside)
 
     def has(self, source: int) -> bool:
         """Whether any of a source, counted from 0, may be this rank's."""
@@ -46,7 +58,7 @@ class Blocks:
     """The blocks that a rank has read, B."""
 
     order: npt.NDArray[np.int64]
-    """Each block's rank if the ranks have different files, else 0; its source; its number. All ranks' blocks ascend by
+    """Each block's host if the hosts have different files, else 0; its source; its number. All ranks' blocks ascend by
     these in the order in which one host would read them: [B, 3]."""
     starts: npt.NDArray[np.int64]
     """The first of the rank's events that is in the block, [B]."""

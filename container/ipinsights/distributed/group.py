@@ -1,16 +1,22 @@
 """The ranks of a training, and what they do together. A training on one host is a group of one.
 
+A rank is a process. A host has one of them, or one for each of its GPUs; ranks are numbered host by host.
+
 Every method but the last three is collective: all ranks call it, in the same order. Arrays go in and come out as numpy
-arrays. Sums of floats run in an order that the number of ranks alone decides, and all ranks get the same bits.
+arrays; only `Group.add` takes what a device holds. Sums of floats run in an order that the number of ranks alone
+decides, and all ranks get the same bits.
 """
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from ipinsights.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 Array = npt.NDArray[Scalar]
@@ -32,7 +38,13 @@ class Group:
     rank = 0
     size = 1
     hosts: Sequence[str] = ("algo-1",)
-    """The name of each rank's host."""
+    """How messages call each rank: by its host, and by its GPU where the host has several."""
+    host = 0
+    """The number of this rank's host."""
+    process = 0
+    """The number of this rank on its host."""
+    processes: Sequence[int] = (1,)
+    """How many ranks each host has."""
 
     @property
     def leads(self) -> bool:
@@ -42,6 +54,9 @@ class Group:
     def sum(self, array: Array[Scalar]) -> Array[Scalar]:
         """The sum of the ranks' arrays, of one shape. It may be computed in place."""
         return array
+
+    def add(self, tensor: "torch.Tensor") -> None:
+        """Put in place of a tensor, contiguous and on any device, the sum of the ranks' tensors, of one shape."""
 
     def exchange(self, parts: Sequence[Array[Scalar]]) -> list[Array[Scalar]]:
         """What each rank has for this one. Part r goes to rank r, [n, ...]: of any n, 0 too, and else of one shape."""
@@ -65,9 +80,27 @@ class Group:
         summed: Number = self.sum(np.array([number]))[0].item()
         return summed
 
+    @property
+    def beside(self) -> int:
+        """How many ranks this host has."""
+        return self.processes[self.host]
+
+    def total_here(self, number: Number) -> Number:
+        """The sum over the ranks of this host."""
+        first = sum(self.processes[: self.host])
+        summed: Number = np.concatenate(self.gather(np.array([number])))[first : first + self.beside].sum().item()
+        return summed
+
     def any(self, flag: bool) -> bool:
         """Whether it is so on any rank."""
         return bool(self.total(int(flag)))
+
+    def reason(self, text: str) -> str:
+        """The ``text`` of the first rank that has one, with the name of its host; empty where none has one."""
+        if self.size == 1:
+            return text
+        texts = [array.tobytes().decode() for array in self.gather(np.frombuffer(text.encode(), dtype=np.uint8))]
+        return next((f"on host {host} {given}" for host, given in zip(self.hosts, texts, strict=True) if given), "")
 
     def agree(self, error: Exception | None) -> None:
         """Go on only if all ranks can. Raises the ``error`` where there is one, and `OtherHostFailed` elsewhere."""

@@ -2,10 +2,15 @@
 
 The backend is gloo, which all CPUs have. It knows no unsigned types and must know all sizes before. So whatever moves
 as it is, moves as bytes, in rounds of a bounded size; only sums know their type.
+
+What lies on a GPU goes by way of the host's memory, unless `connect` is given a backend for GPUs. That is the one place
+where gloo and NCCL differ. NCCL takes nothing but what GPUs hold, so all else stays with gloo. And it cannot be told
+when to give up as gloo can: a rank that it waits for must come within its own timeout, or the process ends.
 """
 
 import datetime
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -25,7 +30,9 @@ ROUND = 1 << 26
 """Bytes to one rank in one exchange, at most. This bounds the memory that an exchange takes."""
 _PATIENCE = datetime.timedelta(days=30)
 """How long an exchange waits for another rank. It is the watch that tells a dead one from one that has much to do."""
-_INTERFACE = "GLOO_SOCKET_IFNAME"
+_GPU_PATIENCE = datetime.timedelta(minutes=10)
+"""How long GPUs wait for one another. All ranks have met on gloo immediately before."""
+_INTERFACE, _GPU_INTERFACE = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
 _UNREACHABLE = "the hosts reached the first one but not one another. Allow all TCP traffic between the hosts of the job"
 _NAMING = 10.0
 """Seconds that the watch has to name the host with which an exchange failed."""
@@ -34,8 +41,13 @@ _NAMING = 10.0
 class Ranks(Group):
     """One rank of several. `connect` makes it."""
 
-    def __init__(self, hosts: Sequence[str], rank: int, watched: Watch) -> None:
-        self.hosts, self.rank, self.size = tuple(hosts), rank, len(hosts)
+    def __init__(self, watched: Watch) -> None:
+        places = [(host, process) for host, number in enumerate(watched.processes) for process in range(number)]
+        self.hosts, self.rank, self.size = [*map(watched.name, places)], places.index(watched.place), len(places)
+        self.host, self.process = watched.place
+        self.processes = watched.processes
+        self.direct: dict[str, Any] = {}
+        """torch's group for the tensors of a type of device, which takes them from there."""
         self._watch = watched
 
     def sum(self, array: Array[Scalar]) -> Array[Scalar]:
@@ -44,6 +56,13 @@ class Ranks(Group):
         self._do(torch.distributed.all_reduce, tensor)
         summed: Array[Scalar] = tensor.numpy().reshape(array.shape)
         return summed
+
+    def add(self, tensor: torch.Tensor) -> None:
+        """Directly from the device, if there is a backend for it."""
+        direct = self.direct.get(tensor.device.type)
+        held = tensor if direct else tensor.cpu()
+        self._do(torch.distributed.all_reduce, held, group=direct)
+        tensor.copy_(held)
 
     def exchange(self, parts: Sequence[Array[Scalar]]) -> list[Array[Scalar]]:
         """In as many rounds as the largest part of any rank takes."""
@@ -101,48 +120,70 @@ class Ranks(Group):
 
 def connect(
     hosts: Sequence[str],
-    rank: int,
+    host: int,
     lost: Callable[[str, bool], object],
     *,
+    process: int = 0,
+    processes: int = 1,
     named_interface: str | None = None,
     port: int = watch.PORT,
+    server: socket.socket | None = None,
     patience: float = watch.PATIENCE,
     rendezvous: float = watch.RENDEZVOUS,
     waiting: Callable[[Sequence[str]], object] = lambda _: None,
     check: Callable[[], object] = lambda: None,
+    gpu_backend: str | None = None,
 ) -> Ranks:
-    """Bring the hosts together, of which each has one rank: its place among them. The first one leads.
+    """Bring the ranks together: the processes of the first host come first, and the first of them leads.
 
-    ``named_interface`` is the network interface that the platform names. The others are those of `Watch`.
+    ``named_interface`` is the network interface that the platform names. GPUs exchange by a backend of torch's such as
+    nccl, if a ``gpu_backend`` is given. The others are those of `Watch`.
 
     Raises AlgorithmError, which names a host, if one does not come in time.
     """
     watched = Watch(
-        hosts, rank, lost, port=port, patience=patience, rendezvous=rendezvous, waiting=waiting, check=check
+        hosts,
+        host,
+        lost,
+        process=process,
+        processes=processes,
+        port=port,
+        server=server,
+        patience=patience,
+        rendezvous=rendezvous,
+        waiting=waiting,
+        check=check,
     )
     try:
-        if rank == 0:
+        if watched.leads:
             store = TCPStore("0.0.0.0", 0, is_master=True, wait_for_workers=False)  # noqa: S104  # as the watch
-            meeting = watched.ready(store.port)
+            leads_there = interface.choose(named_interface, watched.address)
+            watched.ready([store.port, leads_there])
         else:
-            meeting = watched.ready()
+            meeting, leads_there = watched.ready()
+            if host:  # on the leader's own host it is the leader's
+                leads_there = interface.choose(named_interface, watched.address)
+        group = Ranks(watched)
         # Nothing else ends what waits for connections that a firewall swallows.
         timer = threading.Timer(rendezvous, lost, (_UNREACHABLE, False))
         timer.daemon = True
         timer.start()
         try:
-            if rank:
+            if not watched.leads:
                 within = datetime.timedelta(seconds=2 * rendezvous)
-                store = TCPStore(watched.address(0), meeting, is_master=False, wait_for_workers=False, timeout=within)
-            leads_there = interface.choose(named_interface, watched.address(1 if rank == 0 else 0))
+                store = TCPStore(watched.address, meeting, is_master=False, wait_for_workers=False, timeout=within)
             if leads_there:
                 os.environ[_INTERFACE] = leads_there
+                if gpu_backend:
+                    os.environ.setdefault(_GPU_INTERFACE, f"={leads_there}")
             torch.distributed.init_process_group(
-                "gloo", store=store, rank=rank, world_size=len(hosts), timeout=_PATIENCE
+                "gloo", store=store, rank=group.rank, world_size=group.size, timeout=_PATIENCE
             )
+            if gpu_backend:
+                group.direct["cuda"] = torch.distributed.new_group(backend=gpu_backend, timeout=_GPU_PATIENCE)
         finally:
             timer.cancel()
     except RuntimeError as error:  # torch's
         watched.fail(_UNREACHABLE)
         raise AlgorithmError(f"{_UNREACHABLE}: {error}") from error
-    return Ranks(hosts, rank, watched)
+    return group

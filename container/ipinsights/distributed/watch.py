@@ -1,11 +1,12 @@
-"""The watch: every host keeps one TCP connection to the leader, and both ends send a byte a second.
+"""The watch: every process that trains keeps one TCP connection to the leader, and both ends send a byte a second.
 
-So a host that dies, freezes or loses its network is noticed within the patience, and told by its name to all others.
-The library that exchanges the numbers cannot do that: of a dead peer it knows a port, and of a frozen one nothing
-until its own timeout, which must be as long as the longest honest work. Plain sockets in threads of their own cannot be
-made to wait by anybody else.
+A host has one such process, or one for each of its GPUs. So one that dies, freezes or loses its network is noticed
+within the patience, and told by its name to all others. The library that exchanges the numbers cannot do that: of a
+dead peer it knows a port, and of a frozen one nothing until its own timeout, which must be as long as the longest
+honest work. Plain sockets in threads of their own cannot be made to wait by anybody else.
 
-The watch is the rendezvous, too. It waits for hosts that come late and for names that do not resolve yet.
+The watch is the rendezvous, too. It waits for hosts that come late and for names that do not resolve yet. And each
+process tells how many its host has, which nobody else knows.
 """
 
 import contextlib
@@ -29,8 +30,8 @@ RENDEZVOUS = 15 * 60.0
 """Seconds that hosts wait for one another at the start: as long as a platform may take to start the last one."""
 
 _MAGIC = b"ipinsights ranks"
-_HELLO = struct.Struct("<16sIi")
-"""The magic bytes, a digest of the hosts' names, the rank."""
+_HELLO = struct.Struct("<16sIiii")
+"""The magic bytes, a digest of the hosts' names, the number of the host, that of the process there, how many it has."""
 _ALIVE, _BYE, _LOST, _READY = b".", b"b", b"l", b"r"
 """Kinds of messages. The last two have a text: its length, and JSON."""
 _LENGTH = struct.Struct("<i")
@@ -40,24 +41,35 @@ _GREETING, _FAREWELL = 5.0, 2.0
 _REMINDER = 30.0
 """Seconds between two reports of who is waited for."""
 _LOOK = 0.1
+_LOOPBACK = "127.0.0.1"
+
+Place = tuple[int, int]
+"""The number of a host, and that of a process on it."""
+_LEADER: Place = (0, 0)
 
 
 class Watch:
-    """The connections of one rank. `ready` brings all hosts together; from then on the watch goes on by itself."""
+    """The connections of one process. `ready` brings all together; from then on the watch goes on by itself."""
 
     def __init__(
         self,
         hosts: Sequence[str],
-        rank: int,
+        host: int,
         lost: Callable[[str, bool], object],
         *,
+        process: int = 0,
+        processes: int = 1,
         port: int = PORT,
+        server: socket.socket | None = None,
         patience: float = PATIENCE,
         rendezvous: float = RENDEZVOUS,
         waiting: Callable[[Sequence[str]], object] = lambda _: None,
         check: Callable[[], object] = lambda: None,
     ) -> None:
-        """Connect to the other hosts, which takes until all are there.
+        """Connect to all others, which takes until all are there.
+
+        This is one ``process`` of so many ``processes`` on the host of that number. The first one of the first host is
+        the leader, to whom all connect. It listens on the ``port``, or with a ``server`` that does so already.
 
         ``lost`` is called, once and in another thread, when a host is gone or has failed. It gets the reason, which
         names the host, and whether that host has told it itself. It should end the process, since nothing else can end
@@ -66,7 +78,10 @@ class Watch:
 
         Raises AlgorithmError, which names a host, if one does not come in time.
         """
-        self._hosts, self._rank, self._patience = hosts, rank, patience
+        self._hosts, self._patience = hosts, patience
+        self.place: Place = (host, process)
+        self._numbers: dict[int, int] = {host: processes}
+        """How many processes the hosts have, as far as it is known."""
         self._digest = zlib.crc32("\n".join(hosts).encode())
         self._lost = lost
         self._waiting, self._check = waiting, check
@@ -74,16 +89,16 @@ class Watch:
         self._rendezvous = rendezvous
         self._lock = threading.Lock()
         self._over = False
-        """Whether this rank has left, or knows of one that is lost."""
-        self._peers: dict[int, socket.socket] = {}
-        self._heard: dict[int, float] = {}
-        self._left: set[int] = set()
+        """Whether this process has left, or knows of one that is lost."""
+        self._peers: dict[Place, socket.socket] = {}
+        self._heard: dict[Place, float] = {}
+        self._left: set[Place] = set()
         self._news = threading.Condition()
         self._told: Any = None
         self._listeners: list[threading.Thread] = []
-        self._server: socket.socket | None = None
+        self._server = server
         try:
-            if rank == 0:
+            if self.leads:
                 self._receive_all(port)
             else:
                 self._connect(port)
@@ -91,20 +106,39 @@ class Watch:
             self._close()
             raise
 
+    @property
+    def leads(self) -> bool:
+        """Whether this is the leader."""
+        return self.place == _LEADER
+
+    @property
+    def processes(self) -> list[int]:
+        """How many processes each host has, once `ready`."""
+        return [self._numbers[host] for host in range(len(self._hosts))]
+
+    def name(self, place: Place) -> str:
+        """How messages call a process: by its host, and by its GPU where the host has several."""
+        host, process = place
+        return f"{self._hosts[host]} (GPU {process})" if self._numbers.get(host, 1) > 1 else self._hosts[host]
+
     def ready(self, told: Any = None) -> Any:
-        """Begin. What the leader has to tell, anything that JSON has, is what every rank gets."""
-        if self._rank == 0:
-            self._send(_READY, json.dumps(told), self._peers)
+        """Begin. What the leader has to tell, anything that JSON has, is what everybody gets."""
+        if self.leads:
+            self._send(_READY, json.dumps([self.processes, told]), self._peers)
             return told
         with self._news:
             while self._told is None:
                 self._news.wait(_LOOK)
                 self._check()
-        return self._told[0]
+        processes, told = self._told
+        self._numbers = dict(enumerate(processes))
+        return told
 
-    def address(self, rank: int) -> str:
-        """The address of a host, as this one is connected to it: on the leader any other's, else the leader's."""
-        return str(self._peers[rank].getpeername()[0])
+    @property
+    def address(self) -> str:
+        """An address to which this is connected: on the leader that of another host, if there is one."""
+        place = max(self._peers)  # the leader's own host is the first one
+        return str(self._peers[place].getpeername()[0])
 
     def fail(self, reason: str) -> None:
         """Leave, and tell all others that it is because of a failure here."""
@@ -112,13 +146,13 @@ class Watch:
             if self._over:
                 return
             self._over = True
-        reason = f"host {self._hosts[self._rank]} failed: {reason}"
-        self._send(_LOST, json.dumps([self._rank, reason[:_LONGEST_REASON], True]), self._peers)
+        reason = f"host {self.name(self.place)} failed: {reason}"
+        self._send(_LOST, json.dumps([self.place, reason[:_LONGEST_REASON], True]), self._peers)
         self._drain()
         self._close()
 
     def leave(self) -> None:
-        """The work is done. From now on nobody minds if this rank is gone."""
+        """The work is done. From now on nobody minds if this process is gone."""
         with self._lock:
             self._over = True
         self._send(_BYE, None, self._peers)
@@ -127,16 +161,15 @@ class Watch:
     # ------------------------------------------------------------------------------------------------- coming together
 
     def _receive_all(self, port: int) -> None:
-        self._server = socket.create_server(("", port), backlog=len(self._hosts))
+        self._server = self._server or socket.create_server(("", port), backlog=len(self._hosts))
         self._server.settimeout(_LOOK)
         remind = time.monotonic() + _REMINDER
         threading.Thread(target=self._beat, daemon=True).start()
-        while len(self._peers) < len(self._hosts) - 1:
+        while late := self._late():
             self._check()
-            late = [host for rank, host in enumerate(self._hosts) if rank and rank not in self._peers]
             if time.monotonic() > self._deadline:
                 reason = f"host {', '.join(late)} has not come within {_minutes(self._rendezvous)}"
-                self._send(_LOST, json.dumps([0, reason, False]), self._peers)
+                self._send(_LOST, json.dumps([_LEADER, reason, False]), self._peers)
                 raise AlgorithmError(reason)
             if time.monotonic() > remind:
                 remind += _REMINDER
@@ -146,27 +179,36 @@ class Watch:
                 self._welcome(connection)
         self._server.close()
 
+    def _late(self) -> list[str]:
+        """Who has not come. Of a host that is not there at all, nobody knows how many processes it has."""
+        places = ((host, p) for host in range(len(self._hosts)) for p in range(self._numbers.get(host, 1)))
+        return [self.name(place) for place in places if place != _LEADER and place not in self._peers]
+
     def _welcome(self, connection: socket.socket) -> None:
-        """Take the connection of a rank; one of anybody else is closed."""
+        """Take the connection of one of us; one of anybody else is closed."""
         connection.settimeout(min(self._patience, _GREETING))
         greeting = b""
         with contextlib.suppress(OSError):
             greeting = connection.recv(_HELLO.size, socket.MSG_WAITALL)
-        magic, digest, rank = _HELLO.unpack(greeting) if len(greeting) == _HELLO.size else (b"", 0, 0)
-        ours = (magic, digest) == (_MAGIC, self._digest) and 0 < rank < len(self._hosts)
-        if not ours or rank in self._peers:
+        magic, digest, host, process, processes = (
+            _HELLO.unpack(greeting) if len(greeting) == _HELLO.size else (b"", 0, 0, 0, 0)
+        )
+        place = host, process
+        ours = (magic, digest) == (_MAGIC, self._digest) and 0 <= host < len(self._hosts) and 0 <= process < processes
+        if not ours or place in (_LEADER, *self._peers) or self._numbers.setdefault(host, processes) != processes:
             connection.close()
             return
         connection.settimeout(self._patience)
-        self._follow(rank, connection)
+        self._follow(place, connection)
 
     def _connect(self, port: int) -> None:
         """Reach the leader, whose name may not resolve yet, and who may not be there yet."""
         pause, remind = 0.1, time.monotonic() + _REMINDER
+        leader = self._hosts[0] if self.place[0] else _LOOPBACK
         while True:
             self._check()
             try:
-                connection = socket.create_connection((self._hosts[0], port), timeout=min(_GREETING, self._patience))
+                connection = socket.create_connection((leader, port), timeout=min(_GREETING, self._patience))
                 break
             except OSError as error:
                 if time.monotonic() > self._deadline:
@@ -180,21 +222,20 @@ class Watch:
             time.sleep(pause)
             pause = min(2 * pause, 2.0)
         connection.settimeout(self._patience)
-        connection.sendall(_HELLO.pack(_MAGIC, self._digest, self._rank))
-        self._follow(0, connection)
+        connection.sendall(_HELLO.pack(_MAGIC, self._digest, *self.place, self._numbers[self.place[0]]))
+        self._follow(_LEADER, connection)
         threading.Thread(target=self._beat, daemon=True).start()
 
-    def _follow(self, rank: int, connection: socket.socket) -> None:
+    def _follow(self, place: Place, connection: socket.socket) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._heard[rank] = time.monotonic()
-        self._peers[rank] = connection
-        self._listeners.append(threading.Thread(target=self._listen, args=(rank, connection), daemon=True))
+        self._heard[place] = time.monotonic()
+        self._peers[place] = connection
+        self._listeners.append(threading.Thread(target=self._listen, args=(place, connection), daemon=True))
         self._listeners[-1].start()
 
     # ------------------------------------------------------------------------------------------------------- the watch
 
-    def _listen(self, rank: int, connection: socket.socket) -> None:
-        host = self._hosts[rank]
+    def _listen(self, place: Place, connection: socket.socket) -> None:
         while True:
             try:
                 kind = connection.recv(1)
@@ -203,19 +244,19 @@ class Watch:
                 return  # the beat tells it
             except (OSError, ValueError):
                 kind = b""
-            self._heard[rank] = time.monotonic()
+            self._heard[place] = time.monotonic()
             if kind == _READY:
                 with self._news:
-                    self._told = (text,)
+                    self._told = text
                     self._news.notify_all()
             elif kind == _LOST and isinstance(text, list):
                 self._report(*text)
                 return
             elif kind == _BYE:
-                self._left.add(rank)
+                self._left.add(place)
                 return
             elif not kind:
-                self._report(rank, f"host {host} is gone: its connection broke off", False)
+                self._report(place, f"host {self.name(place)} is gone: its connection broke off", False)
                 return
 
     def _text(self, connection: socket.socket) -> Any:
@@ -226,33 +267,34 @@ class Watch:
 
     def _beat(self) -> None:
         while not self._over:
-            self._send(_ALIVE, None, [rank for rank in list(self._peers) if rank not in self._left])
+            self._send(_ALIVE, None, [place for place in list(self._peers) if place not in self._left])
             now = time.monotonic()
-            for rank, heard in list(self._heard.items()):
-                if rank not in self._left and now - heard > self._patience:
-                    self._report(rank, f"host {self._hosts[rank]} has been silent for {self._patience:.0f} s", False)
+            for place, heard in list(self._heard.items()):
+                if place not in self._left and now - heard > self._patience:
+                    self._report(place, f"host {self.name(place)} has been silent for {self._patience:.0f} s", False)
                     return
             time.sleep(min(BEAT, self._patience / 4))
 
-    def _report(self, rank: int, reason: str, told: bool) -> None:
+    def _report(self, place: Sequence[int], reason: str, told: bool) -> None:
         """A host is lost: tell the others, and whoever owns the watch."""
         with self._lock:
             if self._over:
                 return
             self._over = True
-        if self._rank == 0:
-            self._send(_LOST, json.dumps([rank, reason, told]), [other for other in self._peers if other != rank])
+        if self.leads:
+            others = [other for other in self._peers if other != tuple(place)]
+            self._send(_LOST, json.dumps([place, reason, told]), others)
             self._drain()
         self._lost(reason, told)
 
-    def _send(self, kind: bytes, text: str | None, ranks: Iterable[int]) -> None:
+    def _send(self, kind: bytes, text: str | None, places: Iterable[Place]) -> None:
         message = kind
         if text is not None:
             message += _LENGTH.pack(len(text.encode())) + text.encode()
-        for rank in ranks:
+        for place in places:
             # Nobody waits here: a peer that reads nothing is told by its silence.
             with contextlib.suppress(OSError):
-                self._peers[rank].sendall(message) if text is not None else self._peers[rank].send(
+                self._peers[place].sendall(message) if text is not None else self._peers[place].send(
                     message, socket.MSG_DONTWAIT
                 )
 

@@ -23,7 +23,7 @@ from ipinsights.sagemaker import reporting, stopping
 _REMINDER, _PATIENCE = 60, 15 * 60
 """Seconds between two log lines that a channel is waited for, and those after which it is not."""
 
-logger = logging.getLogger("ipinsights")
+logger, own = logging.getLogger("ipinsights"), logging.getLogger(reporting.OWN)
 
 
 def read(
@@ -37,7 +37,7 @@ def read(
 ) -> Events:
     """Read a channel; that of training gives new entities a row in the ``index``. No sources hold no events.
 
-    Each rank of a ``group`` reads its share, or all of its own files if the channel is ``sharded``.
+    Each rank of a ``group`` reads its share, of its host's own files if the channel is ``sharded``.
     Raises UserError where it has no rows, too many malformed ones, or does not come; and what `stopping.check` raises.
     """
     total = size(sources)
@@ -46,7 +46,7 @@ def read(
         group.require_same(f"the list of files in channel {name!r}", xxhash.xxh3_128_hexdigest(repr(files).encode()))
     if sources:
         logger.info("Reading channel %r%s", name, f": {total / 1e6:,.1f} MB" if total else "")
-    with reporting.progress_bar(total, "B", f"reading {name}") as bar:
+    with reporting.progress_bar(total, "B", f"reading {name}", shown=not group.process) as bar:
         data = events.read(
             sources,
             index,
@@ -62,7 +62,7 @@ def read(
         )
     skipped, rows = data.malformed.count, data.malformed.count + len(data)
     if skipped:
-        logger.warning(
+        own.warning(
             "Channel %r: skipped %s malformed rows of %s (%.2g%%): %s: %s",
             name,
             f"{skipped:,}",
@@ -72,7 +72,7 @@ def read(
             data.malformed,
         )
     if data.removed.ports or data.removed.mapped:
-        logger.info(
+        own.info(
             "Channel %r: read %s addresses without the port behind them, and %s IPv4 addresses written ::ffff:a.b.c.d",
             name,
             f"{data.removed.ports:,}",

@@ -120,15 +120,22 @@ def hosts(paths: Paths) -> Hosts:
     )
 
 
+def hyperparameters(paths: Paths) -> Hyperparameters:
+    """Read and check a job's hyperparameters. Raises UserError."""
+    values = _read_json(paths.hyperparameters)
+    if values is None:
+        raise UserError(f"{paths.hyperparameters} is missing: num_entity_vectors and vector_dim are required")
+    return Hyperparameters.parse(
+        {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
+    )
+
+
 def read(paths: Paths, number_of_hosts: int = 1) -> Configuration:
     """Read and check a job's input. Of a channel that is divided among several hosts, one may have nothing.
 
     Raises UserError.
     """
-    values = _read_json(paths.hyperparameters)
-    if values is None:
-        raise UserError(f"{paths.hyperparameters} is missing: num_entity_vectors and vector_dim are required")
-    provided = {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
+    hp = hyperparameters(paths)
     channels = _channels(paths)
 
     def files(use: str) -> list[Path] | None:
@@ -142,7 +149,7 @@ def read(paths: Paths, number_of_hosts: int = 1) -> Configuration:
 
     train = csv("train")
     return Configuration(
-        hyperparameters=Hyperparameters.parse(provided),
+        hyperparameters=hp,
         train=_files(paths, "train", "train") if train is None else train,
         validation=csv("validation"),
         networks=files("networks"),

@@ -11,6 +11,7 @@ import errno
 import importlib.util
 import logging
 import os
+import socket
 import sys
 import tempfile
 import time
@@ -30,8 +31,9 @@ from ipinsights.machine import has_gpu, require_memory
 from ipinsights.model import artifact
 from ipinsights.model.model import Model
 from ipinsights.model.shard import Shard
-from ipinsights.sagemaker import channels, configuration, earlier, page, reporting, stopping
+from ipinsights.sagemaker import channels, configuration, earlier, page, processes, reporting, stopping
 from ipinsights.sagemaker.paths import Paths
+from ipinsights.sagemaker.processes import Processes
 from ipinsights.sagemaker.settings import quotes_data
 from ipinsights.training.checkpoint import Checkpoints
 
@@ -75,69 +77,127 @@ def _can_make(folder: Path) -> bool:
 def train(**connection: Any) -> None:
     """Run the job that the environment describes. A failure is written to the failure file and ends the process.
 
-    ``connection`` are options of `distributed.ranks.connect`, where the job has several hosts.
+    ``connection`` are options of `distributed.ranks.connect`, where the job has several processes.
     """
     paths = Paths.from_environment()
     reporting.configure_logging()
-    group = ALONE
+    others = Processes()
     try:
         with refusals("remove", paths.failure):
             paths.failure.unlink(missing_ok=True)
         quote_data(quotes_data())
         hosts = configuration.hosts(paths)
-        if len(hosts.names) > 1:
-            group = _join(hosts, paths, connection)
+        connection["processes"] = number = _processes(paths)
+        own: dict[str, Any] = {}
+        if number > 1 and len(hosts.names) == 1:  # on a free port, as several such jobs may run on one machine
+            own["server"] = socket.create_server(("127.0.0.1", 0))
+            connection["port"] = own["server"].getsockname()[1]
+        if number > 1:
+            logger.info("This host has %d GPUs, so %d processes train on it", number, number)
+            others.start(number - 1, further, connection)
+    except Exception as error:
+        others.end()
+        _fail(paths, _verdict(error, paths))
+    _take_part(paths, hosts, others, {**connection, **own})
+
+
+def further(process: int, **connection: Any) -> None:
+    """Take part in the job as a further process of a host, of this number."""
+    paths = Paths.from_environment()
+    reporting.configure_logging(first=False)
+    quote_data(quotes_data())
+    _take_part(paths, configuration.hosts(paths), Processes(), {"process": process, **connection})
+
+
+def _processes(paths: Paths) -> int:
+    """How many processes of this host are to train: one for each of its GPUs."""
+    try:
+        hp = configuration.hyperparameters(paths)
+    except UserError:  # all hosts are to hear of it, so it is told when they have come together
+        return 1
+    if hp.device == "cpu" or not has_gpu():
+        return 1
+    from ipinsights.training import placement  # loads torch, which takes seconds
+
+    return max(1, placement.gpus())
+
+
+def _take_part(paths: Paths, hosts: configuration.Hosts, others: Processes, connection: dict[str, Any]) -> None:
+    """Do one process's part of the job. ``others`` are those that are to end before it does."""
+    group = ALONE
+    first = not connection.get("process")
+    try:
+        if len(hosts.names) > 1 or connection["processes"] > 1:
+            group = _join(hosts, paths, others, connection)
         run(paths, group, hosts.current)
         group.close()
+        others.end()
     except stopping.Stopped:
         logger.warning("The job was asked to stop while this host waited for the others: there is no model")
+        others.end()
     except OtherHostFailed as error:
         group.leave()
-        _leave(f"This host ends because {error}")
+        others.end()
+        _leave(f"This host ends because {error}" if first else "")
     except Exception as error:
         verdict = _verdict(error, paths)
         group.fail(verdict)
+        others.end()
         _fail(paths, verdict)
 
 
-def _join(hosts: configuration.Hosts, paths: Paths, connection: dict[str, Any]) -> Group:
-    """Come together with the other hosts. Raises AlgorithmError if one does not come, and `stopping.Stopped`."""
+def _join(hosts: configuration.Hosts, paths: Paths, others: Processes, connection: dict[str, Any]) -> Group:
+    """Come together with all other processes. Raises AlgorithmError if one does not come, and `stopping.Stopped`."""
+    first = not connection.get("process")
 
     def waiting(late: Sequence[str]) -> None:
         logger.info("Waiting for %s", ", ".join(late))
 
     def lost(reason: str, told: bool) -> None:
-        """Another host has failed, and says why in its own failure file, or it is gone, which nobody else can say."""
-        if not told:
+        """Another one has failed, and says why in its own failure file, or it is gone, which nobody else can say."""
+        if first and not told:
             _write_failure(paths, f"AlgorithmError: {reason}")
-        _leave(f"This host ends because {reason}")
+        others.end()
+        _leave(f"This host ends because {reason}" if first else "")
 
-    logger.info(
-        "Host %s is %d of %d: waiting for the others. Metrics are in the log of %s",
-        hosts.current,
-        hosts.rank + 1,
-        len(hosts.names),
-        hosts.names[0],
-    )
+    def check() -> None:
+        stopping.check()
+        others.check()
+        processes.check()
+
+    if len(hosts.names) > 1:
+        logger.info(
+            "Host %s is %d of %d: waiting for the others. Metrics are in the log of %s",
+            hosts.current,
+            hosts.rank + 1,
+            len(hosts.names),
+            hosts.names[0],
+        )
     from ipinsights.distributed import ranks  # loads torch, which takes seconds
 
     group = ranks.connect(
         hosts.names,
         hosts.rank,
         lost,
-        named_interface=hosts.interface,
+        named_interface=hosts.interface if len(hosts.names) > 1 else None,
         waiting=waiting,
-        check=stopping.check,
+        check=check,
         **connection,
     )
-    logger.info("All %d hosts are there", group.size)
+    if len(hosts.names) > 1:
+        gpus = f", with {group.size} GPUs" if group.size > len(hosts.names) else ""
+        logger.info("All %d hosts are there%s", len(hosts.names), gpus)
     return group
 
 
 def _leave(message: str) -> NoReturn:
-    """End this process at once, from any thread: an exchange with a host that is gone may never end."""
-    with contextlib.suppress(OSError):
-        logger.error("%s", message)
+    """End this process at once, from any thread: an exchange with a host that is gone may never end.
+
+    The message is empty where the first process of the host has it.
+    """
+    if message:
+        with contextlib.suppress(OSError):
+            logger.error("%s", message)
     os._exit(1)
 
 
@@ -186,12 +246,12 @@ def run(paths: Paths, group: Group, host: str) -> None:
 
 def _prepared(paths: Paths, group: Group) -> tuple[configuration.Configuration, Model | None, Checkpoints | None]:
     """What there is to do, the earlier model, and where checkpoints are."""
-    job = configuration.read(paths, group.size)
+    job = configuration.read(paths, len(group.processes))
     hp = job.hyperparameters
     hp.require(validated=job.validation is not None)
     _look_for_gpu(hp, group)
     table = 4 * (hp.num_entity_vectors + 1) * hp.vector_dim
-    require_memory(table // group.size)
+    require_memory(table * group.beside // group.size)
     if group.leads:
         _require_writable(paths.model, "the model", table)
     checkpoints = None
@@ -210,16 +270,12 @@ def _look_for_gpu(hp: Hyperparameters, group: Group) -> None:
 
     It is known before the data is read, which may take hours of an expensive machine.
     """
-    if group.size > 1:
-        from ipinsights.training import together
-
-        together.require_cpus(hp)
-    elif hp.device == "gpu" or (hp.device == "auto" and has_gpu()):
+    if hp.device == "gpu" or (hp.device == "auto" and has_gpu()):
         from ipinsights.training import placement  # loads torch, which takes seconds
 
         if hp.device == "gpu":
-            placement.require_gpu()
-        elif fault := placement.gpu_fault():
+            placement.require_gpu(group)
+        elif fault := placement.gpu_fault(group):
             logger.warning("This job trains on the CPU, because %s", fault)
 
 
@@ -280,11 +336,11 @@ def _train(
     }
     networks = Networks.read(job.networks, family) if job.networks else None
     read = time.time()
-    marks = sum(part.removed.marks for part in data.values())
+    marks = group.total_here(sum(part.removed.marks for part in data.values()))
     logger.info(
         "Read %s training and %s validation events%s%s",
-        *(f"{len(part):,}" for part in data.values()),
-        " here" * (group.size > 1),
+        *(f"{group.total_here(len(part)):,}" for part in data.values()),
+        " here" * (len(group.processes) > 1),
         f", and removed {marks:,} byte order marks from the starts of lines" if marks else "",
     )
     logger.info(
@@ -314,7 +370,7 @@ def _train(
     if group.any(stopping.requested()):
         raise stopping.Stopped
     events, validated = (group.total(len(part)) for part in data.values())
-    report = reporting.TrainingReport(host, hp, events, validated, group.size)
+    report = reporting.TrainingReport(host, hp, events, validated, len(group.processes), group.size)
     if group.leads:
         report.initialized(started, (reading, read))
     validation = data["validation"] if job.validation is not None else None

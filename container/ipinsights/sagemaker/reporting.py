@@ -10,6 +10,7 @@ import json
 import logging
 import re
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -69,14 +70,23 @@ FEW_VALIDATED = 100
 logger = logging.getLogger("ipinsights")
 
 
-def configure_logging() -> None:
-    """Send log lines to standard output in the built-in's form, above a progress bar if there is one."""
+OWN = "ipinsights.sagemaker.channels"
+"""The logger of what only one process of a host knows, of what it has read. What all would say, the first one says."""
+
+
+def configure_logging(first: bool = True) -> None:
+    """Send log lines to standard output in the built-in's form, above a progress bar if there is one.
+
+    Unless this is the ``first`` process of its host, these are only its errors, and the lines of the logger `OWN`.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file may have any name
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore, which a process that ends at once leaves behind
     handler = _AboveProgressBar()
     handler.setFormatter(_Formatter("[%(asctime)s %(levelname)s %(thread)d] %(message)s", datefmt="%m/%d/%Y %H:%M:%S"))
     logger.handlers[:] = [handler]
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.INFO if first else logging.ERROR)
+    logging.getLogger(OWN).setLevel(logging.INFO)
     logger.propagate = False
 
 
@@ -111,9 +121,9 @@ def print_line(line: str) -> None:
     sys.stdout.flush()
 
 
-def progress_bar(total: int | None, unit: str, description: str) -> "tqdm[Any]":
+def progress_bar(total: int | None, unit: str, description: str, shown: bool = True) -> "tqdm[Any]":
     """A bar on standard error, silent where no person watches; without a total it only counts."""
-    return tqdm(total=total, unit=unit, unit_scale=True, desc=description, disable=None, leave=False)
+    return tqdm(total=total, unit=unit, unit_scale=True, desc=description, disable=None if shown else True, leave=False)
 
 
 def history_kept(history: Mapping[str, int], width: int) -> None:
@@ -168,11 +178,19 @@ class TrainingReport(Record):
     """Writes the lines of one job as training goes."""
 
     def __init__(
-        self, host: str, hyperparameters: Hyperparameters, events: int, validation_events: int, hosts: int = 1
+        self,
+        host: str,
+        hyperparameters: Hyperparameters,
+        events: int,
+        validation_events: int,
+        hosts: int = 1,
+        ranks: int = 1,
     ) -> None:
+        """A job of so many ``ranks``, one on each of the ``hosts`` or more."""
         super().__init__(hyperparameters)
         self._host = _Host(host)
         self._hosts = hosts
+        self._ranks = ranks
         self._epochs = hyperparameters.epochs
         self._events = events
         self._validation_events = validation_events
@@ -255,15 +273,18 @@ class TrainingReport(Record):
             "s" * (plan.threads > 1),
             f"{plan.memory / 1e6:,.0f}",
         )
-        if plan.ranks < self._hosts:
+        unit = "hosts" if self._ranks == self._hosts else "processes" if plan.device == "cpu" else "GPUs"
+        if plan.ranks < self._ranks:
             logger.info(
-                "%d of %d hosts train: the data is too little, or too much of it is of one entity, to be divided among "
-                "more. The others have read their share. As many hosts as train would be as fast (training_hosts)",
+                "%d of %d %s train: the data is too little, or too much of it is of one entity, to be divided among "
+                "more. The others have read their share. As many %s as train would be as fast (training_hosts)",
                 plan.ranks,
-                self._hosts,
+                self._ranks,
+                unit,
+                unit,
             )
-        elif self._hosts > 1:
-            logger.info("All %d hosts train, each the entities that are at home there", self._hosts)
+        elif self._ranks > 1:
+            logger.info("All %d %s train, each the entities that are at home there", self._ranks, unit)
         if plan.slower_because:
             logger.warning("Training is several times slower than it could be, because %s", plan.slower_because)
         self._epoch_started = time.time()

@@ -33,11 +33,12 @@ _CPU = [
     ),
 ]
 """x86-64 with AVX2, which the image's kernel is compiled for."""
-_ONE_GPU = [
-    *_types(["g4dn", "g5", "g6", "g6e"], ["xlarge", "2xlarge", "4xlarge", "8xlarge", "16xlarge"]),
-    "ml.p5.4xlarge",
+_GPU = [
+    *_types(["g4dn", "g5", "g6", "g6e"], ["xlarge", "2xlarge", "4xlarge", "8xlarge", "12xlarge", "16xlarge"]),
+    *_types(["g5", "g6", "g6e"], ["24xlarge", "48xlarge"]),
+    *["ml.p4d.24xlarge", "ml.p4de.24xlarge", "ml.p5.4xlarge", "ml.p5.48xlarge", "ml.p5e.48xlarge", "ml.p5en.48xlarge"],
 ]
-"""Training uses one GPU, so those with more would be paid for in vain. Serving uses none."""
+"""Training uses all GPUs of an instance. Serving uses none."""
 _SMALL = _types(["t2"], ["medium", "large", "xlarge", "2xlarge"])
 """For endpoints with few requests."""
 
@@ -51,7 +52,7 @@ def request(image: str, name: str = DEFAULT_NAME) -> dict[str, Any]:
         "TrainingSpecification": {
             "TrainingImage": image,
             "SupportedHyperParameters": [_hyperparameter(declaration) for declaration in declarations()],
-            "SupportedTrainingInstanceTypes": _CPU + _ONE_GPU,
+            "SupportedTrainingInstanceTypes": _CPU + _GPU,
             "SupportsDistributedTraining": True,
             "MetricDefinitions": [{"Name": metric, "Regex": regex} for metric, regex in METRIC_DEFINITIONS.items()],
             "TrainingChannels": [_channel(*entry) for entry in CHANNELS.items()],

@@ -3,9 +3,10 @@
 A stopped job, an expired one and a reclaimed Spot instance all get SIGTERM, and SIGKILL 120 seconds later. The signal
 only sets a flag: whoever works asks for it where it can stop without harm. It is watched from before anything large is
 imported, since a process 1 that handles no SIGTERM does not even die of it. Ctrl-C is the same request; a second one
-interrupts at once.
+interrupts at once. The platform asks the first process only, so that one passes the request on to any others.
 """
 
+import contextlib
 import os
 import signal
 from types import FrameType
@@ -16,6 +17,8 @@ class Stopped(Exception):  # no error: it was asked for
 
 
 _received = 0
+_others: list[int] = []
+"""Processes of ours that are to hear of the request, too."""
 
 
 def watch() -> None:
@@ -36,6 +39,13 @@ def ignore() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def pass_on(*processes: int) -> None:
+    """From now on, pass the request on to these processes, and to no others; at once if it has come already."""
+    _others[:] = processes
+    if _received:
+        _tell()
+
+
 def requested() -> bool:
     """Whether the job was asked to stop."""
     return _received > 0
@@ -51,5 +61,12 @@ def _note(number: int, frame: FrameType | None) -> None:
     del frame
     global _received  # signals are the process's, and so is this
     _received += 1
+    _tell()
     if number == signal.SIGINT:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _tell() -> None:
+    for process in _others:
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.kill(process, signal.SIGTERM)

@@ -129,17 +129,17 @@ def learn(
         told = earlier.counted.apart.plus(told, family)
     profile = Profile.of(every, vocabulary, group)
     entities = Entities.of(train, train.index.num_rows, earlier)
-    memory = placement.memory(hp, vocabulary, len(train), len(entities.met))
+    memory = placement.memory(hp, vocabulary, len(train), len(entities.met), group.size)
     _require_memory(table + memory, group)
-    place = placement.choose(device, hp, vocabulary, len(train), memory)
-    threads = torch.get_num_threads()
+    place = placement.choose(device, hp, vocabulary, len(train), memory, group)
+    threads = max(1, torch.get_num_threads() // group.beside)
     seen = entities.number[apart.entity] < len(entities.met)
     listener.training_planned(
         Plan(
             hp,
             vocabulary,
             profile,
-            str(place.device),
+            place.device.type,
             place.step,
             threads,
             place.slower_because,
@@ -352,10 +352,11 @@ class _Saver:
 
 
 def _require_memory(needed: int, group: Group) -> None:
-    """`require_memory` of each rank. What one lacks, all hear of."""
+    """`require_memory` of what all ranks of a host need together. What one host lacks, all hear of."""
     error = None
+    together = group.total_here(needed)
     try:
-        require_memory(needed)
+        require_memory(together)
     except UserError as fault:
         error = fault
     group.agree(error)

@@ -61,11 +61,13 @@ def update_rows(
     sums,  # float32 [n, DIM]: of every piece
     rates,  # float32: step, and share of the weight that stays
     deviation,  # float32 [1]
+    touches,  # int32 [P], updated where COUNTED: the steps that touched each prefix row
     DIM: tl.constexpr,
     COLUMNS: tl.constexpr,
     BETA1: tl.constexpr,
     BETA2: tl.constexpr,
     EPSILON: tl.constexpr,
+    COUNTED: tl.constexpr,
 ):
     """Adam on every row that has sources. Programs: n x columns."""
     row = tl.program_id(0)
@@ -84,6 +86,9 @@ def update_rows(
             state = prefix + number * 3 * DIM
         else:
             state = entity + (number - prefixes) * 3 * DIM
+        if COUNTED:
+            once = (number < prefixes) & (tl.program_id(1) == 0)
+            tl.store(touches + number, tl.load(touches + number, mask=once, other=0) + 1, mask=once)
         _adam(state + column, DIM, total, rates, deviation, column < DIM, BETA1, BETA2, EPSILON)
 
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import torch
 
-from ipinsights.errors import AlgorithmError
 from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.training import sampling, step
 from ipinsights.training.step import Batch, Parameters, TorchStep
@@ -63,10 +62,6 @@ class _Recording:
 class GpuStep(TorchStep):
     """Takes steps on float32 parameters."""
 
-    def count(self, touches: torch.Tensor) -> None:
-        """Refuse: the recorded step counts nothing yet. Several hosts train on CPUs."""
-        raise AlgorithmError(f"a recorded step cannot count the {len(touches)} rows that it touches")
-
     def __init__(
         self, parameters: Parameters, weight_decay: float, record: Callable[[Play], Play] | None = None
     ) -> None:
@@ -78,6 +73,11 @@ class GpuStep(TorchStep):
         self._record = record
         self._rates = torch.zeros(7, device=parameters.typical.device)
         self._recordings: dict[int, _Recording] = {}
+
+    def count(self, touches: torch.Tensor) -> None:
+        """Count the steps that touch each prefix row, from now on: steps are recorded anew."""
+        super().count(touches)
+        self._recordings.clear()
 
     def run(self, batch: Batch, learning_rate: float) -> None:
         """Take one optimiser step on a batch."""
@@ -122,9 +122,10 @@ class GpuStep(TorchStep):
             num_warps=kernels.WARPS,
         )  # fmt: skip
         adam = (step.BETA1, step.BETA2, step.EPSILON)
+        counted = self._touches is not None
         kernels.update_rows[grid](
-            p.prefix, p.entity, prefixes, numbers, starts, pieces, counts, sums, self._rates, deviation, dim,
-            kernels.COLUMNS, *adam, num_warps=kernels.WARPS,
+            p.prefix, p.entity, prefixes, numbers, starts, pieces, counts, sums, self._rates, deviation,
+            self._touches if counted else counts, dim, kernels.COLUMNS, *adam, counted, num_warps=kernels.WARPS,
         )  # fmt: skip
         for state, gradient, rate in ((p.typical, unsummed.typical, 2), (p.w, unsummed.w, 4), (p.b, unsummed.b, 4)):
             size = gradient.numel()

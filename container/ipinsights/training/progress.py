@@ -39,7 +39,7 @@ class Plan:
     unseen: int = 0
     """Validation events of entities that training never saw."""
     ranks: int = 1
-    """Ranks that train, each on a host; fewer than there are hosts where there is little data."""
+    """Ranks that train, on a host or a GPU each; fewer than there are where there is little data."""
 
 
 @dataclass

@@ -9,14 +9,12 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from ipinsights.data.entities import EntityIndex
 from ipinsights.data.events import Events
 from ipinsights.data.homes import Homes, Loads, loads
 from ipinsights.data.networks import Networks
 from ipinsights.distributed.group import Group
-from ipinsights.errors import UserError
 from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.model.model import Counted, Model
 from ipinsights.model.shard import Shard
@@ -35,6 +33,7 @@ def fit_together(
     validation: Events | None,
     group: Group,
     listener: Listener | None = None,
+    device: str | None = None,
     networks: Networks | None = None,
     *,
     earlier: Model | None = None,
@@ -50,7 +49,6 @@ def fit_together(
     Raises UserError as `fit` does. What is wrong on one rank raises `OtherHostFailed` on the others.
     """
     hyperparameters.require(validated=validation is not None)
-    require_cpus(hyperparameters)
     index = train.index
     for what, digest in (
         ("the presence of validation events", str(validation is None)),
@@ -74,7 +72,7 @@ def fit_together(
         hyperparameters,
         None if validation is None else _numbered(validation, rows, own),
         listener or Listener(),
-        "cpu",
+        device,
         networks,
         _part(earlier, rows, own) if earlier else None,
         checkpoints,
@@ -82,15 +80,6 @@ def fit_together(
         group,
     )
     return Shard(model, rows, index)
-
-
-def require_cpus(hyperparameters: Hyperparameters) -> None:
-    """Raise UserError if the training would use a GPU."""
-    if hyperparameters.device == "gpu" or (hyperparameters.device == "auto" and torch.cuda.is_available()):
-        raise UserError(
-            "training on several hosts uses their CPUs in this release: choose instances without a GPU, or one host, "
-            "or set device=cpu"
-        )
 
 
 def _told(model: Model) -> dict[str, npt.NDArray[np.generic]]:

@@ -62,6 +62,7 @@ class Trainer:
         generator = torch.Generator(place.device).manual_seed(hp.seed)
         self.parameters = _initial_parameters(hp, vocabulary, entities, generator, earlier)
         if group.size > 1:  # all ranks' encoders begin alike, and what they draw from now on is their own
+            _as_on_the_leader(self.parameters.prefix[:, 0], group)
             generator.manual_seed(_seed_of_rank(hp.seed, group.rank))
         library = native.library() if place.step == "native" else None
         self.batches = Batches(train, hp, vocabulary, entities, generator, library, group)
@@ -252,6 +253,13 @@ class Trainer:
 def _seed_of_rank(seed: int, rank: int) -> int:
     """A seed for the draws of one rank."""
     return int(np.random.SeedSequence((seed, rank)).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _as_on_the_leader(weights: torch.Tensor, group: Group) -> None:
+    """Set weights, on every rank, to what the leader drew: GPUs of two models draw other numbers from one seed."""
+    drawn = weights.clone(memory_format=torch.contiguous_format) if group.leads else torch.zeros_like(weights)
+    group.add(drawn)
+    weights.copy_(drawn)
 
 
 def _initial_parameters(

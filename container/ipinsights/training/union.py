@@ -63,7 +63,7 @@ class Union:
         self._step = step
         self._steps = steps
         self._every = every
-        self._touches = torch.zeros(len(parameters.prefix), dtype=torch.int32)
+        self._touches = torch.zeros(len(parameters.prefix), dtype=torch.int32, device=parameters.prefix.device)
         step.count(self._touches)
         self._since = self._own = 0
         self._listen_after, self._gap, self._listened = 1, 1, time.monotonic()
@@ -102,25 +102,24 @@ class Union:
     def combine(self, number: int) -> None:
         """Combine the encoders after so many steps in all."""
         group, steps = self._group, self._since
-        touched = self._touches.numpy().astype(np.float32)
-        missed = np.log1p(-np.minimum(touched / np.float32(steps), np.float32(_NEARLY_ALL)))
-        touched, missed = group.sum(np.stack([touched, missed]))
-        some = np.flatnonzero(touched)
-        scale = steps * -np.expm1(missed[some]) / touched[some]
-        own = group.total(self._own)
-        rows, scaled = torch.from_numpy(some), torch.from_numpy(scale)
-        share = self._own / max(1, own)
+        share = self._own / max(1, group.total(self._own))
+        touched = self._touches.float()
+        counts = torch.stack([touched, torch.log1p(-(touched / steps).clamp(max=_NEARLY_ALL))])
+        group.add(counts)
+        touched, missed = counts
+        rows = touched.nonzero().view(-1)
+        scale = -torch.expm1(missed[rows]) * steps / touched[rows]
         dense = list(zip(self._weights(), self._base, strict=True))[1:]
         shape = len(rows), self._base[0].shape[1]
         sizes = [math.prod(shape), *(now.numel() for now, _ in dense)]
-        flat = torch.empty(sum(sizes))
+        flat = torch.empty(sum(sizes), device=touched.device)
         first, *others = torch.split(flat, sizes)
         self._moves(rows, first.view(shape))
         for (now, before), part in zip(dense, others, strict=True):
             torch.sub(now, before, out=part.view(now.shape)).mul_(share)
-        self.sent += flat.nbytes + 2 * touched.nbytes
-        first, *others = torch.split(torch.from_numpy(group.sum(flat.numpy())), sizes)
-        self._moved(rows, first.view(shape), scaled)
+        self.sent += flat.nbytes + counts.nbytes
+        group.add(flat)
+        self._moved(rows, first.view(shape), scale)
         for (now, base), part in zip(dense, others, strict=True):
             now.copy_(base.add_(part.view(base.shape)))
         self._touches.zero_()
@@ -147,7 +146,7 @@ class Union:
 
     def add_up(self) -> None:
         """Learn the totals of all ranks."""
-        self.totals = self._group.sum(self._step.totals.numpy().copy())
+        self.totals = self._group.sum(self._step.totals.numpy(force=True).copy())
 
     def _weights(self) -> list[torch.Tensor]:
         """The encoder's weights, as views."""
