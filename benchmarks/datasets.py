@@ -81,6 +81,14 @@ def tor(split: Split = "test", family: Family = IPV4) -> TorSplit:
     return TorSplit(train, changes.groupby("fingerprint").head(_TOR_PER_RELAY))
 
 
+def tor_days(split: Split, family: Family = IPV4) -> tuple[pd.DataFrame, list[pd.DataFrame]]:
+    """All events before a split's period, and those of each day of it: columns fingerprint and ip."""
+    events = pd.read_csv(TOR_FILES[family.version])
+    begin, end = _TOR_PERIODS[split]
+    later = events[(events.timestamp >= begin) & (events.timestamp < end)]
+    return events[events.timestamp < begin], [day for _, day in later.groupby((later.timestamp - begin) // 86400)]
+
+
 @dataclass(frozen=True)
 class TutorialSplit:
     """The traffic of the AWS tutorial, simulated on a table of address ranges."""

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import answers, gpu, half_life, literal, load, reading, serving, soak, training, usual_server
+from benchmarks import answers, attacks, gpu, half_life, literal, load, reading, serving, soak, training, usual_server
 from benchmarks.pieces import Ours
 from benchmarks.ranking import Task
 from benchmarks.served import CSV, JSON, JSON_LINES, Payload, largest, payload
@@ -285,3 +285,30 @@ def test_what_rises_over_a_soak_is_told() -> None:
     assert memory.startswith("memory (MB, PSS) rises by ")
     (descriptors,) = soak.rises(flat + np.outer(seconds, [0, 0, 0.05, 0]))
     assert descriptors.startswith("descriptors rises by ")
+
+
+def test_how_many_attacks_a_list_holds_has_a_row_a_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    attacks.main([attacks.SIMULATED, "--synthetic", "--users", "40", "--seeds", "2"])
+    header, _, *rows = (line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines())
+    assert [[cell.strip() for cell in row[:3]] for row in rows] == [
+        ["simulated", "random addresses", "6"],
+        ["simulated", "other entities' addresses", "6"],
+    ]
+    for row in rows:
+        counting, model, difference = (float(cell) for cell in row[3:6])
+        assert len(row) == len(header)
+        assert 0 < counting <= 1
+        assert 0 < model <= 1
+        assert difference == pytest.approx(model - counting, abs=0.002)
+
+
+def test_attacks_are_from_networks_that_the_account_has_not_used() -> None:
+    period = attacks.simulated(40, 0, synthetic=True)
+    used = {pair for part in (period.train, *period.days) for pair in attacks.pairs_of(part)}
+    assert len(period.days) == 3
+    for some in attacks.kinds(period, 0, None).values():
+        made_up = [attacks.pairs_of(some.of_day(day)) for day in range(3)]
+        assert all(len({entity for entity, _ in pairs}) == attacks.ATTACKS for pairs in made_up)
+        assert not used & {pair for pairs in made_up for pair in pairs}
+    same = attacks.kinds(period, 0, None)["random addresses"].of_day(1)
+    assert attacks.pairs_of(same) == attacks.pairs_of(attacks.kinds(period, 0, None)["random addresses"].of_day(1))

@@ -145,8 +145,8 @@ def values(file: File, described: Described) -> None:
     for part in file.parts("counted.entities"):
         if not 0 <= part.min() <= part.max() <= entities:
             raise ValueError(f"tensor 'counted.entities' has numbers that are not from 0 to {entities}")
-    for part in _histories(arrays):
-        _history(part, file, described)
+    for name in _histories(arrays):
+        _history(name, file, described)
 
 
 def _histories(arrays: Arrays) -> tuple[str, ...]:
