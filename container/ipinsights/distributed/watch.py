@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from ipinsights.distributed.group import OtherHostStopped
 from ipinsights.errors import AlgorithmError
 
 PORT = 7744
@@ -31,8 +32,8 @@ RENDEZVOUS = 15 * 60.0
 _MAGIC = b"ipinsights ranks"
 _HELLO = struct.Struct("<16sIi")
 """The magic bytes, a digest of the hosts' names, the rank."""
-_ALIVE, _BYE, _LOST, _READY = b".", b"b", b"l", b"r"
-"""Kinds of messages. The last two have a text: its length, and JSON."""
+_ALIVE, _BYE, _STOP, _LOST, _READY = b".", b"b", b"s", b"l", b"r"
+"""Kinds of messages. The last two have a text: its length, and JSON. The third asks the leader not to begin."""
 _LENGTH = struct.Struct("<i")
 _LONGEST, _LONGEST_REASON = 1 << 20, 4000
 _GREETING, _FAREWELL = 5.0, 2.0
@@ -62,9 +63,11 @@ class Watch:
         ``lost`` is called, once and in another thread, when a host is gone or has failed. It gets the reason, which
         names the host, and whether that host has told it itself. It should end the process, since nothing else can end
         an exchange with a host that is frozen. ``waiting`` is called now and then with the hosts that have not come.
-        ``check`` is called often while it waits; an exception from it ends the wait.
+        ``check`` is called often while it waits; an exception from it ends the wait, here and on all hosts that have
+        come.
 
-        Raises AlgorithmError, which names a host, if one does not come in time.
+        Raises AlgorithmError, which names a host, if one does not come in time, and OtherHostStopped if the ``check``
+        of another has ended the wait.
         """
         self._hosts, self._rank, self._patience = hosts, rank, patience
         self._digest = zlib.crc32("\n".join(hosts).encode())
@@ -78,6 +81,8 @@ class Watch:
         self._peers: dict[int, socket.socket] = {}
         self._heard: dict[int, float] = {}
         self._left: set[int] = set()
+        self._asked: int | None = None
+        """Who has asked the leader not to begin."""
         self._news = threading.Condition()
         self._told: Any = None
         self._listeners: list[threading.Thread] = []
@@ -94,12 +99,22 @@ class Watch:
     def ready(self, told: Any = None) -> Any:
         """Begin. What the leader has to tell, anything that JSON has, is what every rank gets."""
         if self._rank == 0:
+            self._go_on()
             self._send(_READY, json.dumps(told), self._peers)
             return told
+        wish: Exception | None = None
         with self._news:
             while self._told is None:
                 self._news.wait(_LOOK)
-                self._check()
+                if 0 in self._left:
+                    self.leave()
+                    raise wish or OtherHostStopped(self._hosts[0])
+                try:
+                    self._check()
+                except Exception as error:  # the leader decides: it may have begun, and then nobody must be missing
+                    if not wish:
+                        self._send(_STOP, None, [0])
+                    wish = error
         return self._told[0]
 
     def address(self, rank: int) -> str:
@@ -126,13 +141,24 @@ class Watch:
 
     # ------------------------------------------------------------------------------------------------- coming together
 
+    def _go_on(self) -> None:
+        """On the leader: raise what ends the wait, here or on another host. All that have come are told."""
+        try:
+            self._check()
+        except Exception:
+            self.leave()
+            raise
+        if self._asked is not None:
+            self.leave()
+            raise OtherHostStopped(self._hosts[self._asked])
+
     def _receive_all(self, port: int) -> None:
         self._server = socket.create_server(("", port), backlog=len(self._hosts))
         self._server.settimeout(_LOOK)
         remind = time.monotonic() + _REMINDER
         threading.Thread(target=self._beat, daemon=True).start()
         while len(self._peers) < len(self._hosts) - 1:
-            self._check()
+            self._go_on()
             late = [host for rank, host in enumerate(self._hosts) if rank and rank not in self._peers]
             if time.monotonic() > self._deadline:
                 reason = f"host {', '.join(late)} has not come within {_minutes(self._rendezvous)}"
@@ -211,6 +237,8 @@ class Watch:
             elif kind == _LOST and isinstance(text, list):
                 self._report(*text)
                 return
+            elif kind == _STOP:
+                self._asked = rank
             elif kind == _BYE:
                 self._left.add(rank)
                 return

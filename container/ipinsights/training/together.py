@@ -13,7 +13,7 @@ import torch
 
 from ipinsights.data.entities import EntityIndex
 from ipinsights.data.events import Events
-from ipinsights.data.homes import Homes, Loads, loads
+from ipinsights.data.homes import Home, Homes, Loads, loads
 from ipinsights.data.networks import Networks
 from ipinsights.distributed.group import Group
 from ipinsights.errors import UserError
@@ -52,11 +52,12 @@ def fit_together(
     hyperparameters.require(validated=validation is not None)
     require_cpus(hyperparameters)
     index = train.index
+    before = digest_of({"entity": earlier.entity, **vars(earlier.encoder)}) if earlier else None
     for what, digest in (
         ("the presence of validation events", str(validation is None)),
         ("the hyperparameters", str(hyperparameters)),
         ("the table of networks", digest_of(vars(networks)) if networks else ""),
-        ("the earlier model", digest_of(_told(earlier)) if earlier else ""),
+        ("the earlier model", f"{before} {digest_of({'tags': earlier.index.tags})}" if earlier else ""),
     ):
         group.require_same(what, digest)
     validated = None if validation is None else group.total(len(validation))
@@ -69,6 +70,7 @@ def fit_together(
     validation = None if validation is None else homes.bring(validation, group)
     rows = _rows(train, validation, earlier, homes, group)
     own = EntityIndex(max(1, len(rows)), _tags(index, rows), index.sharing)
+    part = _part(earlier, rows, own) if earlier else None
     model = learn(
         _numbered(train, rows, own),
         hyperparameters,
@@ -76,12 +78,17 @@ def fit_together(
         listener or Listener(),
         "cpu",
         networks,
-        _part(earlier, rows, own) if earlier else None,
+        part,
         checkpoints,
         stop,
         group,
+        Home(homes, rows, index),
+        before,
     )
-    return Shard(model, rows, index)
+    if model.untrained:  # it has learnt of no entity, and must know none
+        return Shard(model, rows[:0], EntityIndex(index.num_rows))
+    unchanged = earlier and part and model.vocabulary is part.vocabulary
+    return Shard(model, rows, earlier.index if earlier and unchanged else index)
 
 
 def require_cpus(hyperparameters: Hyperparameters) -> None:
@@ -91,11 +98,6 @@ def require_cpus(hyperparameters: Hyperparameters) -> None:
             "training on several hosts uses their CPUs in this release: choose instances without a GPU, or one host, "
             "or set device=cpu"
         )
-
-
-def _told(model: Model) -> dict[str, npt.NDArray[np.generic]]:
-    """What tells one model from another."""
-    return {"entity": model.entity, "tags": model.index.tags, **vars(model.encoder)}
 
 
 def ranks_that_train(load: Loads, hyperparameters: Hyperparameters, size: int) -> int:
