@@ -309,10 +309,11 @@ class _Saver:
         whole, damaged = self._checkpoints.newest()
         if whole:
             as_it_was = self._as_it_was(whole)
+            alike = as_it_was and whole.ranks == self._group.size
+            alike = alike and not self._group.any([*whole.parts] != [self._group.rank])
             error = None
             for part in whole.parts.values():
                 try:
-                    alike = as_it_was and whole.ranks == self._group.size
                     part.require(self._subject, self._checkpoints.folder, alike)
                 except UserError as fault:
                     error = fault
@@ -366,10 +367,11 @@ class _Saver:
 def _digest(events: Events, home: Home | None, group: Group) -> str:
     """A digest of all ranks' events, in whatever order: a sum of hashes, each of an entity's row and an address."""
     total = np.zeros(1, dtype=np.uint64)
+    row_of = np.append(home.rows, home.index.num_rows) if home else None  # the unknown has the number after the last
     for begin in range(0, len(events), _CHUNK):
         rows, address = (each[begin : begin + _CHUNK] for each in (events.entity, events.address))
-        if home:  # the unknown has the number after the last
-            rows = np.append(home.rows, home.index.num_rows)[np.minimum(rows, len(home.rows))]
+        if row_of is not None:
+            rows = row_of[np.minimum(rows, len(row_of) - 1)]
         total += mixed(mixed(rows.astype(np.uint64)) ^ address.astype(np.uint64)).sum(dtype=np.uint64)
     return f"{int(group.sum(total.view(np.int64)).view(np.uint64)[0]):016x}"
 
