@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import gpu, half_life, literal, load, reading, serving, soak, training, usual_server
+from benchmarks import gpu, half_life, kills, literal, load, reading, serving, soak, training, usual_server
 from benchmarks.pieces import Ours
 from benchmarks.ranking import Task
 from benchmarks.served import CSV, JSON, JSON_LINES, Payload, largest, payload
@@ -276,3 +276,14 @@ def test_what_rises_over_a_soak_is_told() -> None:
     assert memory.startswith("memory (MB, PSS) rises by ")
     (descriptors,) = soak.rises(flat + np.outer(seconds, [0, 0, 0.05, 0]))
     assert descriptors.startswith("descriptors rises by ")
+
+
+def test_a_job_outlives_the_kill_of_a_host(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """With as many hosts, and with another number."""
+    monkeypatch.setattr(sys, "argv", ["kills", "--times", "2", "--users", "60"])
+    kills.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith("Area under the ROC curve at the end: 0.")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line[:1] == "|"][2:]
+    assert [row[0] for row in rows] == ["1", "2"]
+    assert {row[3] for row in rows} <= {*kills.PHASES}
