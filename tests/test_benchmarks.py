@@ -16,7 +16,20 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import answers, attacks, gpu, half_life, literal, load, reading, serving, soak, training, usual_server
+from benchmarks import (
+    answers,
+    attacks,
+    gpu,
+    half_life,
+    kills,
+    literal,
+    load,
+    reading,
+    serving,
+    soak,
+    training,
+    usual_server,
+)
 from benchmarks.pieces import Ours
 from benchmarks.ranking import Task
 from benchmarks.served import CSV, JSON, JSON_LINES, Payload, largest, payload
@@ -312,3 +325,14 @@ def test_attacks_are_from_networks_that_the_account_has_not_used() -> None:
         assert not used & {pair for pairs in made_up for pair in pairs}
     same = attacks.kinds(period, 0, None)["random addresses"].of_day(1)
     assert attacks.pairs_of(same) == attacks.pairs_of(attacks.kinds(period, 0, None)["random addresses"].of_day(1))
+
+
+def test_a_job_outlives_the_kill_of_a_host(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """With as many hosts, and with another number."""
+    monkeypatch.setattr(sys, "argv", ["kills", "--times", "2", "--users", "60"])
+    kills.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].startswith("Area under the ROC curve at the end: 0.")
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line[:1] == "|"][2:]
+    assert [row[0] for row in rows] == ["1", "2"]
+    assert {row[3] for row in rows} <= {*kills.PHASES}

@@ -30,6 +30,8 @@ class Hosts:
     def __init__(self, folder: Path, number: int) -> None:
         self.trees = [Tree(folder / f"host-{rank}") for rank in range(number)]
         self.processes: list[subprocess.Popen[str]] = []
+        """Those that were started, in the order of their ranks."""
+        self.started: Sequence[int] = range(number)
         self.port = free_port()
         self.names = NAMES[:number]
 
@@ -50,15 +52,20 @@ class Hosts:
         gpus: Sequence[int] = (),
         only: Sequence[int] = (),
         environment: Mapping[str, str] | None = None,
+        first: str = "pass",
     ) -> None:
-        """Start all, or ``only`` some. They have so many ``gpus`` each, which `pretend_gpus` has them see, or none."""
+        """Start all, or ``only`` some. They have so many ``gpus`` each, which `pretend_gpus` has them see, or none.
+
+        Those without GPUs run the code ``first``.
+        """
         options = {"port": self.port, "patience": patience, "rendezvous": 60}
         code = (
             "from ipinsights.sagemaker import stopping; stopping.watch(); from ipinsights.sagemaker import job; "
-            f"job.train(**{options})"
+            f"{first}; job.train(**{options})"
         )
         program = [str(_PRETEND), json.dumps(options)] if gpus else ["-c", code]
-        for rank in only or range(len(self.trees)):
+        self.started = only or range(len(self.trees))
+        for rank in self.started:
             seen = {"PRETEND_GPUS": str(gpus[rank])} if gpus else {}
             log = (self.trees[rank].base / "log").open("w")
             self.processes.append(
@@ -81,7 +88,7 @@ class Hosts:
         deadline = time.monotonic() + 120
         while text not in self.log(rank):
             assert time.monotonic() < deadline, self.log(rank)
-            assert self.processes[rank].poll() is None, self.log(rank)
+            assert self.processes[self.started.index(rank)].poll() is None, self.log(rank)
             time.sleep(0.05)
 
     def end(self) -> list[int]:
@@ -102,7 +109,7 @@ class Hosts:
         return file.read_text() if file.exists() else None
 
     def logs(self) -> str:
-        return "\n".join(self.log(rank) for rank in range(len(self.trees)))
+        return "\n".join(self.log(rank) for rank in self.started)
 
     def kill(self) -> None:
         for process in self.processes:

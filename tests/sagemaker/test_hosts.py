@@ -218,8 +218,123 @@ def test_a_job_that_is_stopped_saves_the_model_and_resumes(cluster: Callable[[in
     alone.channel("train", **{"a.csv": to_csv(traffic.train)})
     alone.channel("validation", **{"v.csv": to_csv(traffic.normal)})
     shutil.copytree(hosts.trees[0].base / "checkpoints", alone.trees[0].base / "checkpoints")
-    assert alone.run() == [1]
-    assert "those of a training on 2 hosts" in (alone.failure(0) or "")
+    alone.start()
+    alone.wait_for("Resuming from the checkpoint after")
+    assert "The checkpoint was written by 2 hosts" in alone.log(0)
+    alone.processes[0].send_signal(signal.SIGTERM)
+    assert alone.end() == [0], alone.logs()
+    assert artifact.read(alone.trees[0].model)[1]["training"]["epochs"] >= manifest["training"]["epochs"]
+
+
+STOP_AS_READING_BEGINS = (
+    "from ipinsights.sagemaker import channels; channels.read = lambda *_: (stopping._note(15, None), stopping.check())"
+)
+
+
+def test_a_job_that_is_stopped_before_training_saves_what_the_checkpoint_has(
+    cluster: Callable[[int], Hosts], traffic: Traffic
+) -> None:
+    """Of all hosts' parts; and on one host too, if it has them."""
+    hosts = cluster(2)
+    hosts.configure(HYPERPARAMETERS)
+    hosts.channel("train", **{"a.csv": to_csv(traffic.train)})
+    for tree in hosts.trees:
+        (tree.base / "checkpoints").mkdir()
+    assert hosts.run() == [0, 0], hosts.logs()
+    learnt = artifact.load(hosts.trees[0].model).learnt_alone()
+
+    def stopped(again: Hosts) -> None:
+        again.processes.clear()
+        again.start(first=STOP_AS_READING_BEGINS)
+        assert again.end() == [0] * len(again.trees), again.logs()
+        model, manifest = artifact.read(again.trees[0].model)
+        assert manifest["training"]["ended"] == "before_training"
+        assert manifest["training"]["events"] == learnt.vocabulary.events
+        assert "by what it learnt alone" in again.log(0)
+        assert model.index.tags.tobytes() == learnt.index.tags.tobytes()
+        assert model.entity.tobytes() == learnt.entity.tobytes()
+        assert model.encoder.prefix.tobytes() == learnt.encoder.prefix.tobytes()
+        assert [again.failure(rank) for rank in range(len(again.trees))] == [None] * len(again.trees)
+
+    shutil.rmtree(hosts.trees[0].model)
+    stopped(hosts)
+    for path in (hosts.trees[1].base / "checkpoints").iterdir():
+        shutil.copy(path, hosts.trees[0].base / "checkpoints")
+    alone = cluster(1)
+    alone.trees = hosts.trees[:1]
+    alone.configure(HYPERPARAMETERS)
+    stopped(alone)
+
+
+def test_a_job_that_is_stopped_before_its_first_step_knows_nobody(
+    cluster: Callable[[int], Hosts], traffic: Traffic
+) -> None:
+    hosts = cluster(2)
+    hosts.configure(HYPERPARAMETERS)
+    hosts.channel("train", **{"a.csv": to_csv(traffic.train)})
+    # The signal comes when all is read.
+    hosts.start(first="answers = iter([False]); stopping.requested = lambda: next(answers, True)")
+    assert hosts.end() == [0, 0], hosts.logs()
+    model, manifest = artifact.read(hosts.trees[0].model)
+    assert manifest["training"]["ended"] == "stopped"
+    assert model.untrained
+    assert model.index.owned == 0
+    assert model.knows(traffic.train.entities[0].as_py()) is False
+
+
+@pytest.mark.parametrize("waiting", [0, 1])
+def test_a_host_that_is_stopped_before_any_other_has_come(
+    cluster: Callable[[int], Hosts], traffic: Traffic, waiting: int
+) -> None:
+    """The first one leaves what a job on one host would."""
+    hosts = cluster(2)
+    hosts.configure(HYPERPARAMETERS)
+    hosts.channel("train", **{"a.csv": to_csv(traffic.train)})
+    hosts.start(only=[waiting])
+    hosts.wait_for("waiting for the others", waiting)
+    hosts.processes[0].send_signal(signal.SIGTERM)
+    ends_without_a_fault(hosts)
+
+
+@pytest.mark.parametrize("stopped", [[0], [1], [0, 1]])
+def test_hosts_that_are_stopped_while_they_come_together(
+    cluster: Callable[[int], Hosts], traffic: Traffic, stopped: list[int]
+) -> None:
+    """Two of three have come. If one is asked, both end."""
+    hosts = cluster(3)
+    hosts.configure(HYPERPARAMETERS)
+    hosts.channel("train", **{"a.csv": to_csv(traffic.train)})
+    hosts.start(only=[0, 1], first="from ipinsights.distributed import watch; watch._REMINDER = 0.1")
+    hosts.wait_for("Waiting for algo-2\n")
+    for rank in stopped:
+        hosts.processes[rank].send_signal(signal.SIGTERM)
+    ends_without_a_fault(hosts)
+
+
+def ends_without_a_fault(hosts: Hosts) -> None:
+    assert hosts.end() == [0] * len(hosts.started), hosts.logs()
+    assert [hosts.failure(rank) for rank in hosts.started] == [None] * len(hosts.started)
+    for rank in hosts.started:
+        assert "asked to stop while the hosts came together" in hosts.log(rank)
+        assert "Traceback" not in hosts.log(rank)
+        assert (hosts.trees[rank].model / artifact.MANIFEST).exists() == (rank == 0)
+    if 0 in hosts.started:
+        model, manifest = artifact.read(hosts.trees[0].model)
+        assert model.untrained
+        assert manifest["training"]["ended"] == "before_training"
+
+
+def test_without_the_kernel_torch_has_one_thread_on_each_host(
+    cluster: Callable[[int], Hosts], traffic: Traffic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What says so is read when torch is loaded, which is when hosts come together."""
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    hosts = cluster(2)
+    hosts.configure({**HYPERPARAMETERS, "epochs": "1"})
+    hosts.channel("train", **{"a.csv": to_csv(traffic.train)})
+    hosts.start(first="from ipinsights import native; native.library = lambda: None")
+    assert hosts.end() == [0, 0], hosts.logs()
+    assert "with 1 thread;" in hosts.log(0)
 
 
 def test_training_continues_from_a_model_of_several_hosts(cluster: Callable[[int], Hosts], traffic: Traffic) -> None:

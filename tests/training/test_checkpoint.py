@@ -15,11 +15,12 @@ from safetensors.numpy import save_file
 
 from conftest import Traffic, lose_after, to_events
 from ipinsights.data.events import Events
+from ipinsights.distributed.group import ALONE
 from ipinsights.errors import UserError
 from ipinsights.hyperparameters import Hyperparameters
-from ipinsights.model import tensors
+from ipinsights.model import artifact, tensors
 from ipinsights.model.model import Model
-from ipinsights.training import batches, checkpoint
+from ipinsights.training import batches, checkpoint, resharding
 from ipinsights.training.checkpoint import KEPT, Checkpoint, Checkpoints
 from ipinsights.training.fit import fit
 from ipinsights.training.progress import Ending, EpochSummary, Listener
@@ -51,7 +52,7 @@ class Watcher(Listener):
         self.kill_after = kill_after
         self.epochs: list[EpochSummary] = []
         self.resumptions: list[tuple[int, int, list[str]]] = []
-        self.failures: list[OSError] = []
+        self.failures: list[Exception] = []
         self.ending: Ending | None = None
 
     def after(self, steps: int) -> Callable[[], bool]:
@@ -69,7 +70,7 @@ class Watcher(Listener):
     def resumed(self, epoch: int, steps: int, damaged: list[str]) -> None:
         self.resumptions.append((epoch, steps, damaged))
 
-    def checkpoint_failed(self, error: OSError) -> None:
+    def checkpoint_failed(self, error: Exception) -> None:
         self.failures.append(error)
 
     def training_ended(self, ending: Ending) -> None:
@@ -380,12 +381,16 @@ def test_its_model_is_known_without_the_data(train: Events, validation: Events, 
         model = fit(train, hp, validation, watcher, checkpoints=Checkpoints(folder), stop=watcher.after(10))
         found, _ = Checkpoints(folder).newest()
         assert found is not None
-        assert same(found.model(), model.learnt_alone())
-        assert not same(found.model(), model)
-        assert (found.model().index.tags == train.index.tags).all()
+        part = resharding.model(found, ALONE, hp)
+        assert part is not None
+        artifact.save(part, tmp_path / "model", {})
+        known = artifact.load(tmp_path / "model")
+        assert same(known, model.learnt_alone())
+        assert not same(known, model)
+        assert (known.index.tags == train.index.tags).all()
         assert found.made_with(hp)
         assert not found.made_with(dataclasses.replace(hp, vector_dim=16))
-        json.dumps(found.subject)
+        json.dumps(found.facts["subject"])
 
 
 def nested(path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ipinsights.data.entities import EntityIndex
 from ipinsights.data.events import Events
 from ipinsights.distributed.group import Array, Group, Scalar
 
@@ -30,6 +31,8 @@ class Homes:
 
     rank: npt.NDArray[np.int64]
     """[BUCKETS]"""
+    ranks: int
+    """On how many ranks they are, the first ones."""
 
     @classmethod
     def of(cls, loads: Loads, ranks: int) -> "Homes":
@@ -39,7 +42,7 @@ class Homes:
         for bucket in np.argsort(-loads, kind="stable").tolist():
             home[bucket] = rank = int(load.argmin())
             load[rank] += max(int(loads[bucket]), 0.5)
-        return cls(home)
+        return cls(home, ranks)
 
     def rank_of(self, rows: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
         """The home of each entity, by its row: [n]."""
@@ -56,6 +59,17 @@ class Homes:
         entity, address = send(events.entity, home, group), send(events.address, home, group)
         order = np.lexsort((address, entity))
         return dataclasses.replace(events, entity=entity[order], address=address[order])
+
+
+@dataclass(frozen=True)
+class Home:
+    """What of all entities is at home on this rank, where several ranks train."""
+
+    homes: Homes
+    rows: npt.NDArray[np.int32]
+    """Their rows of the whole table, ascending, [M]. The rank's own table has them from 0."""
+    index: EntityIndex
+    """The owner of each row of the whole table."""
 
 
 def loads(events: Events, group: Group) -> Loads:

@@ -32,6 +32,10 @@ class OtherHostFailed(Exception):
         self.kind = kind
 
 
+class OtherHostStopped(Exception):  # no error: it was asked for
+    """Another host was asked to stop before all had come together. The text names it."""
+
+
 class Group:
     """A group of one rank: whatever it computes is of all."""
 

@@ -19,6 +19,7 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from ipinsights.distributed.group import OtherHostStopped
 from ipinsights.errors import AlgorithmError
 
 PORT = 7744
@@ -32,8 +33,8 @@ RENDEZVOUS = 15 * 60.0
 _MAGIC = b"ipinsights ranks"
 _HELLO = struct.Struct("<16sIiii")
 """The magic bytes, a digest of the hosts' names, the number of the host, that of the process there, how many it has."""
-_ALIVE, _BYE, _LOST, _READY = b".", b"b", b"l", b"r"
-"""Kinds of messages. The last two have a text: its length, and JSON."""
+_ALIVE, _BYE, _STOP, _LOST, _READY = b".", b"b", b"s", b"l", b"r"
+"""Kinds of messages. The last two have a text: its length, and JSON. The third asks the leader not to begin."""
 _LENGTH = struct.Struct("<i")
 _LONGEST, _LONGEST_REASON = 1 << 20, 4000
 _GREETING, _FAREWELL = 5.0, 2.0
@@ -74,9 +75,11 @@ class Watch:
         ``lost`` is called, once and in another thread, when a host is gone or has failed. It gets the reason, which
         names the host, and whether that host has told it itself. It should end the process, since nothing else can end
         an exchange with a host that is frozen. ``waiting`` is called now and then with the hosts that have not come.
-        ``check`` is called often while it waits; an exception from it ends the wait.
+        ``check`` is called often while it waits; an exception from it ends the wait, here and on all hosts that have
+        come.
 
-        Raises AlgorithmError, which names a host, if one does not come in time.
+        Raises AlgorithmError, which names a host, if one does not come in time, and OtherHostStopped if the ``check``
+        of another has ended the wait.
         """
         self._hosts, self._patience = hosts, patience
         self.place: Place = (host, process)
@@ -93,6 +96,8 @@ class Watch:
         self._peers: dict[Place, socket.socket] = {}
         self._heard: dict[Place, float] = {}
         self._left: set[Place] = set()
+        self._asked: Place | None = None
+        """Who has asked the leader not to begin."""
         self._news = threading.Condition()
         self._told: Any = None
         self._listeners: list[threading.Thread] = []
@@ -124,12 +129,22 @@ class Watch:
     def ready(self, told: Any = None) -> Any:
         """Begin. What the leader has to tell, anything that JSON has, is what everybody gets."""
         if self.leads:
+            self._go_on()
             self._send(_READY, json.dumps([self.processes, told]), self._peers)
             return told
+        wish: Exception | None = None
         with self._news:
             while self._told is None:
                 self._news.wait(_LOOK)
-                self._check()
+                if _LEADER in self._left:
+                    self.leave()
+                    raise wish or OtherHostStopped(self._hosts[0])
+                try:
+                    self._check()
+                except Exception as error:  # the leader decides: it may have begun, and then nobody must be missing
+                    if not wish:
+                        self._send(_STOP, None, [_LEADER])
+                    wish = error
         processes, told = self._told
         self._numbers = dict(enumerate(processes))
         return told
@@ -160,13 +175,24 @@ class Watch:
 
     # ------------------------------------------------------------------------------------------------- coming together
 
+    def _go_on(self) -> None:
+        """On the leader: raise what ends the wait, here or on another host. All that have come are told."""
+        try:
+            self._check()
+        except Exception:
+            self.leave()
+            raise
+        if self._asked is not None:
+            self.leave()
+            raise OtherHostStopped(self.name(self._asked))
+
     def _receive_all(self, port: int) -> None:
         self._server = self._server or socket.create_server(("", port), backlog=len(self._hosts))
         self._server.settimeout(_LOOK)
         remind = time.monotonic() + _REMINDER
         threading.Thread(target=self._beat, daemon=True).start()
         while late := self._late():
-            self._check()
+            self._go_on()
             if time.monotonic() > self._deadline:
                 reason = f"host {', '.join(late)} has not come within {_minutes(self._rendezvous)}"
                 self._send(_LOST, json.dumps([_LEADER, reason, False]), self._peers)
@@ -252,6 +278,8 @@ class Watch:
             elif kind == _LOST and isinstance(text, list):
                 self._report(*text)
                 return
+            elif kind == _STOP:
+                self._asked = place
             elif kind == _BYE:
                 self._left.add(place)
                 return

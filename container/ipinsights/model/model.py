@@ -161,9 +161,14 @@ class Model:
         return cls(vocabulary, EntityIndex(num_entity_vectors), entity, encoder)
 
     @property
+    def events(self) -> int:
+        """Events that it was trained on."""
+        return self.vocabulary.events
+
+    @property
     def untrained(self) -> bool:
         """Whether it has learnt nothing, like a blank one: every score is 0, so it flags nothing."""
-        return self.vocabulary.events == 0
+        return self.events == 0
 
     def without(self, rows: npt.NDArray[np.integer[Any]]) -> "Model":
         """The model in which the owners of these entity rows, int [n], are forgotten: all that belongs to a row goes.

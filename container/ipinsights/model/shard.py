@@ -84,6 +84,11 @@ class Shard:
         return found
 
     @property
+    def events(self) -> int:
+        """Events that it was trained on."""
+        return self.model.events
+
+    @property
     def untrained(self) -> bool:
         """Whether it has learnt nothing."""
         return self.model.untrained

@@ -24,7 +24,7 @@ from ipinsights.data.addresses import FAMILIES
 from ipinsights.data.entities import EntityIndex
 from ipinsights.data.formats import CSV
 from ipinsights.data.networks import Networks
-from ipinsights.distributed.group import ALONE, Group, OtherHostFailed
+from ipinsights.distributed.group import ALONE, Group, OtherHostFailed, OtherHostStopped
 from ipinsights.errors import AlgorithmError, UserError, quote_data, refusal, refusals
 from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.machine import has_gpu, require_memory
@@ -87,6 +87,7 @@ def train(**connection: Any) -> None:
             paths.failure.unlink(missing_ok=True)
         quote_data(quotes_data())
         hosts = configuration.hosts(paths)
+        _spare_threads()
         connection["processes"] = number = _processes(paths)
         own: dict[str, Any] = {}
         if number > 1 and len(hosts.names) == 1:  # on a free port, as several such jobs may run on one machine
@@ -127,13 +128,18 @@ def _take_part(paths: Paths, hosts: configuration.Hosts, others: Processes, conn
     group = ALONE
     first = not connection.get("process")
     try:
-        if len(hosts.names) > 1 or connection["processes"] > 1:
-            group = _join(hosts, paths, others, connection)
+        try:
+            if len(hosts.names) > 1 or connection["processes"] > 1:
+                group = _join(hosts, paths, others, connection)
+        except (stopping.Stopped, OtherHostStopped):
+            logger.warning("The job was asked to stop while the hosts came together")
+            others.end()
+            if hosts.rank == 0 and first:
+                job, base, checkpoints = _prepared(paths, ALONE, len(hosts.names))
+                _stopped(paths, job.hyperparameters, base, checkpoints, ALONE)
+            return
         run(paths, group, hosts.current)
         group.close()
-        others.end()
-    except stopping.Stopped:
-        logger.warning("The job was asked to stop while this host waited for the others: there is no model")
         others.end()
     except OtherHostFailed as error:
         group.leave()
@@ -146,15 +152,32 @@ def _take_part(paths: Paths, hosts: configuration.Hosts, others: Processes, conn
         _fail(paths, verdict)
 
 
+def _spare_threads() -> None:
+    """Set how many threads torch has, before anything loads it.
+
+    Without the kernel a step is dozens of short parallel loops, whose threads wait for one another: a second core makes
+    it 1.3 times as fast where both are ours alone, and a seventh as fast beside two busy processes.
+    """
+    if native.library() is None:
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
 def _join(hosts: configuration.Hosts, paths: Paths, others: Processes, connection: dict[str, Any]) -> Group:
-    """Come together with all other processes. Raises AlgorithmError if one does not come, and `stopping.Stopped`."""
+    """Come together with all other processes. Raises AlgorithmError if one does not come.
+
+    Raises `stopping.Stopped` if this process is asked to stop meanwhile, and `OtherHostStopped` if another one is.
+    """
     first = not connection.get("process")
+    together = False
 
     def waiting(late: Sequence[str]) -> None:
         logger.info("Waiting for %s", ", ".join(late))
 
     def lost(reason: str, told: bool) -> None:
         """Another one has failed, and says why in its own failure file, or it is gone, which nobody else can say."""
+        if not told and not together and (hosts.rank or not first) and stopping.requested():
+            others.end()
+            os._exit(0)  # the leader was asked, too, and was faster
         if first and not told:
             _write_failure(paths, f"AlgorithmError: {reason}")
         others.end()
@@ -184,6 +207,7 @@ def _join(hosts: configuration.Hosts, paths: Paths, others: Processes, connectio
         check=check,
         **connection,
     )
+    together = True
     if len(hosts.names) > 1:
         gpus = f", with {group.size} GPUs" if group.size > len(hosts.names) else ""
         logger.info("All %d hosts are there%s", len(hosts.names), gpus)
@@ -223,13 +247,9 @@ def _verdict(error: Exception, paths: Paths) -> str:
 def run(paths: Paths, group: Group, host: str) -> None:
     """Read, train and save, with the other hosts of the group. Raises UserError where the input is at fault."""
     started = time.time()
-    if native.library() is None:
-        # Without the kernel a step is dozens of short parallel loops, whose threads wait for one another: a second core
-        # makes it 1.3 times as fast where both are ours alone, and a seventh as fast beside two busy processes.
-        os.environ.setdefault("OMP_NUM_THREADS", "1")
     error: Exception | None = None
     try:
-        job, base, checkpoints = _prepared(paths, group)
+        job, base, checkpoints = _prepared(paths, group, len(group.processes))
     except Exception as fault:
         error = fault
     group.agree(error)
@@ -244,14 +264,16 @@ def run(paths: Paths, group: Group, host: str) -> None:
     group.agree(None)
 
 
-def _prepared(paths: Paths, group: Group) -> tuple[configuration.Configuration, Model | None, Checkpoints | None]:
-    """What there is to do, the earlier model, and where checkpoints are."""
-    job = configuration.read(paths, len(group.processes))
+def _prepared(
+    paths: Paths, group: Group, hosts: int
+) -> tuple[configuration.Configuration, Model | None, Checkpoints | None]:
+    """What there is to do on so many hosts, the earlier model, and where checkpoints are."""
+    job = configuration.read(paths, hosts)
     hp = job.hyperparameters
     hp.require(validated=job.validation is not None)
     _look_for_gpu(hp, group)
     table = 4 * (hp.num_entity_vectors + 1) * hp.vector_dim
-    require_memory(table * group.beside // group.size)
+    require_memory(table * group.beside // max(group.size, hosts))
     if group.leads:
         _require_writable(paths.model, "the model", table)
     checkpoints = None
@@ -282,16 +304,17 @@ def _look_for_gpu(hp: Hyperparameters, group: Group) -> None:
 def _stopped(
     paths: Paths, hp: Hyperparameters, base: Model | None, checkpoints: Checkpoints | None, group: Group
 ) -> None:
-    """Save the best model that is known, as this job has learnt nothing."""
+    """Save the best model that is known, as this job has learnt nothing. All hosts of a group must call it."""
     logger.warning("The job was asked to stop before training began")
-    if group.size > 1 and checkpoints:
-        logger.warning("The checkpoints stay as they are: the same job on as many hosts resumes from them")
-        checkpoints = None
-    if group.leads:
-        model, metrics = _best_known(hp, base, checkpoints)
-        training = {"events": model.vocabulary.events, "ended": "before_training"}
-        facts = {"hyperparameters": dataclasses.asdict(hp), "training": training, "metrics": metrics}
-        _save(paths, model, facts)
+    known = _of_checkpoint(hp, checkpoints, group) if checkpoints else None
+    if not group.leads:
+        if known:
+            artifact.save(known, paths.model, {}, group)
+        return
+    model = known or _best_known(hp, base)
+    training = {"events": model.events, "ended": "before_training"}
+    facts = {"hyperparameters": dataclasses.asdict(hp), "training": training, "metrics": {}}
+    _save(paths, model, facts, group)
 
 
 def _require_writable(folder: Path, what: str, size: int = 0) -> None:
@@ -402,27 +425,33 @@ def _train(
         page.write(paths, job, events, validated)
 
 
-def _best_known(
-    hp: Hyperparameters, base: Model | None, checkpoints: Checkpoints | None
-) -> tuple[Model, dict[str, Any]]:
-    """The model to save where this job has learnt nothing yet, and its metrics."""
-    found = None
-    if checkpoints:
-        try:
-            found, _ = checkpoints.newest()
-        except UserError as error:
-            logger.warning("%s", error)
-    if found and checkpoints and found.source == checkpoints.source and found.made_with(hp):
+def _of_checkpoint(hp: Hyperparameters, checkpoints: Checkpoints, group: Group) -> Shard | None:
+    """The model of the newest checkpoint, if that is of this job: this host's part. All hosts get one or none."""
+    from ipinsights.training import resharding
+
+    try:
+        found, _ = checkpoints.newest()
+    except (UserError, OtherHostFailed) as error:  # on all hosts
+        logger.warning("%s", error)
+        return None
+    own = found.parts.get(group.rank) if found else None
+    other = group.any(own is not None and own.source != checkpoints.source)  # of other data
+    shard = resharding.model(found, group, hp) if found and not other and found.made_with(hp) else None
+    if shard and found:
         logger.warning(
             "The saved model is the one of the checkpoint after %s epochs. Without the data nothing can be counted: it "
             "scores by what it learnt alone, which is less exact. Its metrics are not known",
-            found.position.epoch,
+            found.facts["epoch"],
         )
-        return found.model(), {}
+    return shard
+
+
+def _best_known(hp: Hyperparameters, base: Model | None) -> Model:
+    """The model to save where there is no checkpoint either."""
     if base:
         logger.warning("The saved model is the unchanged model of channel 'model'")
-        return base, {}
-    return Model.blank(FAMILIES[hp.ip_version], hp.num_entity_vectors, hp.vector_dim, hp.num_ip_encoder_layers), {}
+        return base
+    return Model.blank(FAMILIES[hp.ip_version], hp.num_entity_vectors, hp.vector_dim, hp.num_ip_encoder_layers)
 
 
 def _save(paths: Paths, model: Model | Shard, facts: dict[str, dict[str, Any]], group: Group = ALONE) -> None:

@@ -352,6 +352,15 @@ class TrainingReport(Record):
             logger.warning("Skipped a damaged checkpoint: %s", reason)
         logger.info("Resuming from the checkpoint after %d epochs and %d steps of the next epoch", epoch, steps)
 
+    def resharded(self, ranks: int) -> None:
+        """One line."""
+        logger.info(
+            "The checkpoint was written by %d host%s: entities move to their new homes, and the rest of the epoch is "
+            "drawn anew",
+            ranks,
+            "s" * (ranks > 1),
+        )
+
     def uncounted(self) -> None:
         """One line."""
         logger.warning(
@@ -376,7 +385,7 @@ class TrainingReport(Record):
         """One line."""
         logger.info("Wrote the checkpoint %s in %.1f s", where, seconds)
 
-    def checkpoint_failed(self, error: OSError) -> None:
+    def checkpoint_failed(self, error: Exception) -> None:
         """The reason, and what follows."""
         logger.error(
             "Could not write a checkpoint (%s). Training continues, and a restarted job resumes from an older one",

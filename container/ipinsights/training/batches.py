@@ -83,6 +83,7 @@ class Batches:
         self.size = hp.mini_batch_size if group.size == 1 else max(1, -(-len(train) // self.steps_per_epoch))
         """Positives of a mini-batch here."""
         self._hp = hp
+        self._rank = group.rank
         self._generator = generator
         numbered = dataclasses.replace(train, entity=entities.number[train.entity])
         self._entity = torch.from_numpy(numbered.entity).to(device)
@@ -96,6 +97,14 @@ class Batches:
     def start(self) -> Position:
         """The position before the first epoch, with the generator's present state."""
         return Position(0, 0, self._state(), self._state())
+
+    def begin_anew(self, epoch: int, steps: int, all_steps: int) -> Position:
+        """A position that nobody has drawn up to: what follows depends on the seed and on ``all_steps`` so far."""
+        states = []
+        for draw in range(2):
+            self._generator.manual_seed(seed_of(self._hp.seed, self._rank, all_steps, draw))
+            states.append(self._state())
+        return Position(epoch, steps, *states)
 
     def next_epoch(self, position: Position) -> None:
         """Move on from the end of an epoch."""
@@ -167,6 +176,11 @@ class Batches:
 
     def _rows_of(self, leaves: torch.Tensor) -> torch.Tensor:
         return self.index.rows_with_dropout(leaves, self._generator)
+
+
+def seed_of(*numbers: int) -> int:
+    """A seed for the draws of one rank, or from one moment on."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def novelty(train: Events, family: Family, entities: int, group: Group = ALONE) -> npt.NDArray[np.float32]:

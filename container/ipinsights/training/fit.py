@@ -19,9 +19,9 @@ import torch
 from ipinsights.data.addresses import FAMILIES
 from ipinsights.data.entities import EntityIndex
 from ipinsights.data.events import Events
-from ipinsights.data.homes import buckets, send
+from ipinsights.data.homes import Home, buckets, send
 from ipinsights.data.networks import Networks
-from ipinsights.distributed.group import ALONE, Group
+from ipinsights.distributed.group import ALONE, Group, OtherHostFailed
 from ipinsights.errors import UserError
 from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.machine import require_memory
@@ -34,8 +34,8 @@ from ipinsights.model.refit import Refit
 from ipinsights.model.vocabulary import Vocabulary, levels_for
 from ipinsights.training import placement
 from ipinsights.training.batches import Entities
-from ipinsights.training.checkpoint import Checkpoint, Checkpoints, subject_of
-from ipinsights.training.holdout import hold_out
+from ipinsights.training.checkpoint import Checkpoint, Checkpoints, Whole, digest_of, subject_of
+from ipinsights.training.holdout import hold_out, mixed
 from ipinsights.training.progress import Ended, Ending, Listener, Plan, Quality
 from ipinsights.training.trainer import Trainer
 from ipinsights.training.validation import Validator
@@ -44,6 +44,8 @@ GRACE_SECONDS = 30
 """For so long after a stop request, the model so far is still validated."""
 LAST_CHECKPOINT_BYTES = 4 << 30
 """A stopped training writes a last checkpoint, unless it is larger: there may not be time for it."""
+_CHUNK = 1 << 20
+"""Events that are hashed at a time."""
 
 
 def fit(
@@ -103,10 +105,13 @@ def learn(
     checkpoints: Checkpoints | None,
     stop: Callable[[], bool],
     group: Group,
+    home: Home | None = None,
+    digest_of_earlier: str | None = None,
 ) -> Model:
     """`fit` of one rank of a group, once it is sure that there is something to learn.
 
-    Events, index, earlier model and result have the rows of this rank's entities.
+    Events, index, earlier model and result have the rows of this rank's entities, which ``home`` numbers among those of
+    all. ``digest_of_earlier`` is that of the whole earlier model.
     """
     stopping = _Stopping(stop, group)
     table = 4 * (train.index.num_rows + 1) * hyperparameters.vector_dim
@@ -152,24 +157,34 @@ def learn(
     )
     with _one_torch_thread(place.step == "native"), _memory_errors(), place.current:
         learnt_before = earlier.learnt_alone() if earlier else None
-        trainer = Trainer(train, hp, vocabulary, entities, place, threads, learnt_before, group)
+        trainer = Trainer(train, hp, vocabulary, entities, place, threads, learnt_before, group, home)
         refit = Refit(Counts(vocabulary, history, group), group)
         validator = None
         if validation is not None:
             validator = Validator(validation, trainer, refit, hp.seed, earlier, group)
         saver = None
         if checkpoints:
+            before_all = {"entity": earlier.entity, **vars(earlier.encoder)} if earlier else None
+            whole = {
+                "table_of_entities": digest_of({"tags": home.index.tags if home else train.index.tags}),
+                "training_data": _digest(train, home, group),
+                "validation_data": None if validation is None else _digest(validation, home, group),
+                "table_of_networks": digest_of(vars(networks)) if networks else None,
+                "earlier_model": digest_of_earlier or (digest_of(before_all) if before_all else None),
+            }
             subject = subject_of(
                 hp,
                 place.device.type,
                 events,
+                whole,
                 training_data={"entity": train.entity, "address": train.address},
                 validation_data={"entity": validation.entity, "address": validation.address} if validation else None,
                 table_of_networks=vars(networks) if networks else None,
-                earlier_model={"entity": earlier.entity, **vars(earlier.encoder)} if earlier else None,
+                earlier_model=before_all,
                 **({"rank": {"rank_of": np.array([group.rank, group.size])}} if group.size > 1 else {}),
             )
-            saver = _Saver(checkpoints, trainer, subject, hp.checkpoint_interval_minutes, listener, group)
+            trainers = home.homes.ranks if home else 1
+            saver = _Saver(checkpoints, trainer, subject, hp.checkpoint_interval_minutes, listener, group, trainers)
             saver.resume()
         ending = _run(trainer, validator, hp, listener, stopping, saver)
         learnt, summary = trainer.model()
@@ -280,9 +295,11 @@ class _Saver:
         minutes: float,
         listener: Listener,
         group: Group,
+        trainers: int,
     ) -> None:
         self._checkpoints = checkpoints
         self._group = group
+        self._trainers = trainers
         self._trainer = trainer
         self._subject = subject
         self._minutes = minutes
@@ -292,34 +309,32 @@ class _Saver:
 
     def resume(self) -> None:
         """Resume from the newest checkpoint, if there is one. Raises UserError if it belongs to another training."""
-        checkpoint, damaged = self._newest()
-        if checkpoint:
-            self._trainer.thaw(checkpoint)
-            self._last = checkpoint.steps
+        whole, damaged = self._checkpoints.newest()
+        if whole:
+            as_it_was = self._as_it_was(whole)
+            alike = as_it_was and whole.ranks == self._group.size
+            alike = alike and not self._group.any([*whole.parts] != [self._group.rank])
+            error = None
+            for part in whole.parts.values():
+                try:
+                    part.require(self._subject, self._checkpoints.folder, alike)
+                except UserError as fault:
+                    error = fault
+            self._group.agree(error)
+            self._trainer.thaw(whole, as_it_was)
+            self._last = whole.steps
+            if not as_it_was:
+                self._listener.resharded(whole.ranks)
         position = self._trainer.position
-        if checkpoint or damaged:
+        if whole or damaged:
             self._listener.resumed(position.epoch, position.steps, damaged)
 
-    def _newest(self) -> tuple[Checkpoint | None, list[str]]:
-        """The newest checkpoint that all ranks have undamaged."""
-        limit, told = None, []
-        while True:
-            error: Exception | None = None
-            checkpoint = None
-            try:
-                checkpoint, damaged = self._checkpoints.newest(limit)
-                told += [text for text in damaged if text not in told]
-                if checkpoint:
-                    checkpoint.require(self._subject, self._checkpoints.folder)
-            except UserError as fault:
-                error = fault
-            self._group.agree(error)
-            steps = [of.item() for of in self._group.gather(np.array([checkpoint.steps if checkpoint else -1]))]
-            limit = min(steps)
-            if limit < 0 <= max(steps):
-                told.append("there is none that all hosts have whole")
-            if max(steps) == limit or limit < 0:
-                return (checkpoint if limit >= 0 else None), told
+    def _as_it_was(self, whole: Whole) -> bool:
+        """Whether the same ranks train that wrote a checkpoint, and have read their own parts."""
+        group = self._group
+        before = whole.trainers or (self._trainers if whole.ranks == group.size else 0)
+        alike = (whole.ranks > 1) == (group.size > 1) and before == self._trainers
+        return alike and not group.any(group.rank < self._trainers and group.rank not in whole.parts)
 
     def write_if_due(self) -> None:
         """Write a checkpoint if the interval has passed. In a group, the leader's clock decides."""
@@ -330,7 +345,8 @@ class _Saver:
     def write_last(self) -> None:
         """Write a checkpoint if that does not take long."""
         checkpoint = self._trainer.freeze(self._subject)
-        if checkpoint.steps != self._last and checkpoint.nbytes <= LAST_CHECKPOINT_BYTES:
+        large = self._group.any(checkpoint.nbytes > LAST_CHECKPOINT_BYTES)
+        if checkpoint.steps != self._last and not large:
             self._write(checkpoint)
 
     def write(self) -> None:
@@ -345,10 +361,22 @@ class _Saver:
         try:
             path = self._checkpoints.write(checkpoint)
             self._last = checkpoint.steps
-        except OSError as error:
+        except (OSError, OtherHostFailed) as error:
             self._listener.checkpoint_failed(error)
         else:
             self._listener.checkpoint_written(str(path), time.monotonic() - began)
+
+
+def _digest(events: Events, home: Home | None, group: Group) -> str:
+    """A digest of all ranks' events, in whatever order: a sum of hashes, each of an entity's row and an address."""
+    total = np.zeros(1, dtype=np.uint64)
+    row_of = np.append(home.rows, home.index.num_rows) if home else None  # the unknown has the number after the last
+    for begin in range(0, len(events), _CHUNK):
+        rows, address = (each[begin : begin + _CHUNK] for each in (events.entity, events.address))
+        if row_of is not None:
+            rows = row_of[np.minimum(rows, len(row_of) - 1)]
+        total += mixed(mixed(rows.astype(np.uint64)) ^ address.astype(np.uint64)).sum(dtype=np.uint64)
+    return f"{int(group.sum(total.view(np.int64)).view(np.uint64)[0]):016x}"
 
 
 def _require_memory(needed: int, group: Group) -> None:

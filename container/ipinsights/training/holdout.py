@@ -45,9 +45,9 @@ def _decide(history: History, tags: npt.NDArray[np.uint32], share: float) -> npt
     """How many events of each pair are kept apart: [P]."""
     apart = np.zeros(len(history), dtype=np.uint32)
     limit = np.uint64(share * 2.0**64) if share < 1 else np.uint64(2**64 - 1)
-    names = _mixed(tags[history.rows].astype(np.uint64))
+    names = mixed(tags[history.rows].astype(np.uint64))
     names = np.repeat(names, np.diff(history.starts))
-    pairs = _mixed(names ^ history.addresses.astype(np.uint64))
+    pairs = mixed(names ^ history.addresses.astype(np.uint64))
     bounds = np.append(0, np.cumsum(history.counts, dtype=np.int64))
     begin = 0
     while begin < len(pairs):
@@ -55,7 +55,7 @@ def _decide(history: History, tags: npt.NDArray[np.uint32], share: float) -> npt
         number = history.counts[begin:end]
         first = bounds[begin:end] - bounds[begin]
         times = np.arange(bounds[end] - bounds[begin]) - np.repeat(first, number)
-        hashed = _mixed(np.repeat(pairs[begin:end], number) + times.astype(np.uint64))
+        hashed = mixed(np.repeat(pairs[begin:end], number) + times.astype(np.uint64))
         apart[begin:end] = np.add.reduceat(hashed < limit, first, dtype=np.uint32)
         begin = end
     whole = np.add.reduceat(apart, history.starts[:-1]) == np.add.reduceat(history.counts, history.starts[:-1])
@@ -87,9 +87,9 @@ def _first_of_each(train: Events, history: History, wanted: npt.NDArray[np.uint3
     return held
 
 
-def _mixed(values: Hashes) -> Hashes:
+def mixed(values: Hashes) -> Hashes:
     """Hash each number: the finaliser of splitmix64 (Steele, Lea and Flood, OOPSLA 2014)."""
-    mixed: Hashes = values + np.uint64(0x9E3779B97F4A7C15)
+    hashed: Hashes = values + np.uint64(0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-    return mixed ^ (mixed >> np.uint64(31))
+        hashed = (hashed ^ (hashed >> np.uint64(shift))) * np.uint64(factor)
+    return hashed ^ (hashed >> np.uint64(31))

@@ -125,10 +125,13 @@ class Listener:
     def resumed(self, epoch: int, steps: int, damaged: list[str]) -> None:
         """Training resumes from a checkpoint, after so many epochs and steps; newer ones, if any, were damaged."""
 
+    def resharded(self, ranks: int) -> None:
+        """The checkpoint from which it resumes was written by other ranks, so many."""
+
     def checkpoint_written(self, where: str, seconds: float) -> None:
         """A checkpoint was written in so many seconds."""
 
-    def checkpoint_failed(self, error: OSError) -> None:
+    def checkpoint_failed(self, error: Exception) -> None:
         """A checkpoint could not be written; training goes on without it."""
 
     def step_done(self, epoch: int, positives: int) -> None:

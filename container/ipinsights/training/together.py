@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ipinsights.data.entities import EntityIndex
 from ipinsights.data.events import Events
-from ipinsights.data.homes import Homes, Loads, loads
+from ipinsights.data.homes import Home, Homes, Loads, loads
 from ipinsights.data.networks import Networks
 from ipinsights.distributed.group import Group
 from ipinsights.hyperparameters import Hyperparameters
@@ -50,11 +50,12 @@ def fit_together(
     """
     hyperparameters.require(validated=validation is not None)
     index = train.index
+    before = digest_of({"entity": earlier.entity, **vars(earlier.encoder)}) if earlier else None
     for what, digest in (
         ("the presence of validation events", str(validation is None)),
         ("the hyperparameters", str(hyperparameters)),
         ("the table of networks", digest_of(vars(networks)) if networks else ""),
-        ("the earlier model", digest_of(_told(earlier)) if earlier else ""),
+        ("the earlier model", f"{before} {digest_of({'tags': earlier.index.tags})}" if earlier else ""),
     ):
         group.require_same(what, digest)
     validated = None if validation is None else group.total(len(validation))
@@ -67,6 +68,7 @@ def fit_together(
     validation = None if validation is None else homes.bring(validation, group)
     rows = _rows(train, validation, earlier, homes, group)
     own = EntityIndex(max(1, len(rows)), _tags(index, rows), index.sharing)
+    part = _part(earlier, rows, own) if earlier else None
     model = learn(
         _numbered(train, rows, own),
         hyperparameters,
@@ -74,17 +76,17 @@ def fit_together(
         listener or Listener(),
         device,
         networks,
-        _part(earlier, rows, own) if earlier else None,
+        part,
         checkpoints,
         stop,
         group,
+        Home(homes, rows, index),
+        before,
     )
-    return Shard(model, rows, index)
-
-
-def _told(model: Model) -> dict[str, npt.NDArray[np.generic]]:
-    """What tells one model from another."""
-    return {"entity": model.entity, "tags": model.index.tags, **vars(model.encoder)}
+    if model.untrained:  # it has learnt of no entity, and must know none
+        return Shard(model, rows[:0], EntityIndex(index.num_rows))
+    unchanged = earlier and part and model.vocabulary is part.vocabulary
+    return Shard(model, rows, earlier.index if earlier and unchanged else index)
 
 
 def ranks_that_train(load: Loads, hyperparameters: Hyperparameters, size: int) -> int:

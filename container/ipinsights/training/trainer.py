@@ -15,13 +15,15 @@ import torch
 
 from ipinsights import native
 from ipinsights.data.events import Events
+from ipinsights.data.homes import Home
 from ipinsights.distributed.group import ALONE, Group
 from ipinsights.errors import UserError
 from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.model.model import RESERVED, Encoder, Model
 from ipinsights.model.vocabulary import Vocabulary
-from ipinsights.training.batches import DRAWN, Batches, Entities
-from ipinsights.training.checkpoint import Checkpoint, Weights
+from ipinsights.training import resharding
+from ipinsights.training.batches import DRAWN, Batches, Entities, seed_of
+from ipinsights.training.checkpoint import Checkpoint, Weights, Whole
 from ipinsights.training.gpu_step import GpuStep
 from ipinsights.training.native_step import NativeStep
 from ipinsights.training.placement import Placement
@@ -49,12 +51,15 @@ class Trainer:
         threads: int,
         earlier: Model | None = None,
         group: Group = ALONE,
+        home: Home | None = None,
     ) -> None:
         """The native step uses so many ``threads``. With an ``earlier`` model, training continues from it.
 
-        In a ``group`` the events and the entities are those of this rank, and the encoder is that of all (`union`).
+        In a ``group`` the events and the entities are those of this rank, whose ``home`` it is, and the encoder is that
+        of all (`union`).
         """
         self._hp = hp
+        self._group, self._home = group, home
         self.vocabulary = vocabulary
         self.index = train.index
         self.entities = entities
@@ -63,7 +68,7 @@ class Trainer:
         self.parameters = _initial_parameters(hp, vocabulary, entities, generator, earlier)
         if group.size > 1:  # all ranks' encoders begin alike, and what they draw from now on is their own
             _as_on_the_leader(self.parameters.prefix[:, 0], group)
-            generator.manual_seed(_seed_of_rank(hp.seed, group.rank))
+            generator.manual_seed(seed_of(hp.seed, group.rank))
         library = native.library() if place.step == "native" else None
         self.batches = Batches(train, hp, vocabulary, entities, generator, library, group)
         self.step: Step
@@ -202,25 +207,51 @@ class Trainer:
             best=self.best,
             best_weights=self._best_weights,
             steps=self.position.epoch * self.batches.steps_per_epoch + self.position.steps,
+            rows=self._home.rows if self._home else None,
+            trainers=self._home.homes.ranks if self._home else 1,
         )
 
-    def thaw(self, checkpoint: Checkpoint) -> None:
-        """Resume from a checkpoint of the same subject."""
-        for name in _STATE:
-            array = checkpoint.parameters[name]
-            for ours, theirs in zip(getattr(self.parameters, name).split(DRAWN), _split(array), strict=True):
-                ours.copy_(torch.from_numpy(theirs))
-        self.step.resume(checkpoint.steps)
-        self.position = checkpoint.position
-        self.step.totals.copy_(torch.from_numpy(checkpoint.totals.copy()))
-        self._seconds = checkpoint.seconds
-        self.last, self.best = checkpoint.last, checkpoint.best
+    def thaw(self, whole: Whole, as_it_was: bool) -> None:
+        """Resume from a checkpoint of the same training. All ranks must call it.
+
+        If ranks are ``as_it_was``, each one that trains has read its own part, and all goes on as it would have. Else
+        what ranks have in common comes to all, and entities come home (`resharding`).
+        """
+        part = whole.parts.get(self._group.rank) if as_it_was else None
+        if self._group.any(part is None):
+            self._reshard(whole)
+        if part:
+            self._take(part)
+        self.step.resume(whole.steps)
+        self.last, self.best = whole.last, whole.best
+        self._seconds = whole.facts["seconds"]
         if self._union:
             self._union.begin()
             self._union.add_up()
-        if checkpoint.best_weights:  # as copies: views would keep the file in memory
-            best = vars(checkpoint.best_weights)
-            self._best_weights = Weights(**{name: array.copy() for name, array in best.items()})
+
+    def _take(self, part: Checkpoint) -> None:
+        """The state that this rank had."""
+        for name in _STATE:
+            array = part.parameters[name]
+            for ours, theirs in zip(getattr(self.parameters, name).split(DRAWN), _split(array), strict=True):
+                ours.copy_(torch.from_numpy(theirs))
+        self.position = part.position
+        self.step.totals.copy_(torch.from_numpy(part.totals.copy()))
+        if part.best_weights:  # as copies: views would keep the file in memory
+            self._best_weights = Weights(**{name: array.copy() for name, array in vars(part.best_weights).items()})
+
+    def _reshard(self, whole: Whole) -> None:
+        """The state of the same training on other ranks."""
+        arrays = {name: getattr(self.parameters, name).numpy(force=True) for name in _STATE}
+        met = self.entities.met if self._home is None else self._home.rows[self.entities.met]
+        self._best_weights = resharding.bring(whole, self._group, self._home, met, arrays)
+        for name, array in arrays.items():
+            parameter = getattr(self.parameters, name)
+            if parameter.device.type != "cpu":  # else it is the same memory
+                parameter.copy_(torch.from_numpy(array))
+        self.position = self.batches.begin_anew(whole.facts["epoch"], whole.facts["steps"], whole.steps)
+        totals = self._group.sum(sum((part.totals for part in whole.parts.values()), np.zeros(3)))
+        self.step.totals.copy_(torch.from_numpy(totals if self._group.leads else np.zeros(3)))
 
     @property
     def _records(self) -> int:
@@ -248,11 +279,6 @@ class Trainer:
             )
         cross_entropy, right, records = self._totals
         return cross_entropy / records, right / records
-
-
-def _seed_of_rank(seed: int, rank: int) -> int:
-    """A seed for the draws of one rank."""
-    return int(np.random.SeedSequence((seed, rank)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def _as_on_the_leader(weights: torch.Tensor, group: Group) -> None:
