@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import gpu, half_life, literal, load, reading, serving, soak, training, usual_server
+from benchmarks import gpu, half_life, heavy, literal, load, reading, serving, slow, soak, training, usual_server
 from benchmarks.pieces import Ours
 from benchmarks.ranking import Task
 from benchmarks.served import CSV, JSON, JSON_LINES, Payload, largest, payload
@@ -276,3 +276,23 @@ def test_what_rises_over_a_soak_is_told() -> None:
     assert memory.startswith("memory (MB, PSS) rises by ")
     (descriptors,) = soak.rises(flat + np.outer(seconds, [0, 0, 0.05, 0]))
     assert descriptors.startswith("descriptors rises by ")
+
+
+def test_slow_clients_have_a_row_a_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    slow.main(["--clients", "3", "--seconds", "0.5"])
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[2:-2]]
+    assert [row[0] for row in rows] == [*slow.KINDS]
+    for row in rows:
+        good, asked = row[1].split(" of ")
+        assert int(good) == int(asked) > 0
+
+
+def test_requests_that_cost_have_a_row_each(capsys: pytest.CaptureFixture[str]) -> None:
+    heavy.main(["--megabytes", "1", "--clients", "3", "--limit-mb", "20000", "--only", "0", "7", "12"])
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[-3:]]
+    assert [row[:2] for row in rows] == [
+        ["0.1 MB of CSV, verbose", "1 x 200"],
+        ["1 MB of `{}` in a document", "1 x 400"],
+        ["3 times 1 MB of CSV", "3 x 200"],
+    ]
+    assert {row[-1] for row in rows} == {"0"}
