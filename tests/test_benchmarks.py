@@ -21,11 +21,13 @@ from benchmarks import (
     attacks,
     gpu,
     half_life,
+    heavy,
     kills,
     literal,
     load,
     reading,
     serving,
+    slow,
     soak,
     training,
     usual_server,
@@ -336,3 +338,23 @@ def test_a_job_outlives_the_kill_of_a_host(monkeypatch: pytest.MonkeyPatch, caps
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line[:1] == "|"][2:]
     assert [row[0] for row in rows] == ["1", "2"]
     assert {row[3] for row in rows} <= {*kills.PHASES}
+
+
+def test_slow_clients_have_a_row_a_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    slow.main(["--clients", "3", "--seconds", "0.5"])
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[2:-2]]
+    assert [row[0] for row in rows] == [*slow.KINDS]
+    for row in rows:
+        good, asked = row[1].split(" of ")
+        assert int(good) == int(asked) > 0
+
+
+def test_requests_that_cost_have_a_row_each(capsys: pytest.CaptureFixture[str]) -> None:
+    heavy.main(["--megabytes", "1", "--clients", "3", "--limit-mb", "20000", "--only", "0", "7", "12"])
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[-3:]]
+    assert [row[:2] for row in rows] == [
+        ["0.1 MB of CSV, verbose", "1 x 200"],
+        ["1 MB of `{}` in a document", "1 x 400"],
+        ["3 times 1 MB of CSV", "3 x 200"],
+    ]
+    assert {row[-1] for row in rows} == {"0"}

@@ -108,7 +108,9 @@ void tables(Input input, bool wide) {
     Array<float> entity((rows + 1) * dim), ip(intervals * dim), scores(n);
     const Tables all{tags.get(), starts.get(), values.get(), entity.get(), ip.get(), rows,
                      probes,     sharing,      wide,         intervals,    dim};
-    ipinsights_score_hashed(&all, digests.get(), queries.get(), n, scores.get());
+    Array<int32_t> of(n), leaves(n);
+    ipinsights_score_hashed(&all, digests.get(), queries.get(), n, scores.get(), of.get(), leaves.get());
+    for (int64_t i = 0; i < n; ++i) require(0 <= of[i] && of[i] <= rows && leaves[i] < intervals);
 }
 
 void append(Input input) {
@@ -125,7 +127,9 @@ void join(Input input) {
     auto lengths = input.array<uint8_t>(4);
     Array<int64_t> starts(5);
     for (int64_t i = 0; i < 4; ++i) starts[i + 1] = starts[i] + lengths[i] % 30;
-    auto texts = input.array<uint8_t>(starts[4]);
+    auto given = input.array<uint8_t>(starts[4]);
+    Array<uint8_t> texts(given.size() + PADDING);
+    std::copy(given.get(), given.get() + given.size(), texts.get());
     auto choices = input.array<uint8_t>(n * columns);
     Array<int32_t> codes(n * columns);
     int64_t most = 0;
@@ -134,10 +138,10 @@ void join(Input input) {
         most += starts[codes[i] + 1] - starts[codes[i]];
     }
     auto numbers = input.array<char>(input.left());
-    Array<uint8_t> out(most + numbers.size());
+    Array<uint8_t> out(most + numbers.size() + PADDING);
     const int64_t size =
         ipinsights_join(numbers.get(), numbers.size(), codes.get(), n, columns, texts.get(), starts.get(), out.get());
-    require(UNEQUAL <= size && size <= out.size());
+    require(UNEQUAL <= size && size <= most + numbers.size());
 }
 
 }  // namespace

@@ -29,7 +29,7 @@ def compiler() -> str | None:
 
 
 def build(folder: Path) -> Path | None:
-    """The program; None if there is no compiler that can make it."""
+    """The program; None if there is no compiler with these sanitizers. Raises RuntimeError if it does not compile."""
     flags = ["-std=c++20", "-O1", "-g", "-fno-sanitize-recover=all", SANITIZERS]
     flags += ["-march=x86-64-v3"] if os.uname().machine == "x86_64" else []
     program = folder / "readers"
@@ -38,7 +38,7 @@ def build(folder: Path) -> Path | None:
         command = ["clang++", *flags, "-fsanitize=fuzzer", *sources, str(HERE / "readers.cpp"), "-o", str(program)]
         if not subprocess.run(command, check=False, capture_output=True, timeout=600).returncode:
             return program
-    if not shutil.which("g++"):
+    if not _sanitizes(folder):
         return None
     objects = []
     for source, special in [
@@ -47,7 +47,22 @@ def build(folder: Path) -> Path | None:
     ]:
         objects.append(str(folder / f"{Path(source).stem}.o"))
         command = ["g++", *flags, *special, "-c", source, "-o", objects[-1]]
-        if subprocess.run(command, check=False, timeout=600).returncode:
-            return None
-    linked = subprocess.run(["g++", SANITIZERS, *objects, "-o", str(program)], check=False, timeout=600)
-    return None if linked.returncode else program
+        _run(command)
+    _run(["g++", SANITIZERS, *objects, "-o", str(program)])
+    return program
+
+
+def _sanitizes(folder: Path) -> bool:
+    """Whether g++ is there, with the sanitizers' libraries."""
+    if not shutil.which("g++"):
+        return False
+    empty = folder / "empty.cpp"
+    empty.write_text("int main() {}\n")
+    command = ["g++", SANITIZERS, str(empty), "-o", str(empty.with_suffix(""))]
+    return not subprocess.run(command, check=False, capture_output=True, timeout=600).returncode
+
+
+def _run(command: list[str]) -> None:
+    run = subprocess.run(command, check=False, capture_output=True, text=True, timeout=600)
+    if run.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{run.stderr[-4000:]}")

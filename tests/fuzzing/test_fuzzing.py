@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fuzzing import corpus, readers
+from fuzzing import corpus, readers, served
 from fuzzing.changes import changed
 from fuzzing.targets import TARGETS
 
@@ -50,3 +50,11 @@ def test_the_native_readers_keep_to_their_memory(tmp_path: Path) -> None:
             check=False,
         )
         assert run.returncode == 0, run.stderr[-4000:]
+
+
+@pytest.mark.slow
+def test_no_changed_request_is_a_fault_of_the_server(tmp_path: Path) -> None:
+    statuses, faults = served.ask(tmp_path, 300, seed=0)
+    assert faults == []
+    assert statuses.total() == 300
+    assert min(statuses["200"], statuses["400"]) > 10

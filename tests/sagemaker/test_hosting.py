@@ -34,7 +34,9 @@ from ipinsights.data.addresses import IPV4
 from ipinsights.model import artifact
 from ipinsights.model.model import Model
 from ipinsights.sagemaker.access import AccessLog
+from ipinsights.sagemaker.connections import Awaited, missing
 from ipinsights.sagemaker.settings import ServerSettings
+from ipinsights.sagemaker.sockets import WHOLE
 from ipinsights.sagemaker.worker import LOST, WRITTEN_FOR, Health, Shared, misfit
 
 pytestmark = pytest.mark.slow
@@ -186,6 +188,85 @@ def test_clients_that_do_nothing_keep_no_ping_waiting(server: Server) -> None:
         assert server.post("a,1.2.3.4").status_code == 200
 
 
+POST = b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Type: text/csv\r\n"
+SLOW = {
+    "headers": POST[:-10],
+    "small body": POST + b"Content-Length: 99\r\n\r\na,1.2.3.4\n",
+    "large body": POST + b"Content-Length: 90000\r\n\r\na,1.2.3.4\n",
+    "chunks": POST + b"Transfer-Encoding: chunked\r\n\r\n9\r\na,1.2",
+    "on request": POST + b"Expect: 100-continue\r\nContent-Length: 9\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("kind", SLOW)
+def test_clients_that_stop_in_the_middle_keep_nobody_waiting(kind: str, trained: tuple[Tree, object]) -> None:
+    """More of them than there are threads."""
+    with Server(trained[0]) as server, contextlib.ExitStack() as held:
+        for _ in range(300):
+            held.enter_context(server.connect()).sendall(SLOW[kind])
+        assert slow_ping(server) < 30
+        assert server.post("a,1.2.3.4").status_code == 200
+
+
+def test_of_clients_that_stop_in_the_middle_some_get_a_thread_and_others_are_told(
+    trained: tuple[Tree, object],
+) -> None:
+    with Server(trained[0], SAGEMAKER_MODEL_SERVER_THREADS="16") as server, contextlib.ExitStack() as held:
+        slow = [held.enter_context(server.connect()) for _ in range(16)]
+        for client in slow:
+            client.settimeout(120)
+            client.sendall(SLOW["large body"])
+        (refused,), _, _ = select.select(slow, [], [], 120)
+        answer = refused.recv(1000).decode()
+        assert answer.startswith("HTTP/1.1 503 ")
+        assert "Retry-After: 1" in answer
+        assert "receiving from as many clients as it can" in answer
+        for client in slow:
+            if client is not refused:
+                client.sendall(b"a,1.2.3.4\n" * 8_999)
+        assert {client.recv(12) for client in slow if client is not refused} == {b"HTTP/1.1 200"}
+
+
+def answer_to(client: socket.socket) -> bytes:
+    """One whole answer."""
+    answer = b""
+    while b"\r\n\r\n" not in answer:
+        answer += client.recv(100_000)
+    (length,) = re.findall(rb"Content-Length: (\d+)", answer)
+    while len(answer) < answer.index(b"\r\n\r\n") + 4 + int(length):
+        answer += client.recv(100_000)
+    return answer
+
+
+@pytest.mark.parametrize("size", [1, 60_000, 70_000])
+def test_a_request_in_pieces_is_answered(size: int, trained: tuple[Tree, object]) -> None:
+    """Also a second one on its connection, and one that stands behind another."""
+    body = b"a,1.2.3.4\n" * (size // 10 + 1)
+    request = POST + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    with Server(trained[0], SAGEMAKER_DEFAULT_INVOCATIONS_ACCEPT="text/csv") as server, server.connect() as client:
+        for pieces in (7, 3):
+            step = len(request) // pieces + 1
+            for begin in range(0, len(request), step):
+                client.sendall(request[begin : begin + step])
+                time.sleep(0.02)
+            assert answer_to(client).startswith(b"HTTP/1.1 200 ")
+        client.sendall(request + request[:60])
+        assert answer_to(client).startswith(b"HTTP/1.1 200 ")
+        client.sendall(request[60:])
+        assert answer_to(client).startswith(b"HTTP/1.1 200 ")
+
+
+@given(st.integers(0, 70_000), st.binary(max_size=20), st.booleans())
+def test_what_a_request_lacks_is_what_makes_it_whole(length: int, body: bytes, others: bool) -> None:
+    head = b"POST / HTTP/1.1\r\n%scoNTent-lengTH:  %d\r\n\r\n" % (b"Host: x\r\n" * others, length)
+    for end in range(len(head)):
+        assert missing(head[:end]) == (1, Awaited.HEADERS)
+    expected = max(0, length - len(body)) if length <= WHOLE else 0
+    assert missing(head + body) == (expected, Awaited.BODY)
+    assert missing(head.replace(b"HTTP/1.1", b"HTTP/1.1\r\nExpect: 100-continue") + body)[0] == 0
+    assert missing(b"x" * (WHOLE + length))[0] == 0
+
+
 def test_busy_clients_leave_others_their_turn(trained: tuple[Tree, object]) -> None:
     """Of more than there are threads, all of which ask again at once."""
     answers: Counter[int] = Counter()
@@ -214,7 +295,7 @@ def test_told_to_stop_with_all_the_connections_that_it_may_have(trained: tuple[T
     resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))
     try:
         with Server(trained[0]) as server, contextlib.ExitStack() as held:
-            for _ in range(1010):
+            for _ in range(4010):
                 held.enter_context(server.connect())
             time.sleep(1)
             began = time.monotonic()

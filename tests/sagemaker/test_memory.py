@@ -10,7 +10,7 @@ import pytest
 
 from conftest import Server, Tree
 from ipinsights.data.addresses import IPV4
-from ipinsights.data.instances import salvage_lines
+from ipinsights.data.instances import salvage_document, salvage_lines
 from ipinsights.sagemaker import media
 from ipinsights.sagemaker.memory import COST, BusyError, Memory
 from ipinsights.sagemaker.settings import ServerSettings
@@ -83,6 +83,33 @@ def test_lines_are_not_all_in_memory_as_objects() -> None:
     assert peak < 10e6  # 14 million bytes are 300,000 of them
 
 
+@pytest.mark.parametrize(
+    ("begin", "end"),
+    [('{"instances":[', "]}"), ('{"a":"b","c":[{"d":[1]}, 2], "instances" : [', '], "e":{"instances":[]}}')],
+)
+def test_instances_are_not_all_in_memory_as_objects(begin: str, end: str) -> None:
+    def document(number: int) -> bytes:
+        return (begin + ",".join(["{}"] * number) + end).encode()
+
+    salvage_document(document(5000), IPV4, most=1000)  # imports what it needs
+    text = document(300_000)
+    tracemalloc.start()
+    try:
+        assert len(salvage_document(text, IPV4, most=1000, memory=0).faults) > 1000
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 10e6  # 19 million bytes are 300,000 of them
+
+
+@pytest.mark.parametrize("begin", ['{"instances":[[[[[[[[[[1]]]]]]]]],', '{"a":[%s1],"instances":[' % ("1," * 600_000)])
+def test_a_document_of_unusual_form_is_parsed_where_there_is_memory(begin: str) -> None:
+    text = f'{begin}["a","1.2.3.4"]]}}'.encode()
+    assert len(salvage_document(text, IPV4, memory=32 * len(text)).pairs.digests) == 1
+    with pytest.raises(MemoryError):
+        salvage_document(text, IPV4, memory=32 * len(text) - 1)
+
+
 def test_the_size_of_a_prediction_with_embeddings_is_no_less_than_it_takes() -> None:
     number = len("-1.2345678806304932e-38,")
     rest = len('{"dot_product":,"ip_embedding":[],"entity_embedding":[]},')
@@ -113,6 +140,12 @@ def test_what_takes_more_memory_than_there_is_is_refused(trained: tuple[Tree, ob
             "there is too little memory for the explanations of 2,000 rows: ask for 123 at a time\n"
         )
         assert server.post("a,1.2.3.4\n" * 2000).status_code == 200
+        deep = '{"instances":[' + "[" * 9 + "]" * 9 + ',["a","1.2.3.4"]' * 5000 + "]}"
+        refused = server.post(deep, "application/json")
+        assert (refused.status_code, refused.text) == (
+            413,
+            "there is too little memory for this request: send fewer rows at a time\n",
+        )
         marks = server.post("x\n" * 2000)
         assert (marks.status_code, marks.text) == (
             413,

@@ -40,23 +40,30 @@ def _nested(depth: int) -> bytes:
 
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _INSTANCE = rb'(?:[^"\[\]{},]++|' + _STRING + b"|" + _nested(6) + b")++"
-_BEGIN = re.compile(rb'\s*\{\s*"instances"\s*:\s*\[')
+_BEGIN = re.compile(rb"\s*\{(?:\s*" + _STRING + rb"\s*:" + _INSTANCE + rb',)*?\s*"instances"\s*:\s*\[', re.DOTALL)
 _ELEMENT = re.compile(_INSTANCE, re.DOTALL)
 _SOME = re.compile(b"(?:%s,){1,%d}+" % (_INSTANCE, _AT_ONCE), re.DOTALL)
 """The beginning of a document of instances, one of them, and many with the comma behind each."""
+_MOST_OTHERS = 1 << 20
+"""Bytes of what such a document says before its instances, and behind them, at most."""
+_COST = 32
+"""Bytes that a document takes, as orjson's and then as Python's objects, for each byte of text: 88 for `{},`."""
 
 
-def salvage_document(text: bytes, family: Family, most: int | None = None) -> Hashed:
+def salvage_document(text: bytes, family: Family, most: int | None = None, memory: float = float("inf")) -> Hashed:
     """The pairs of ``{"instances": [...]}`` and the faults of the other instances, whose positions count from 0.
 
     Reading stops some time after more than ``most`` faults. Raises UserError if the text is no such document, and
-    MemoryError if there is no memory to parse it.
+    MemoryError if there is no memory to parse it, or if it must be parsed as a whole and may take more than ``memory``
+    bytes.
     """
     if clean := _clean(text, family, lines=False):
         return clean
     if parts := _parts(text):
         with contextlib.suppress(orjson.JSONDecodeError):  # then it is not JSON as a whole, and told with the place
             return _salvage(_each(text, parts), family, most)
+    if len(text) * _COST > memory:
+        raise MemoryError
     try:
         document = orjson.loads(text)
     except orjson.JSONDecodeError as error:
@@ -103,9 +110,9 @@ def _parts(text: bytes) -> list[slice]:
     As Python's objects, a whole document takes fifteen times the memory that it takes as text. (orjson even crashes the
     process if there is not enough.) The parts are found without a look at what they say.
     """
-    if not (found := _BEGIN.match(text)):
+    if not (begin := _BEGIN.match(text)):
         return []
-    parts, place = [], found.end()
+    parts, place = [], begin.end()
     while found := _SOME.match(text, place):
         parts.append(slice(place, found.end() - 1))
         place = found.end()
@@ -113,7 +120,10 @@ def _parts(text: bytes) -> list[slice]:
     if last is None:
         return []
     parts.append(slice(place, last.end()))
+    if begin.end() + len(text) - last.end() > _MOST_OTHERS:
+        return []
     try:
+        orjson.loads(text[: begin.end()] + b"]}")
         rest = orjson.loads(b'{"":[' + text[last.end() :])
     except orjson.JSONDecodeError:
         return []

@@ -12,7 +12,7 @@
 | body too large, or its answer too large for the memory | 413 |
 | fault of the program; the log has the traceback | 500 |
 | /ping before the model is loaded, and when workers keep being ended by the system | 503 |
-| no memory for the body beside those of other requests (with Retry-After) | 503 |
+| no memory for the body beside those of other requests, or no thread to receive it (with Retry-After) | 503 |
 | no memory for that model | 507 |
 
 A scoring request goes straight through: the body is read, parsed into rows (`media.read`) and scored, and a
@@ -50,7 +50,7 @@ from ipinsights.sagemaker.access import AccessLog
 from ipinsights.sagemaker.memory import BusyError, Memory
 from ipinsights.sagemaker.models import ONLY, AlreadyLoaded, ModelStore, NotLoaded, OutOfMemory
 from ipinsights.sagemaker.settings import ServerSettings
-from ipinsights.sagemaker.sockets import Stalled, TooLarge, read_body
+from ipinsights.sagemaker.sockets import Stalled, TooLarge, may_come_slowly, read_body
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -191,6 +191,8 @@ class _Front:
         self._log = log
         self._healthy = healthy
         self._scoring = BoundedSemaphore(settings.scoring_slots)
+        # Some threads wait for no client, so that they can answer pings and small requests.
+        self._receiving = BoundedSemaphore(settings.threads - settings.threads // 16)
         megabytes = settings.requests_memory_mb
         self._memory = Memory(megabytes and (megabytes << 20) // settings.workers)
 
@@ -257,7 +259,8 @@ class _Front:
         if not body or body.isspace():
             return _Answer(204, facts=facts)
         most = self._memory.answer
-        rows = media.read(content_type, body, scorer.family, _FAULTS if not marking else _whole(most / _MARK))
+        faults = _FAULTS if not marking else _whole(most / _MARK)
+        rows = media.read(content_type, body, scorer.family, faults, self._memory.document)
         facts["rows"] = len(rows)
         if marking and rows.cut:
             raise TooLarge(f"there is too little memory to mark more than {_whole(most / _MARK):,} malformed rows")
@@ -282,6 +285,17 @@ class _Front:
             text = media.Text(text.size + 1, chain(text.pieces, [b"\n"]))
         return _Answer(200, text, writer.content_type, facts)
 
+    def _receive(self, environ: "WSGIEnvironment", take: Callable[[int], None]) -> bytes:
+        """The body of a request. Raises BusyError if all threads that may wait for one do so."""
+        slow = may_come_slowly(environ)
+        if slow and not self._receiving.acquire(blocking=False):
+            raise BusyError("the server is receiving from as many clients as it can: ask again in a moment")
+        try:
+            return read_body(environ, self._settings.max_content_length, self._settings.timeout, take)
+        finally:
+            if slow:
+                self._receiving.release()
+
     def _invoke(self, environ: "WSGIEnvironment", model: str, request_id: str) -> _Answer:
         """Answer a scoring request, whatever happens."""
         content_type, accept = environ.get("CONTENT_TYPE", ""), environ.get("HTTP_ACCEPT", "")
@@ -294,7 +308,7 @@ class _Front:
             if not self._ready:
                 return _Answer(503, media.Text.of(b"the model is not loaded yet\n"), facts=facts)
             with self._memory.receiving() as take:
-                body = read_body(environ, self._settings.max_content_length, self._settings.timeout, take)
+                body = self._receive(environ, take)
                 facts["bytes_in"] = len(body)
                 writer = media.writer(accept, self._settings.default_accept)
                 with self._scoring, self._memory.scoring(len(body)), self._models.borrow(model) as loan:

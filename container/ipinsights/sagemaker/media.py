@@ -255,15 +255,16 @@ class Writer:
         return b"".join((self._form.begin, self._form.separator.join(predictions), self._form.end))
 
 
-def read(content_type: str, body: bytes, family: Family, most: int | None = None) -> Rows:
+def read(content_type: str, body: bytes, family: Family, most: int | None = None, memory: float = float("inf")) -> Rows:
     """Parse a request's body into rows whose addresses are of one family.
 
     Stops early once there are more than ``most`` faults; without ``most`` it reads all rows. Raises
-    UnsupportedContentType, UserError if the body as a whole cannot be parsed, and MemoryError if that takes too much.
+    UnsupportedContentType, UserError if the body as a whole cannot be parsed, and MemoryError if that takes too much:
+    more than the system has, or, of a document of unusual form, more than ``memory`` bytes.
     """
     name = _known(content_type)
     reader, unit = _READERS[name]
-    pairs, faults, _ = reader(body, family, most)
+    pairs, faults, _ = reader(body, family, most, memory)
     look = recognise(body, name) if faults and not len(pairs.digests) and name != JSON else None
     # What a server cannot read under any declaration is not recognised for it.
     return Rows(
@@ -272,7 +273,7 @@ def read(content_type: str, body: bytes, family: Family, most: int | None = None
 
 
 _Unit: TypeAlias = Literal["line", "instance"]
-_Reader: TypeAlias = tuple[Callable[[bytes, Family, int | None], Hashed], _Unit]
+_Reader: TypeAlias = tuple[Callable[[bytes, Family, int | None, float], Hashed], _Unit]
 
 
 @functools.lru_cache(1024)
@@ -354,14 +355,18 @@ _COLUMNS = (*PARTS, *_EVENTS, "network", "network_entities", "network_events", "
 """What an explanation is in CSV. The network is the longest that training knows."""
 
 
-def _read_csv(body: bytes, family: Family, most: int | None) -> Hashed:
+def _read_csv(body: bytes, family: Family, most: int | None, _memory: float) -> Hashed:
     return salvage_hashed(body, family, most=most)
+
+
+def _read_lines(body: bytes, family: Family, most: int | None, _memory: float) -> Hashed:
+    return salvage_lines(body, family, most)
 
 
 _READERS: dict[str, _Reader] = {
     CSV: (_read_csv, "line"),
     JSON: (salvage_document, "instance"),
-    JSON_LINES: (salvage_lines, "instance"),
+    JSON_LINES: (_read_lines, "instance"),
 }
 
 

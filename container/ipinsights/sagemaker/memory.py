@@ -4,6 +4,7 @@
 |---|---|---|
 | bodies that are received or wait | a quarter of the memory | 503 with Retry-After |
 | requests that are scored, each taken for `COST` times its body | all of the memory | they wait |
+| a JSON document of unusual form, parsed as a whole, which may take 32 times its size | half of the memory | 413 |
 | an answer with embeddings or marks, whose size is known before it is written | an eighth of the memory | 413 |
 
 A body that is the only one is received and scored, whatever its size. `MAX_CONTENT_LENGTH` limits that.
@@ -17,9 +18,9 @@ from ipinsights.errors import UserError
 
 COST = 8
 """What it takes to score a body, in its sizes: 4 to 5 if its form is usual, and 8 if the exact readers read it."""
-_IN_FLIGHT, _ANSWER = 4, 8
-"""The shares of the memory that bodies may have together, and an answer: two are written at a time, and each is in
-memory twice for a moment, in pieces and whole."""
+_IN_FLIGHT, _ANSWER, _WHOLE = 4, 8, 2
+"""The shares of the memory that bodies may have together, an answer, and a document that is parsed as a whole. Two
+answers are written at a time, and each is in memory twice for a moment, in pieces and whole."""
 
 
 class BusyError(UserError):
@@ -40,6 +41,11 @@ class Memory:
     def answer(self) -> float:
         """The most bytes that an answer may have."""
         return self._limit / _ANSWER
+
+    @property
+    def document(self) -> float:
+        """The most bytes that a document may take that is parsed as a whole: two are at a time."""
+        return self._limit / _WHOLE
 
     @contextmanager
     def receiving(self) -> Iterator[Callable[[int], None]]:

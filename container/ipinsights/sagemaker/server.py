@@ -45,8 +45,8 @@ _DRAINING = 25
 _HEARTBEAT = 10
 """Seconds after which a worker that shows no sign of life is replaced, at least. It shows one every second, or a
 little later on a busy machine."""
-_FILES = 4096
-"""Open files that a worker may have."""
+_CONNECTIONS, _OTHER_FILES = 4000, 96
+"""Connections that a worker may have, and other open files."""
 
 _SAMPLE = "Ask for a score: curl %s -H 'Content-Type: text/csv' --data 'alice,192.0.2.17'"
 
@@ -172,6 +172,7 @@ class _StockServer(BaseApplication):  # type: ignore[misc]  # gunicorn is untype
             "worker_class": "gthread",
             "worker_tmp_dir": self._folder,
             "threads": settings.threads,
+            "worker_connections": _connections(),
             "timeout": max(settings.timeout, _HEARTBEAT),
             "graceful_timeout": _DRAINING,
             "keepalive": 60,
@@ -210,10 +211,17 @@ class _Server(_StockServer):
 
 
 def _allow_files() -> None:
-    """Raise the limit on open files: each connection is one, a worker may have 1,000, and many systems allow 1,024."""
+    """Raise the limit on open files: each connection is one, and many systems allow 1,024."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if 0 <= soft < _FILES:  # negative means no limit
-        resource.setrlimit(resource.RLIMIT_NOFILE, (_FILES if hard < 0 else min(hard, _FILES), hard))
+    wanted = _CONNECTIONS + _OTHER_FILES
+    if 0 <= soft < wanted:  # negative means no limit
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if hard < 0 else min(hard, wanted), hard))
+
+
+def _connections() -> int:
+    """How many a worker may have: no more than there are files for."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _CONNECTIONS if soft < 0 else max(1, min(_CONNECTIONS, soft - _OTHER_FILES))
 
 
 def _writable_folder() -> str:

@@ -12,6 +12,8 @@ from ipinsights.errors import UserError
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIEnvironment
 
+WHOLE = 1 << 16
+"""Bytes of the largest body that arrives whole before a thread reads it."""
 _PIECE = 1 << 20
 
 
@@ -31,6 +33,15 @@ def timeval(seconds: int) -> bytes:
     return struct.pack("ll", seconds, 0)
 
 
+NO_TIME = struct.pack("ll", 0, 1)
+"""The timeout of a socket whose client has had its time."""
+
+
+def may_come_slowly(environ: "WSGIEnvironment") -> bool:
+    """Whether a thread may have to wait for a request's body."""
+    return "HTTP_EXPECT" in environ or not 0 < int(environ.get("CONTENT_LENGTH") or 0) <= WHOLE
+
+
 def read_body(
     environ: "WSGIEnvironment", limit: int, seconds: int, take: Callable[[int], object] = lambda _: None
 ) -> bytes:
@@ -43,8 +54,8 @@ def read_body(
     length = int(environ.get("CONTENT_LENGTH") or 0)
     if length > limit:
         raise _too_large(limit)
-    if "gunicorn.socket" in environ:
-        environ["gunicorn.socket"].setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval(seconds))
+    if (client := environ.get("gunicorn.socket")) and not _had_its_time(client):
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval(seconds))
     stream, pieces, size = environ["wsgi.input"], [], 0
     try:
         if length:
@@ -64,6 +75,12 @@ def read_body(
     except (OSError, ParseException) as error:  # cut off, or malformed chunks
         raise UserError(f"the body cannot be received ({error!r})") from error
     return b"".join(pieces)
+
+
+def _had_its_time(client: socket.socket) -> bool:
+    timeout = client.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, len(NO_TIME))
+    seconds, microseconds = struct.unpack("ll", timeout)
+    return (seconds, microseconds > 0) == (0, True)  # the system rounds them
 
 
 def _too_large(limit: int) -> TooLarge:

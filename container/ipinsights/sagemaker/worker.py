@@ -2,7 +2,7 @@
 
 | gunicorn | here |
 |---|---|
-| a new connection occupies a thread at once, for up to 5 s before the first byte | only once there is data to read |
+| a connection occupies a thread when it is new, or has a byte of a request | only when a request has arrived |
 | no limit on pauses within a request or an answer | timeouts of the socket |
 | the thread that accepts connections also closes them, and waits up to 2 s for each client | other threads do |
 | a connection returns to that thread after each request | its thread waits a moment for the next request |
@@ -16,26 +16,24 @@ says whether the installed one is that. If it is not, the server uses gunicorn's
 import contextlib
 import errno
 import inspect
+import itertools
 import logging
 import mmap
 import operator
 import os
-import select
 import selectors
 import signal
 import socket
-import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 import gunicorn
 from gunicorn import arbiter
+from gunicorn.http.body import LengthReader
 from gunicorn.workers import gthread
 
-from ipinsights.sagemaker.sockets import timeval
+from ipinsights.sagemaker.connections import HEADERS, Awaited, Closers, Connection
 
 WRITTEN_FOR = "27.0"
 """The release of gunicorn that the classes are for, with any patch level."""
@@ -54,14 +52,13 @@ _OVERRIDDEN = {
     (gthread, "ThreadWorker.accept"): "(self, listener)",
     (gthread, "ThreadWorker.set_accept_enabled"): "(self, enabled)",
     (gthread, "ThreadWorker.on_pending_socket_readable"): "(self, conn, client)",
+    (gthread, "ThreadWorker.on_client_socket_readable"): "(self, conn, client)",
+    (gthread, "ThreadWorker.enqueue_req"): "(self, conn)",
+    (gthread, "ThreadWorker.murder_pending"): "(self)",
+    (gthread, "ThreadWorker._keepalive_after"): "(self, conn, keepalive)",
 }
-"""The signatures of the methods that the classes override, and of one that they register as a callback."""
-_TConn: Any = getattr(gthread, "TConn", object)  # undocumented; without it this module can still be imported
+"""The signatures of the methods that the classes override or call."""
 
-_HEADERS = timeval(5)
-"""How long a client may pause within the headers of a request."""
-_CLOSING = 32
-"""Connections that may wait at the same time, for up to 2 s, until their clients close them."""
 _MORE_WORKERS = 16
 """Slots for workers beyond twice the number configured: on a signal, gunicorn starts more workers, or all anew."""
 _DEATHS = 2
@@ -70,8 +67,8 @@ _COURTESY = 0.0002
 """Seconds for which a worker leaves a connection to a worker that has fewer."""
 _SCARCITY = 0.05
 """Seconds for which a worker accepts nothing after the system ran out of descriptors or memory."""
-_MOMENT = 5
-"""Milliseconds for which a thread waits for the next request on its connection."""
+_DRAINING = 0.01
+"""Seconds for which a thread reads the rest of a body that nobody wanted; then the connection is closed."""
 _LINGER = 2
 """Seconds for which a worker that stops waits for requests on the connections that it has."""
 
@@ -185,47 +182,6 @@ def shorten_stalls(record: logging.LogRecord) -> bool:
     return True
 
 
-class _Connection(_TConn):  # type: ignore[misc]
-    """A connection on which no client can block a thread for long, nor the worker when it closes the connection."""
-
-    def __init__(self, closers: "_Closers", client_timeout: int, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self._closers = closers
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(client_timeout))
-
-    def expect_headers(self) -> None:
-        """Set the timeout for headers. `sockets.read_body` sets a longer one for the body."""
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _HEADERS)
-
-    def has_more(self) -> bool:
-        """Whether another request has arrived, or arrives within a moment."""
-        if self.parser.unreader.buf.getvalue():
-            return True
-        poll = select.poll()
-        poll.register(self.sock, select.POLLIN)
-        return bool(poll.poll(_MOMENT))
-
-    def close(self, graceful: bool = False) -> None:
-        """Close it. A graceful close waits up to 2 s for the client, so a thread of its own does that."""
-        if not (graceful and self._closers.take(super().close)):
-            super().close()
-
-
-class _Closers:
-    """Threads that close connections gracefully. If all are busy, a connection is closed at once instead."""
-
-    def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(_CLOSING)
-        self._free = threading.BoundedSemaphore(_CLOSING)
-
-    def take(self, close: Callable[[bool], None]) -> bool:
-        """Have a thread close a connection. Returns whether one was free."""
-        if not self._free.acquire(blocking=False):
-            return False
-        self._pool.submit(close, True).add_done_callback(lambda _: self._free.release())
-        return True
-
-
 class PatientWorker(gthread.ThreadWorker):  # type: ignore[misc]
     """The thread worker with the changes that the module's docstring lists."""
 
@@ -238,7 +194,9 @@ class PatientWorker(gthread.ThreadWorker):  # type: ignore[misc]
 
     def init_process(self) -> None:
         """Start in the forked process."""
-        self._closers = _Closers()
+        self._closers = Closers()
+        self._begun: dict[Awaited, dict[Connection, None]] = {awaited: {} for awaited in Awaited}
+        """Connections with a part of a request, by what they wait for. The one that has waited longest comes first."""
         super().init_process()
 
     @property
@@ -283,7 +241,7 @@ class PatientWorker(gthread.ThreadWorker):  # type: ignore[misc]
                 return
             raise
         self.nr_conns += 1
-        connection = _Connection(
+        connection = Connection(
             self._closers, self.app.client_timeout, self.cfg, client, address, listener.getsockname()
         )
         connection.timeout = time.monotonic() + (self.cfg.keepalive if self.alive else _LINGER)
@@ -305,6 +263,49 @@ class PatientWorker(gthread.ThreadWorker):  # type: ignore[misc]
                 if self._shared.stopping[0]:
                     with contextlib.suppress(OSError):  # another worker has shut it down
                         listener.sock.shutdown(socket.SHUT_RDWR)
-            for connection in self.pending_conns:
+            for connection in itertools.chain(self.pending_conns, *self._begun.values()):
                 connection.timeout = min(connection.timeout, time.monotonic() + _LINGER)
         super().set_accept_enabled(enabled)
+
+    def on_pending_socket_readable(self, connection: Any, client: socket.socket) -> None:
+        """Look at what has arrived on a new connection."""
+        self.pending_conns.remove(connection)
+        self._look(connection, client)
+
+    def on_client_socket_readable(self, connection: Any, client: socket.socket) -> None:
+        """The same on one that has had an answer."""
+        self.keepalived_conns.remove(connection)
+        self._look(connection, client)
+
+    def _look(self, connection: Any, client: socket.socket) -> None:
+        """Give a connection a thread if its request has arrived, or else let it wait for the rest."""
+        for begun in self._begun.values():
+            begun.pop(connection, None)
+        awaited = connection.awaits()
+        if awaited is None:
+            self._begin(connection)
+            return
+        patience = {Awaited.HEADERS: HEADERS, Awaited.BODY: self.app.client_timeout}[awaited]
+        connection.timeout = time.monotonic() + (patience if self.alive else min(patience, _LINGER))
+        self._begun[awaited][connection] = None
+        self.poller.modify(client, selectors.EVENT_READ, partial(self._look, connection))
+
+    def _begin(self, connection: Any) -> None:
+        self.poller.unregister(connection.sock)
+        connection.data_ready = True
+        self.enqueue_req(connection)
+
+    def murder_pending(self) -> None:
+        """Give up connections that have waited too long. Those with a part of a request are told so by a thread."""
+        super().murder_pending()
+        for begun in self._begun.values():
+            while begun and (connection := next(iter(begun))).timeout <= time.monotonic():
+                del begun[connection]
+                connection.give_up()
+                self._begin(connection)
+
+    def _keepalive_after(self, connection: Any, keepalive: bool) -> bool:
+        """Whether another request may follow: not if this one's body was not read and does not arrive at once."""
+        reader = connection.parser.mesg.body.reader
+        read = reader.length == 0 if isinstance(reader, LengthReader) else reader.parser is None
+        return keepalive and (read or bool(connection.parser.finish_body(deadline=time.monotonic() + _DRAINING)))
