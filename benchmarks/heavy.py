@@ -14,7 +14,7 @@ import resource
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _loads(size: int, clients: int, only: Sequence[int] | None) -> Iterator[Load]:
     """The loads, of bodies that have so many bytes at most, one after another: they are large."""
     megabytes = f"{size / 1e6:g} MB"
-    makers = [
+    makers: list[Callable[[], Load]] = [
         lambda: Load(f"{size / 1e7:g} MB of CSV, verbose", _csv(size // 10), "text/csv", f"{JSON};verbose=True"),
         lambda: Load(f"{size / 1e7:g} MB of CSV, explained", _csv(size // 10), "text/csv", f"{JSON};explain=True"),
         lambda: Load(f"{megabytes} of CSV", _csv(size), "text/csv"),
