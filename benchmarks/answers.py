@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from benchmarks import datasets, machine
 from benchmarks.served import CSV, Payload, payload
-from benchmarks.servers import Server, free_port
+from benchmarks.servers import Server
 from benchmarks.serving import Clients, Task
 from benchmarks.tables import markdown, spread
 from benchmarks.tutorial import Case
@@ -103,19 +103,13 @@ def _measure(
     folder: Path, lines: list[str], rows: int, few: int, rounds: int, seconds: float
 ) -> dict[str, tuple[list[float], ...]]:
     """For each wish, rows a second of both turns and their ratios, in each round."""
-    port = free_port()
-    settings = {
-        "SAGEMAKER_BIND_TO_PORT": str(port),
-        "SAGEMAKER_MODEL_SERVER_WORKERS": "1",
-        "SAGEMAKER_BASE_DIR": str(folder),
-    }
     found: dict[str, tuple[list[float], ...]] = {name: ([], [], [], []) for name in WISHES}
-    with Server(["ipinsights.sagemaker", "serve"], port, folder / "log", settings) as server, Clients() as clients:
+    with Server.one_worker(folder) as server, Clients() as clients:
 
         def speeds(asked: Payload) -> tuple[float, float]:
             """Rows a second, and rows a second of processor time."""
             before = server.processor_seconds()
-            turn = clients.run(asked.accept, port, Task(f"{asked.rows} rows", [asked]), seconds)
+            turn = clients.run(asked.accept, server.port, Task(f"{asked.rows} rows", [asked]), seconds)
             processor = server.processor_seconds() - before
             if set(turn["statuses"]) != {"200"} or turn["predictions"] != asked.rows:
                 raise RuntimeError(f"{asked.accept}: {turn}")

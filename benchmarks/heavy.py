@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from benchmarks.servers import Server, free_port
+from benchmarks.servers import Server
 from benchmarks.soak import save_model
 from benchmarks.tables import markdown
 from ipinsights.sagemaker.media import JSON
@@ -94,15 +94,8 @@ def _empty(size: int, begin: bytes = b"{") -> bytes:
 def _measure(load: Load, folder: Path, limit_mb: int | None) -> tuple[str, str, str, str]:
     """The statuses, the peak, the seconds, and how many workers were replaced."""
     save_model(folder / "model")
-    port = free_port()
-    settings = {
-        "SAGEMAKER_BASE_DIR": str(folder),
-        "SAGEMAKER_BIND_TO_PORT": str(port),
-        "SAGEMAKER_MODEL_SERVER_WORKERS": "1",
-        "IPINSIGHTS_UNTRAINED_MODEL": "accept",
-    }
     with _address_space(limit_mb):
-        server = Server(["ipinsights.sagemaker", "serve"], port, folder / "log", settings)
+        server = Server.one_worker(folder)
     with server:
         server.settled_memory(2)
         before = server.processes()
@@ -110,7 +103,7 @@ def _measure(load: Load, folder: Path, limit_mb: int | None) -> tuple[str, str, 
         base = _peak(worker)
         began = time.perf_counter()
         with ThreadPoolExecutor(load.clients) as pool:
-            statuses = Counter(pool.map(lambda _: _ask(port, load), range(load.clients)))
+            statuses = Counter(pool.map(lambda _: _ask(server.port, load), range(load.clients)))
         seconds = time.perf_counter() - began
         after = server.processes()
         peak = _peak(worker) - base if worker in after else float("nan")

@@ -77,6 +77,19 @@ class Server:
             time.sleep(_POLL)
         self.seconds_to_ping = time.perf_counter() - started
 
+    @classmethod
+    def one_worker(cls, folder: Path, **extra: str) -> Self:
+        """Ours, with the model in ``folder/model``, which may be untrained, and a worker."""
+        port = free_port()
+        settings = {
+            "SAGEMAKER_BASE_DIR": str(folder),
+            "SAGEMAKER_BIND_TO_PORT": str(port),
+            "SAGEMAKER_MODEL_SERVER_WORKERS": "1",
+            "IPINSIGHTS_UNTRAINED_MODEL": "accept",
+            **extra,
+        }
+        return cls(["ipinsights.sagemaker", "serve"], port, folder / "log", settings)
+
     def __enter__(self) -> Self:
         return self
 

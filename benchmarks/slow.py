@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.servers import Server, free_port
+from benchmarks.servers import Server
 from benchmarks.soak import save_model
 from benchmarks.tables import markdown
 
@@ -57,20 +57,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _measure(text: bytes, clients: int, seconds: float, folder: Path) -> list[str]:
     """How many pings and scores were answered well, and how long they took; what the slow clients cost in memory."""
     save_model(folder / "model")
-    port = free_port()
-    settings = {
-        "SAGEMAKER_BASE_DIR": str(folder),
-        "SAGEMAKER_BIND_TO_PORT": str(port),
-        "SAGEMAKER_MODEL_SERVER_WORKERS": "1",
-        "IPINSIGHTS_UNTRAINED_MODEL": "accept",
-    }
     with (
-        Server(["ipinsights.sagemaker", "serve"], port, folder / "log", settings) as server,
+        Server.one_worker(folder) as server,
         contextlib.ExitStack() as held,
     ):
         before = server.settled_memory(2)
         for _ in range(clients):
-            client = held.enter_context(socket.create_connection(("127.0.0.1", port), timeout=_PATIENCE))
+            client = held.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=_PATIENCE))
             client.sendall(text)
         found: dict[bytes, list[float]] = {PING: [], SCORE: []}
         good = dict.fromkeys(found, 0)
@@ -78,7 +71,7 @@ def _measure(text: bytes, clients: int, seconds: float, folder: Path) -> list[st
         while time.monotonic() - began < seconds:
             for request, times in found.items():
                 asked = time.monotonic()
-                good[request] += _asked(port, request).startswith(b"HTTP/1.1 200 ")
+                good[request] += _asked(server.port, request).startswith(b"HTTP/1.1 200 ")
                 times.append(time.monotonic() - asked)
             time.sleep(0.1)
         cost = server.memory() - before

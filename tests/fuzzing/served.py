@@ -18,7 +18,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from benchmarks.servers import Server, free_port
+from benchmarks.servers import Server
 from benchmarks.soak import save_model
 
 _TYPES = (b"text/csv", b"application/json", b"application/jsonlines")
@@ -67,29 +67,22 @@ def main() -> None:
 def ask(folder: Path, number: int, seed: int) -> tuple[Counter[str], list[str]]:
     """Ask so many requests. Returns how often each status came, and what broke a rule."""
     save_model(folder / "model")
-    port = free_port()
-    settings = {
-        "SAGEMAKER_BASE_DIR": str(folder),
-        "SAGEMAKER_BIND_TO_PORT": str(port),
-        "SAGEMAKER_MODEL_SERVER_WORKERS": "1",
-        "IPINSIGHTS_UNTRAINED_MODEL": "accept",
-    }
     statuses: Counter[str] = Counter()
     faults: list[str] = []
     lock = threading.Lock()
-    with Server(["ipinsights.sagemaker", "serve"], port, folder / "log", settings) as server:
-        before, expected = server.processes(), _answer(port, GOOD).partition(b"\r\n\r\n")[2]
+    with Server.one_worker(folder) as server:
+        before, expected = server.processes(), _answer(server.port, GOOD).partition(b"\r\n\r\n")[2]
 
         def some(seeds: range) -> None:
             for each in seeds:
                 request = changed(random.Random(each))
-                answer = _answer(port, request)
+                answer = _answer(server.port, request)
                 status = answer[9:12].decode() if answer.startswith(b"HTTP/1.1 ") else "closed" if not answer else "?"
                 with lock:
                     statuses[status] += 1
                     if not _allowed(status, answer):
                         faults.append(f"{status} for {request[:2000]!r}: {answer[:500]!r}")
-            if _answer(port, GOOD).partition(b"\r\n\r\n")[2] != expected:
+            if _answer(server.port, GOOD).partition(b"\r\n\r\n")[2] != expected:
                 faults.append(f"another answer to a good request after {seeds}")
 
         with ThreadPoolExecutor(_AT_ONCE) as pool:
