@@ -109,6 +109,11 @@ CHANGES = [
     Change("no homes", owner=counting, attributes={"HOME_EVENTS": np.inf}),
     *(Change(f"{n} own networks at most", owner=counting, attributes={"MOVES": n}) for n in (4, 32)),
     *(Change(f"background {n}", owner=refit, attributes={"BACKGROUND": n}) for n in (10.0, 1000.0)),
+    *(
+        Change(f"affinity of {n} events weighs .7", owner=refit, attributes={"AFFINITY_EVENTS": n})
+        for n in (50.0, 5000.0)
+    ),
+    Change("affinity weighs 1", owner=refit, attributes={"AFFINITY_EVENTS": np.inf}),
     Change("known pairs are shuffled negatives too", owner=sampling.Pairs, attributes={"known": _nothing_known}),
     *(Change(f"{n} R entities share R random addresses", owner=sampling, attributes={"GROUP": n}) for n in (1, 2, 8)),
     Change("no typical entity", owner=step.Rates, attributes={"of": staticmethod(_rates_without_typical)}),

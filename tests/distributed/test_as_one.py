@@ -258,6 +258,7 @@ def test_a_model_in_parts_becomes_the_file_of_the_whole(
     table[ROWS] = 7
     table[np.flatnonzero(every.index.tags == 0)] = 7
     learnt = rng.random((len(history.rows) + 1, dim)).astype(np.float32)
+    weights = 1 - rng.random(len(history.rows)).astype(np.float32)
     known = rng.integers(1, 9, len(vocabulary.prefixes))
     encoder = Encoder(
         *(rng.random(s).astype(np.float32) for s in ((vocabulary.num_rows, dim), (1, dim, dim), (1, dim)))
@@ -267,7 +268,7 @@ def test_a_model_in_parts_becomes_the_file_of_the_whole(
         every.index,
         table,
         encoder,
-        Counted(history.rows, learnt, known, history, told) if counted else None,
+        Counted(history.rows, learnt, weights, known, history, told) if counted else None,
     )
     folder = tmp_path_factory.mktemp("model")
     artifact.save(whole, folder / "whole", {})
@@ -283,7 +284,9 @@ def test_a_model_in_parts_becomes_the_file_of_the_whole(
             whole,
             index=EntityIndex(max(1, len(rows)), every.index.tags[rows]),
             entity=table[np.append(rows, ROWS)],
-            counted=Counted(own.rows, learnt[np.append(here, True)], known, own, also) if counted else None,
+            counted=Counted(own.rows, learnt[np.append(here, True)], weights[here], known, own, also)
+            if counted
+            else None,
         )
         artifact.save(Shard(model, rows, every.index), folder / "parts", {}, group)
 

@@ -22,7 +22,15 @@ from ipinsights.model import refit as module
 from ipinsights.model.counting import Counts, Habits
 from ipinsights.model.history import History
 from ipinsights.model.model import RESERVED, Counted, Encoder, Model
-from ipinsights.model.refit import CONSTANT, POPULARITY, PRIOR, Moves, Refit
+from ipinsights.model.refit import (
+    AFFINITY_EVENTS,
+    CONSTANT,
+    POPULARITY,
+    PRIOR,
+    Moves,
+    Refit,
+    affinity_weight,
+)
 from ipinsights.model.scoring import Scorer
 from ipinsights.model.vocabulary import Vocabulary
 from ipinsights.training.fit import fit
@@ -124,7 +132,9 @@ def test_the_score_of_a_trained_entity_is_popularity_habit_and_affinity(world: W
     model, counts, learnt = world.refitted(), world.counts, world.learnt
     habits = only(list(counts.habits()))
     move = Refit(counts).moves(learnt.encoder)(habits)[:, :-RESERVED]
-    affinity = pairwise(learnt, habits.rows, world.queries)
+    assert habits.events.tolist() == np.bincount(world.events.entity)[habits.rows].tolist()
+    weights = 1 / np.sqrt(1 + habits.events / AFFINITY_EVENTS)
+    affinity = weights[:, None] * pairwise(learnt, habits.rows, world.queries)
     moved = move @ learnt.encode(world.queries)[:, :-RESERVED].T
     parts = sums(counts.popularity, world) + habits.constant[:, None] + moved + affinity
     threshold = parts - pairwise(model, habits.rows, world.queries)
@@ -230,8 +240,9 @@ def test_entities_without_a_history_keep_their_habits(world: World, others: Worl
     model = later.refitted(earlier=earlier)
     now, before = np.unique(later.events.entity), np.unique(world.events.entity)
     kept = np.setdiff1d(before, now)
-    added = earlier.entity[kept] - world.learnt.entity[kept]
-    np.testing.assert_allclose(model.entity[kept], later.learnt.entity[kept] + added, atol=1e-5)
+    weights = affinity_weight(np.bincount(world.events.entity, minlength=ROWS)[kept])[:, None]
+    added = earlier.entity[kept] - weights * world.learnt.entity[kept]
+    np.testing.assert_allclose(model.entity[kept], weights * later.learnt.entity[kept] + added, atol=1e-5)
     assert (model.entity[now] == later.refitted().entity[now]).all()
     neither = np.setdiff1d(np.arange(ROWS + 1), np.union1d(before, now))
     assert (model.entity[neither] == model.entity[STRANGER]).all()
@@ -308,6 +319,7 @@ def test_a_move_solves_its_ridge_regression(chosen: tuple[int, int, int, bool]) 
     spread = np.where(rng.random(size) < 0.5, rng.normal(size=size), 0).astype(np.float32)
     habits = Habits(
         np.array([3, 5], np.int32),
+        np.array([1.0, size]),
         np.array([-1, -2], np.float32),
         np.array([0, 0, size]),
         network,

@@ -103,7 +103,7 @@ def test_what_explains_scores_takes_no_memory_of_a_scorer(tmp_path: Path) -> Non
     events = Events((drawn % 1000).astype(np.int32), drawn, index)
     blank = Model.blank(IPV4, 1000, 8, 1)
     history, none = History.of(events, IPV4), np.zeros(0, np.int64)
-    counted = Counted(history.rows, blank.entity, none, history, history)
+    counted = Counted(history.rows, blank.entity, np.ones(1000, np.float32), none, history, history)
     assert history.nbytes > 30e6
     peaks, needs = [], []
     for model in (blank, dataclasses.replace(blank, counted=counted)):

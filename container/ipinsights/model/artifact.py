@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import xxhash
 
@@ -50,7 +51,7 @@ ARCHIVES = (".tar.gz", ".tgz", ".tar")
 
 _ENCODER = ("prefix", "w", "b")
 _NETWORKS = ("first", "last", "labels")
-_COUNTED = ("rows", "learnt", "entities")
+_COUNTED = ("rows", "learnt", "weights", "entities")
 _HISTORY = ("rows", "starts", "addresses", "counts")
 _CALIBRATION = ("known", "new", "fabricated")
 _OF_ALL = ("encoder.", "calibration.", "vocabulary.", "networks.", *(f"{kind}." for kind in LABELS))
@@ -247,6 +248,8 @@ def _counted(arrays: Arrays, described: Mapping[str, Any]) -> Counted | None:
         else History.none(family)
         for part in ("history", "apart")
     )
+    weights = np.ones(len(arrays["counted.rows"]), dtype=np.float32)  # of a release that had none
+    arrays = {"counted.weights": weights, **arrays}
     return Counted(**{name: arrays[f"counted.{name}"] for name in _COUNTED}, history=history, apart=apart)
 
 

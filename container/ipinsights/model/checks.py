@@ -124,6 +124,8 @@ def tables(arrays: Arrays, described: Described) -> None:
         return
     moved = tensor(arrays, "counted.rows", np.int32, (None,))
     tensor(arrays, "counted.learnt", np.float32, (len(moved) + 1, dim), f"'counted.rows' has {len(moved)}")
+    if "counted.weights" in arrays:  # earlier releases had none
+        tensor(arrays, "counted.weights", np.float32, (len(moved),), f"'counted.rows' has {len(moved)}")
     tensor(arrays, "counted.entities", np.int64, (prefixes,), f"'vocabulary.prefixes' has {prefixes}")
     for part in _histories(arrays):
         listed = tensor(arrays, f"{part}.rows", np.int32, (None,))
@@ -142,6 +144,9 @@ def values(file: File, described: Described) -> None:
         rows = arrays[name]
         if len(rows) and not 0 <= rows[0] <= rows[-1] < entities:
             raise ValueError(f"tensor {name!r} has rows from {rows[0]} to {rows[-1]}, and there are {entities}")
+    for part in file.parts("counted.weights") if "counted.weights" in arrays else ():
+        if not 0 < part.min() <= part.max() <= 1:
+            raise ValueError("tensor 'counted.weights' has numbers that are not above 0 and up to 1")
     for part in file.parts("counted.entities"):
         if not 0 <= part.min() <= part.max() <= entities:
             raise ValueError(f"tensor 'counted.entities' has numbers that are not from 0 to {entities}")

@@ -74,6 +74,8 @@ class Habits:
 
     rows: npt.NDArray[np.int32]
     """Their rows of the model's table, ascending, [M]."""
+    events: Floats
+    """Their events, [M]."""
     constant: npt.NDArray[np.float32]
     """The log ratio far from all its places, less the popularity there, [M]."""
     starts: Ints
@@ -291,7 +293,7 @@ class Counts:
             above, before = _Groups(owner, level.node, level.parent, level.events, home), length
         if self.columns:
             found.append(self._found(above, density, above.events + CONCENTRATION, constant))
-        return _most_telling(history.rows, constant, found)
+        return _most_telling(history.rows, events, constant, found)
 
     def _found(self, groups: "_Groups", density: Floats, rest: Floats, constant: Floats) -> "_Found":
         """What networks of one level add, by the entity's density at an otherwise unknown place in each.
@@ -375,7 +377,7 @@ class _Found(NamedTuple):
     spread: Floats
 
 
-def _most_telling(rows: npt.NDArray[np.int32], constant: Floats, found: list[_Found]) -> Habits:
+def _most_telling(rows: npt.NDArray[np.int32], events: Floats, constant: Floats, found: list[_Found]) -> Habits:
     """The networks of each entity from which its events gain most."""
     if not found:
         none, nothing = np.zeros(0, dtype=np.int64), np.zeros(0)
@@ -400,6 +402,7 @@ def _most_telling(rows: npt.NDArray[np.int32], constant: Floats, found: list[_Fo
         begin += len(around)
     return Habits(
         rows,
+        events,
         constant.astype(np.float32),
         np.append(0, np.cumsum(np.minimum(np.diff(first), MOVES))),
         np.concatenate([level.groups.network for level in found])[order],

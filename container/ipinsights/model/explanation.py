@@ -178,8 +178,9 @@ def _parts(
         return parts
     parts["prior"][~seen] = products[~seen, PRIOR]
     products, encoded = products[seen], encoded[seen]
-    learnt = counted.learnt[np.searchsorted(counted.rows, rows[seen])].astype(np.float64) * encoded
-    affinity = learnt[:, :-RESERVED].sum(axis=1)
+    place = np.searchsorted(counted.rows, rows[seen])
+    learnt = counted.learnt[place].astype(np.float64) * encoded
+    affinity = counted.weights[place] * learnt[:, :-RESERVED].sum(axis=1)
     parts["popularity"][seen] = products[:, POPULARITY]
     parts["habit"][seen] = products[:, :-RESERVED].sum(axis=1) - affinity + products[:, CONSTANT]
     parts["affinity"][seen] = affinity

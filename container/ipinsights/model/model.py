@@ -77,6 +77,8 @@ class Counted:
     """The rows of the entity table that it moved, ascending, [M]."""
     learnt: npt.NDArray[np.float32]
     """What they were before, and last the typical entity's, [M + 1, D]."""
+    weights: npt.NDArray[np.float32]
+    """What of each was kept, as a factor in (0, 1]: [M]."""
     entities: npt.NDArray[np.int64]
     """The number of distinct entities under each known prefix, [K]."""
     history: History
@@ -90,7 +92,8 @@ class Counted:
         kept = ~np.isin(self.rows, rows)
         learnt = self.learnt[np.append(kept, True)]
         history, apart = (part.without(rows) for part in (self.history, self.apart))
-        return dataclasses.replace(self, rows=self.rows[kept], learnt=learnt, history=history, apart=apart)
+        rows, weights = self.rows[kept], self.weights[kept]
+        return dataclasses.replace(self, rows=rows, learnt=learnt, weights=weights, history=history, apart=apart)
 
     def keeping(self, family: Family, bits: int) -> "Counted":
         """The same with no more than so many bits of an address; with 0 without addresses."""

@@ -19,7 +19,8 @@ the third coordinate: how many entities use the address's networks.
 Training leaves these coordinates at 0 by itself: what starts at 0 on both sides of a product has no gradient.
 
 The score of an entity that training saw is thus the sum of three parts: popularity, *habit* (the constant and the
-move), and *affinity*, the product of what training learnt.
+move), and *affinity*, the product of what training learnt. The more events an entity has, the less its affinity weighs
+(`affinity_weight`): of its own places counting then knows enough, and the sum would have them twice.
 """
 
 import dataclasses
@@ -39,6 +40,9 @@ POPULARITY, CONSTANT, PRIOR = -3, -2, -1
 """The coordinates that are reserved."""
 BACKGROUND = 100.0
 """So many own networks weigh as much as the rest of the world, to which nothing should be added."""
+AFFINITY_EVENTS = 500.0
+"""What was learnt of an entity with n events weighs 1 / sqrt(1 + n / AFFINITY_EVENTS). Chosen on the AWS tutorial's
+simulation, as Tor relays have too few events each to tell."""
 _STEEP = 1e-3
 """Added to the second moment of the encodings, in units of their mean square."""
 _FULL_GAIN = 8.0
@@ -117,11 +121,8 @@ class Refit:
             encoded[begin : begin + _CHUNK] = encoder(self._networks[begin : begin + _CHUNK])[:, :learnt]
         return Moves(encoded, encoded @ inverse, np.float32(BACKGROUND) * inside @ inverse)
 
-    def kept(self, earlier: Model) -> tuple[npt.NDArray[np.int32], Vectors]:
-        """The rows of the entities without a history that an earlier model knows, ascending, and what to add to each.
-
-        This is what counting added in that model: [M], [M, D]. If it did not count, popularity alone is added.
-        """
+    def kept(self, earlier: Model) -> "Kept":
+        """What an earlier model has of the entities that it knows and that have no history."""
         if earlier.counted:
             known = earlier.counted.rows
         else:
@@ -129,10 +130,11 @@ class Refit:
         without = ~np.isin(known, self.counts.history.rows)
         rows = known[without]
         if earlier.counted:
-            return rows, earlier.entity[rows] - earlier.counted.learnt[:-1][without]
+            learnt, weights = earlier.counted.learnt[:-1][without], earlier.counted.weights[without]
+            return Kept(rows, weights, earlier.entity[rows] - weights[:, None] * learnt)
         added = np.zeros((len(rows), earlier.vector_dim), dtype=np.float32)
         added[:, POPULARITY] = 1
-        return rows, added
+        return Kept(rows, np.ones(len(rows), dtype=np.float32), added)
 
     def model(
         self,
@@ -150,17 +152,19 @@ class Refit:
         moves = self.moves(encoder)
         entity = np.zeros_like(learnt.entity)
         entity[:, PRIOR] = 1
+        weights = np.ones(len(entity), dtype=np.float32)
         moved = history.rows
         if earlier:
-            kept, added = self.kept(earlier)
-            entity[kept] = learnt.entity[kept] + added
-            moved = np.union1d(moved, kept)
+            kept = self.kept(earlier)
+            entity[kept.rows], weights[kept.rows] = kept(learnt.entity[kept.rows]), kept.weights
+            moved = np.union1d(moved, kept.rows)
         late = False
         for habits in self.counts.habits():
             late = give_up()
             if late:
                 break
-            entity[habits.rows] = learnt.entity[habits.rows] + moves(habits)
+            entity[habits.rows] = moves.moved(learnt.entity[habits.rows], habits)
+            weights[habits.rows] = affinity_weight(habits.events)
         if self._group.any(late):
             return None
         refitted = dataclasses.replace(learnt, entity=entity, encoder=self.encoder(encoder))
@@ -168,7 +172,7 @@ class Refit:
         networks = slice(learnt.vocabulary.depth, learnt.vocabulary.depth + len(learnt.vocabulary.prefixes))
         rows = np.append(moved, -1)
         nothing = History.none(learnt.family)
-        counted = Counted(moved, learnt.entity[rows], self.counts.entities[networks], history, nothing)
+        counted = Counted(moved, learnt.entity[rows], weights[moved], self.counts.entities[networks], history, nothing)
         return dataclasses.replace(refitted, encoder=self.encoder(encoder, threshold), counted=counted)
 
     def _threshold(self, refitted: Model, seed: int) -> float:
@@ -304,6 +308,33 @@ class _Own:
         return found
 
 
+def affinity_weight(events: npt.NDArray[np.float64]) -> Vectors:
+    """What was learnt of entities with so many events weighs in their scores, in (0, 1]: [M]."""
+    weights: Vectors = (1 / np.sqrt(1 + events / AFFINITY_EVENTS)).astype(np.float32)
+    return weights
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """What an earlier model has of M entities without a history."""
+
+    rows: npt.NDArray[np.int32]
+    """Their rows of the entity table, ascending, [M]."""
+    weights: Vectors
+    """What their learnt rows weigh, [M]."""
+    added: Vectors
+    """What counting added to them in that model, [M, D]; popularity alone if it did not count."""
+
+    def of(self, rows: npt.NDArray[np.integer]) -> "Kept":
+        """The same of some of the rows."""
+        place = np.searchsorted(self.rows, rows)
+        return Kept(self.rows[place], self.weights[place], self.added[place])
+
+    def __call__(self, learnt: Vectors) -> Vectors:
+        """The rows that are served, of what training has learnt since then: [M, D]."""
+        return self.weights[:, None] * learnt + self.added
+
+
 @dataclasses.dataclass(frozen=True)
 class Moves:
     """Moves the rows of entities by their habits, for one state of the encoder."""
@@ -314,6 +345,10 @@ class Moves:
     """The same, multiplied by the inverse of what the rest of the world weighs."""
     inside: Vectors
     """What there is of the world in each network, multiplied likewise."""
+
+    def moved(self, learnt: Vectors, habits: Habits) -> Vectors:
+        """The rows of the entities that are served, of what training has learnt: [M, D]."""
+        return affinity_weight(habits.events)[:, None] * learnt + self(habits)
 
     def __call__(self, habits: Habits) -> Vectors:
         """What to add to the rows of the entities, [M, D]."""

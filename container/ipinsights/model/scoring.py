@@ -168,8 +168,9 @@ class Calibrated:
 
     def below(self, rates: Sequence[float]) -> list[int]:
         """How many pairs have no more than each rate as their percentile."""
-        percentile = self.labels.percentiles[self.codes[:, 0]]
-        return [int(np.count_nonzero(percentile <= rate)) for rate in rates]
+        percentiles = self.labels.percentiles
+        numbers = np.bincount(self.codes[:, 0], minlength=len(percentiles))
+        return [int(numbers[percentiles <= rate].sum()) for rate in rates]
 
     def column(self, name: str) -> list[Any]:
         """The values of a column, [n]."""

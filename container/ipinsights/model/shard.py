@@ -55,6 +55,7 @@ class Shard:
             "counted.learnt": moved.streamed(
                 counted.learnt[:-1], np.dtype(np.float32), (model.vector_dim,), last=counted.learnt[-1:]
             ),
+            "counted.weights": moved.streamed(counted.weights, np.dtype(np.float32), ()),
             "counted.entities": counted.entities,
         }
         for name, history in (("history", counted.history), ("apart", counted.apart)):

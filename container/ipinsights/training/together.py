@@ -138,6 +138,7 @@ def _part(model: Model, rows: npt.NDArray[np.int32], own: EntityIndex) -> Model:
         counted = Counted(
             np.searchsorted(rows, counted.rows[here]).astype(np.int32),
             counted.learnt[np.append(here, True)],
+            counted.weights[here],
             counted.entities,
             *(
                 dataclasses.replace(part, rows=np.searchsorted(rows, part.rows).astype(np.int32))

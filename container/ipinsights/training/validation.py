@@ -15,7 +15,7 @@ from ipinsights.data.events import Events
 from ipinsights.data.homes import send
 from ipinsights.distributed.group import ALONE, Group
 from ipinsights.model.model import Model
-from ipinsights.model.refit import PRIOR, Refit
+from ipinsights.model.refit import PRIOR, Kept, Refit
 from ipinsights.native.scoring import score_pairs
 from ipinsights.training.progress import Quality
 from ipinsights.training.trainer import Trainer
@@ -55,11 +55,11 @@ class Validator:
             (np.searchsorted(rows, habits.rows), habits)
             for habits in refit.counts.habits(refit.counts.history.of_entities(rows))
         ]
-        self._kept: list[tuple[npt.NDArray[np.intp], Vectors]] = []
+        self._kept: list[tuple[npt.NDArray[np.intp], Kept]] = []
         if earlier:
-            kept, added = refit.kept(earlier)
-            places = np.flatnonzero(np.isin(rows, kept))
-            self._kept.append((places, added[np.searchsorted(kept, rows[places])]))
+            kept = refit.kept(earlier)
+            places = np.flatnonzero(np.isin(rows, kept.rows))
+            self._kept.append((places, kept.of(rows[places])))
         addresses = np.concatenate([events.address, random, events.address[shuffle]])
         leaves, place = np.unique(vocabulary.leaves(addresses), return_inverse=True)
         self._chains = vocabulary.chains[leaves]
@@ -93,9 +93,9 @@ class Validator:
         for rows, habits in self._habits:
             if give_up():
                 return None
-            entity[rows] = learnt[rows] + moves(habits)
-        for rows, added in self._kept:
-            entity[rows] = learnt[rows] + added
+            entity[rows] = moves.moved(learnt[rows], habits)
+        for rows, kept in self._kept:
+            entity[rows] = kept(learnt[rows])
         encoder = self._refit.encoder(encoder)
         addresses = np.empty((len(self._chains), entity.shape[1]), dtype=np.float32)
         for begin in range(0, len(addresses), _CHUNK):
