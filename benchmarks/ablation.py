@@ -16,6 +16,7 @@ from benchmarks.ranking import Task
 from benchmarks.tables import markdown
 from ipinsights.data.addresses import IPV4, IPV6, Family
 from ipinsights.data.events import Events
+from ipinsights.distributed.group import ALONE, Group
 from ipinsights.model import counting, refit, vocabulary
 from ipinsights.training import batches, fit, sampling, step
 
@@ -76,9 +77,9 @@ def _nothing_known(pairs: sampling.Pairs, entity: torch.Tensor, leaf: torch.Tens
     return torch.zeros_like(leaf, dtype=torch.bool)
 
 
-def _equal_novelty(train: Events, family: Family, num_entity_vectors: int) -> npt.NDArray[np.float32]:
-    del train, family
-    return np.full(num_entity_vectors, batches.NOVELTY, dtype=np.float32)
+def _equal_novelty(train: Events, family: Family, entities: int, group: Group = ALONE) -> npt.NDArray[np.float32]:
+    del train, family, group
+    return np.full(entities, batches.NOVELTY, dtype=np.float32)
 
 
 _rates = step.Rates.of

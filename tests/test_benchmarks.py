@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from benchmarks import (
+    ablation,
     answers,
     attacks,
     gpu,
@@ -38,11 +39,12 @@ from benchmarks.served import CSV, JSON, JSON_LINES, Payload, largest, payload
 from benchmarks.servers import Server, free_port
 from conftest import Traffic, no_events, to_events
 from ipinsights import metrics
-from ipinsights.data.addresses import IPV4
+from ipinsights.data.addresses import IPV4, IPV6
 from ipinsights.data.entities import EntityIndex
 from ipinsights.data.events import Events
 from ipinsights.errors import UserError
 from ipinsights.hyperparameters import Hyperparameters
+from ipinsights.training import fit
 
 pytestmark = pytest.mark.slow
 
@@ -358,3 +360,16 @@ def test_requests_that_cost_have_a_row_each(capsys: pytest.CaptureFixture[str]) 
         ["3 times 1 MB of CSV", "3 x 200"],
     ]
     assert {row[-1] for row in rows} == {"0"}
+
+
+def test_every_row_of_the_ablation_can_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change replaces what the product may have given another form since. Each is tried at one family."""
+    monkeypatch.setattr(fit, "levels_for", lambda family, *_: family.levels)  # the few addresses would add deeper ones
+    rng, tasks = np.random.default_rng(0), {}
+    for family in (IPV4, IPV6):
+        entity = rng.integers(0, 20, 300)
+        address = ((entity % 11 + 33) << (family.width - 8)) + (rng.integers(0, 1 << 16, 300) << (family.width - 24))
+        pairs, index = (entity.astype(np.int32), address.astype(family.dtype)), EntityIndex(40)
+        tasks[family] = Task(family, Events(pairs[0][:200], pairs[1][:200], index), pairs[0][200:], pairs[1][200:])
+    for family, change in zip(itertools.cycle(tasks), [ablation.PRODUCT, *ablation.CHANGES], strict=False):
+        assert 0 <= change.measure(tasks[change.only or family], 0) <= 1, change.name

@@ -82,7 +82,7 @@ def test_the_parts_are_what_they_say(model: Model, traffic: Traffic) -> None:
         np.concatenate([traffic.normal.addresses[:100], traffic.attacks.addresses[:100]]),
     )
     found = explained(model, both, 200)
-    weights = [(1 + one.events / 500) ** -0.5 for one in found]
+    weights = [(1 + (one.events or 0) / 500) ** -0.5 for one in found]
     assert len(set(weights)) > 1
     np.testing.assert_allclose([one.parts["affinity"] for one in found], weights * learnt.score(both), atol=1e-4)
     same_address = [explain(model, name, addresses.render(both.addresses[:1])[0]) for name in ("user_1", "user_2")]

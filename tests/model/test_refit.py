@@ -240,7 +240,7 @@ def test_entities_without_a_history_keep_their_habits(world: World, others: Worl
     model = later.refitted(earlier=earlier)
     now, before = np.unique(later.events.entity), np.unique(world.events.entity)
     kept = np.setdiff1d(before, now)
-    weights = affinity_weight(np.bincount(world.events.entity, minlength=ROWS)[kept])[:, None]
+    weights = affinity_weight(np.bincount(world.events.entity, minlength=ROWS)[kept].astype(np.float64))[:, None]
     added = earlier.entity[kept] - weights * world.learnt.entity[kept]
     np.testing.assert_allclose(model.entity[kept], weights * later.learnt.entity[kept] + added, atol=1e-5)
     assert (model.entity[now] == later.refitted().entity[now]).all()
