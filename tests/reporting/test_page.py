@@ -246,7 +246,9 @@ def test_tables_say_what_was_measured(contents: Contents) -> None:
     scores = contents.scorer.score(contents.log_ins.pairs)[:2000]
     for row in found.rows:
         if row[0] == "known" and row[2] != "too few to tell":
-            assert int(row[3].replace(",", "")) == (scores < float(row[2].replace("\u2212", "-"))).sum()
+            # Thresholds are whole multiples of 1 / 32, shown with two digits.
+            threshold = round(float(row[2].replace("\u2212", "-")) * 32) / 32
+            assert int(row[3].replace(",", "")) == (scores < threshold).sum()
     (areas,) = sections["areas"].tables
     assert [row[:2] for row in areas.rows] == [[v.attacks, v.judge] for v in contents.judgement.verdicts]
     assert areas.rows[0][2].startswith(f"{contents.judgement.verdicts[0].areas.roc_auc:.4f} (")
