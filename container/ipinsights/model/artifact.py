@@ -248,8 +248,8 @@ def _counted(arrays: Arrays, described: Mapping[str, Any]) -> Counted | None:
         else History.none(family)
         for part in ("history", "apart")
     )
-    weights = np.ones(len(arrays["counted.rows"]), dtype=np.float32)  # of a release that had none
-    arrays = {"counted.weights": weights, **arrays}
+    # Earlier releases had no weights: all are 1, as a view of one number.
+    arrays = {"counted.weights": np.broadcast_to(np.float32(1), arrays["counted.rows"].shape), **arrays}
     return Counted(**{name: arrays[f"counted.{name}"] for name in _COUNTED}, history=history, apart=apart)
 
 
