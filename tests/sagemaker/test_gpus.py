@@ -98,14 +98,21 @@ def test_a_pipe_is_read_by_one_process(cluster: Callable[[int], Hosts], traffic:
     assert events_of(hosts) == len(traffic.train.addresses)
 
 
+TINY = {**HYPERPARAMETERS, "mini_batch_size": "10", "epochs": "1", "held_out_share": "0"}
+"""For kernels that are interpreted."""
+
+
+@pytest.mark.parametrize(("who", "told"), [("all", "All 2 GPUs train"), ("auto", "1 of 2 GPUs train")])
 def test_recorded_steps_of_two_gpus_learn_what_other_steps_learn(
-    cluster: Callable[[int], Hosts], traffic: Traffic
+    cluster: Callable[[int], Hosts], traffic: Traffic, who: str, told: str
 ) -> None:
     """A step is recorded in each process, and no exchange is: those are between steps."""
+    from training.recorder import need_interpreter  # needs Triton, as only this test does
+
+    need_interpreter()
     recorded, plain = cluster(1), cluster(1)
-    tiny = {**HYPERPARAMETERS, "mini_batch_size": "10", "epochs": "1", "held_out_share": "0"}  # kernels are interpreted
     for hosts in (recorded, plain):
-        hosts.configure(tiny)
+        hosts.configure({**TINY, "training_hosts": who})
         hosts.channel("train", **{"a.csv": "".join(to_csv(traffic.train).splitlines(keepends=True)[::900])})
     assert recorded.run([2], PRETEND_STEP="graph", **INTERPRET) == [0], recorded.logs()
     assert plain.run([2]) == [0], plain.logs()

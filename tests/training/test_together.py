@@ -217,3 +217,14 @@ def test_ranks_without_events_neither_hang_nor_harm(tmp_path: Path) -> None:
     expected, heard = alone()
     assert results[0][2] == results[1][2] == pytest.approx(heard.epochs[-1].discriminator_auc, abs=0.01)
     same_history(artifact.load(tmp_path / "model"), expected)
+
+
+def test_how_many_ranks_stand_by_changes_nothing(tmp_path: Path) -> None:
+    """To the bit: those without events take no step that would count."""
+    models = []
+    for ranks in (2, 3):
+        folder = tmp_path / str(ranks)
+        folder.mkdir()
+        together(folder, ranks, trained_on_few)
+        models.append((folder / "model" / artifact.TENSORS).read_bytes())
+    assert models[0] == models[1]

@@ -115,7 +115,7 @@ class Batches:
     def rest_of_epoch(self, position: Position) -> Iterator[Batch]:
         """The mini-batches of the epoch from the position on. The caller counts the position's steps.
 
-        In a group of ranks, those with fewer events have none for the last steps.
+        In a group of ranks, those with fewer events have none for the last steps, and those without events none at all.
 
         Many are drawn at a time, so drawing costs little even if they are small. (What a GPU draws depends on its
         model: an epoch that began on another one uses some events twice and others not at all.)
@@ -130,7 +130,8 @@ class Batches:
             begun, last = divmod(done - 1, at_once)
             taken = last + 1
             self._set_state(position.drew)
-        for chosen in torch.split(order, size * at_once)[begun:]:
+        groups = torch.split(order, size * at_once) if own else ()  # nothing would be one group, with an empty batch
+        for chosen in groups[begun:]:
             position.drew = self._state()
             yield from self._draw(chosen)[taken:]
             taken = 0
