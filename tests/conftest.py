@@ -31,6 +31,7 @@ from ipinsights.data.entities import EntityIndex
 from ipinsights.data.events import Events
 from ipinsights.data.records import Records
 from ipinsights.evaluation import simulation
+from ipinsights.training.gpu_step import GpuStep
 from ipinsights.training.native_step import NativeStep
 from ipinsights.training.step import Batch, Step, TorchStep
 
@@ -189,7 +190,7 @@ def _trained(tree: Tree, traffic: Traffic, validation: str) -> tuple[Tree, subpr
 def lose_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have the loss be no number after so many steps."""
     taken = iter(range(1_000_000))
-    for kind in (NativeStep, TorchStep):
+    for kind in (NativeStep, TorchStep, GpuStep):
 
         def run(self: Step, batch: Batch, rate: float, run: Callable[..., None] = kind.run) -> None:
             run(self, batch, rate)

@@ -1,5 +1,6 @@
 """The kernels for GPUs interpreted on the CPU, as Triton can, and a stand-in for CUDA graphs. Needs Triton."""
 
+import functools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
+from ipinsights.hyperparameters import Hyperparameters
+from ipinsights.training import gpu_step
 from training.gpu_kernels import INTERPRET, KERNELS
 
 with patch.dict(os.environ, INTERPRET):
@@ -75,3 +78,22 @@ class Launcher:
             self.recorder.done.append(lambda: self.kernel[grid](*arguments, **options))
 
         return launch
+
+
+def need_interpreter() -> None:
+    """Skip where Triton cannot interpret and a GPU runs the kernels themselves.
+
+    A machine with a GPU may have another Triton than ours, whose interpreter its numpy is too new for.
+    """
+    if (fault := _interpreter_fault()) and torch.cuda.is_available():
+        pytest.skip(f"Triton cannot interpret here: {fault}")
+
+
+@functools.cache
+def _interpreter_fault() -> str:
+    with patch.dict(os.environ, INTERPRET):
+        try:
+            gpu_step.deviation(Hyperparameters(num_entity_vectors=2, vector_dim=8), 2, torch.device("cpu"), Recorder())
+        except Exception as error:  # whatever Triton raises
+            return f"{type(error).__name__}: {error}"
+    return ""

@@ -42,8 +42,9 @@ def _native(threads: int) -> Callable[[Parameters], Step]:
 
 def _graph(parameters: Parameters) -> Step:
     """Recorded and played back on the CPU, with its kernels interpreted."""
-    from training.recorder import Recorder
+    from training.recorder import Recorder, need_interpreter
 
+    need_interpreter()
     return GpuStep(parameters, DECAY, Recorder())
 
 

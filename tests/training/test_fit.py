@@ -242,7 +242,7 @@ def test_what_a_training_is_made_of(train: Events, monkeypatch: pytest.MonkeyPat
             run(self, batch, rate)
 
         monkeypatch.setattr(kind, "run", watched)
-    vocabulary = fit(train, HP).vocabulary
+    vocabulary = fit(train, HP, device="cpu").vocabulary
     levels, steps = len(vocabulary.levels), len(met)
 
     # The rate falls linearly over the whole training.

@@ -32,7 +32,7 @@ from ipinsights.training.fit import fit
 from ipinsights.training.gpu_step import GpuStep, list_rows
 from ipinsights.training.step import Parameters, TorchStep
 from training.gpu_kernels import INTERPRET, KERNELS, Idle
-from training.recorder import Recorder, gpu_kernels
+from training.recorder import Recorder, gpu_kernels, need_interpreter
 from training.steps import close, make
 
 pytestmark = pytest.mark.slow
@@ -59,6 +59,7 @@ def test_rows_are_listed_in_pieces(numbers: list[int], piece: int) -> None:
 
 def test_a_training_by_recorded_steps_learns_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """All of one, in which the last mini-batch of an epoch has another size."""
+    need_interpreter()
     rng = np.random.default_rng(0)
     address = rng.integers(8, size=230, dtype=np.uint32) << np.uint32(28)
     train = Events(rng.integers(40, size=230, dtype=np.int32), address, EntityIndex(40))
@@ -86,6 +87,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of sums that nobody wrote
 def test_a_trial_tells_whether_the_kernels_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    need_interpreter()
     assert gpu_step.deviation(HP, 2, CPU, Recorder()) < 1e-6
     for name in KERNELS:
         with patch.object(gpu_kernels, name, Idle()):
@@ -99,6 +101,8 @@ def test_a_trial_tells_whether_the_kernels_work(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_what_cannot_be_recorded_is_done_as_it_is_and_told() -> None:
+    need_interpreter()
+
     def fails(_: Callable[[], None]) -> Callable[[], None]:
         try:
             raise torch.OutOfMemoryError("no memory")
@@ -180,7 +184,8 @@ def test_the_memory_of_a_step_is_known(
 
 def run(script: str, *arguments: str, **environment: str) -> list[str]:
     """The lines that a script of this folder prints, in an interpreter of its own."""
-    paths = os.pathsep.join(str(Path(__file__).parents[2] / name) for name in ("container", "tests", "."))
+    own = (str(Path(__file__).parents[2] / name) for name in ("container", "tests", "."))
+    paths = os.pathsep.join([*own, *sys.path])
     result = subprocess.run(
         [sys.executable, str(Path(__file__).with_name(script)), *arguments],
         env=os.environ | {"PYTHONPATH": paths, "TRITON_INTERPRET": "0"} | environment,

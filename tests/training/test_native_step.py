@@ -53,12 +53,12 @@ def test_training_with_and_without_the_kernel_gives_the_same_model(
         num_entity_vectors=200, vector_dim=16, epochs=1, mini_batch_size=256, learning_rate=0.01, seed=3
     )
     listener = _Planned()
-    with_kernel = fit(train, hp, listener=listener)
+    with_kernel = fit(train, hp, listener=listener, device="cpu")
     assert (listener.plan.step, listener.plan.slower_because) == ("native", "")
     with monkeypatch.context() as absent:
         absent.setattr(native, "library", lambda: None)
         absent.setattr(native, "why_absent", lambda: "the test says so")
-        specified = fit(train, hp, listener=listener)
+        specified = fit(train, hp, listener=listener, device="cpu")
     assert (listener.plan.step, listener.plan.slower_because) == ("torch", "the test says so")
     scores = [(m.entity[train.entity] * m.encode(train.address)).sum(1) for m in (with_kernel, specified)]
     assert np.abs(scores[0] - scores[1]).max() < 0.01 * np.abs(scores[1]).max()

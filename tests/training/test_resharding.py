@@ -43,6 +43,7 @@ HP = Hyperparameters(
     shuffled_negative_sampling_rate=1,
     saved_epoch="best",
     training_hosts="all",
+    device="cpu",  # ranks are threads, and a GPU records for one at a time
 )
 
 
