@@ -3,6 +3,7 @@
     python -m benchmarks.scaling                                 # speed: 1, 2 and 4 ranks on simulated log-ins
     python -m benchmarks.scaling --users 10_000 --batch 10_000
     python -m benchmarks.scaling --quality --ranks 1 2           # Tor relays, as `benchmarks.quality` measures them
+    python -m benchmarks.scaling --quality --tutorial            # the AWS tutorial's simulation instead: ten minutes
     python -m benchmarks.scaling --gpus                          # 1, 2 and 4 GPUs of this machine; --exchange nccl
 
 Each rank is a process of this machine with one thread, and they are connected over the loopback interface. Speeds are
@@ -14,6 +15,7 @@ what --exchange names.
 """
 
 import argparse
+import functools
 import json
 import os
 import subprocess
@@ -25,6 +27,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from benchmarks import contenders, datasets, ranking, tutorial
@@ -89,22 +92,26 @@ def _speed(options: argparse.Namespace, group: Group) -> dict[str, Any]:
 
 
 def _quality(options: argparse.Namespace, group: Group) -> dict[str, Any]:
-    """The areas under the ROC curve on one split of the Tor relays."""
-    task = ranking.Task.tor(options.split, FAMILIES[options.ip_version])
+    """What `ranking.KINDS` or `tutorial.COLUMNS` name, of one split of the Tor relays or of the tutorial."""
+    measure: Callable[[contenders.Scorer], npt.NDArray[np.float64]]
+    if options.tutorial:
+        case = tutorial.Case.simulated(10_000)
+        train, chosen, measure = case.train, datasets.TUTORIAL_HYPERPARAMETERS, case.measure
+    else:
+        task = ranking.Task.tor(options.split, FAMILIES[options.ip_version])
+        train, chosen = task.train, {**datasets.TOR_HYPERPARAMETERS, "ip_version": options.ip_version}
+        measure = functools.partial(task.aucs, seed=options.seed)
     hp = Hyperparameters(
-        num_entity_vectors=task.train.index.num_rows,
-        ip_version=options.ip_version,
+        num_entity_vectors=train.index.num_rows,
         seed=options.seed,
         training_hosts="all",
         device="gpu" if options.gpus else "cpu",
-        **datasets.TOR_HYPERPARAMETERS,
+        **chosen,
     )
-    learnt = _train(task.train, hp, group)
+    learnt = _train(train, hp, group)
     with TemporaryDirectory() as folder:
         artifact.save(learnt, Path(folder), {}, group)
-        if not group.leads:
-            return {}
-        return {"aucs": task.aucs(contenders.scorer(artifact.load(folder)), options.seed).tolist()}
+        return {"found": measure(contenders.scorer(artifact.load(folder))).tolist()} if group.leads else {}
 
 
 _MEASURES: dict[str, Callable[[argparse.Namespace, Group], dict[str, Any]]] = {"speed": _speed, "quality": _quality}
@@ -170,22 +177,24 @@ def _speeds(options: argparse.Namespace, arguments: list[str]) -> str:
 
 def _qualities(options: argparse.Namespace, arguments: list[str]) -> str:
     lines = []
-    for split in options.splits:
+    for split in ["tutorial"] if options.tutorial else options.splits:
         for ranks in options.ranks:
-            aucs = []
+            found = []
             for seed in range(options.seeds):
                 run = _run([*arguments, "--split", split, "--seed", str(seed)], "quality", ranks)
-                aucs.append(run["aucs"])
-                print(f"{split}, {ranks} ranks: {np.mean(aucs[-1]):.4f}", file=sys.stderr)
-            mean = np.mean(aucs, axis=0)
-            lines.append([split, str(ranks), f"{mean.mean():.4f}", *(f"{auc:.4f}" for auc in mean)])
-    return markdown(["split", "ranks", "mean", *ranking.KINDS], lines)
+                found.append(run["found"])
+                print(f"{split}, {ranks} ranks: {np.round(found[-1], 4).tolist()}", file=sys.stderr)
+            mean = np.mean(found, axis=0)
+            whole = [] if options.tutorial else [mean.mean()]
+            lines.append([split, str(ranks), *(f"{value:.4f}" for value in [*whole, *mean])])
+    return markdown(["split", "ranks", *(tutorial.COLUMNS if options.tutorial else ["mean", *ranking.KINDS])], lines)
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quality", action="store_true", help="what is learnt, not how fast")
+    parser.add_argument("--tutorial", action="store_true", help="with --quality: of the AWS tutorial's simulation")
     parser.add_argument("--gpus", action="store_true", help="a GPU for each rank")
     parser.add_argument("--exchange", help="by what GPUs exchange: nccl (default: by way of the host's memory)")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
