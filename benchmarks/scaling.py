@@ -3,7 +3,7 @@
     python -m benchmarks.scaling                                 # speed: 1, 2 and 4 ranks on simulated log-ins
     python -m benchmarks.scaling --users 10_000 --batch 10_000
     python -m benchmarks.scaling --quality --ranks 1 2           # Tor relays, as `benchmarks.quality` measures them
-    python -m benchmarks.scaling --quality --tutorial            # the AWS tutorial's simulation instead: ten minutes
+    python -m benchmarks.scaling --quality --tutorial            # the AWS tutorial's simulation instead: minutes
     python -m benchmarks.scaling --gpus                          # 1, 2 and 4 GPUs of this machine; --exchange nccl
 
 Each rank is a process of this machine with one thread, and they are connected over the loopback interface. Speeds are

@@ -116,6 +116,7 @@ def test_recorded_steps_of_two_gpus_learn_what_other_steps_learn(
         hosts.channel("train", **{"a.csv": "".join(to_csv(traffic.train).splitlines(keepends=True)[::900])})
     assert recorded.run([2], PRETEND_STEP="graph", **INTERPRET) == [0], recorded.logs()
     assert plain.run([2]) == [0], plain.logs()
+    assert told in recorded.log(0)
     ours, theirs = (safetensors.numpy.load(model(hosts)) for hosts in (recorded, plain))
     assert ours.keys() == theirs.keys()
     for name, array in theirs.items():

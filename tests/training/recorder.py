@@ -85,7 +85,7 @@ def need_interpreter() -> None:
 
     A machine with a GPU may have another Triton than ours, whose interpreter its numpy is too new for.
     """
-    if (fault := _interpreter_fault()) and torch.cuda.is_available():
+    if torch.cuda.is_available() and (fault := _interpreter_fault()):
         pytest.skip(f"Triton cannot interpret here: {fault}")
 
 

@@ -126,12 +126,13 @@ class Batches:
         at_once = max(1, DRAWN // size)
         begun = taken = 0
         own = -(-len(order) // size)
+        if not own:
+            return  # splitting nothing gives one part, which would be an empty batch
         if done := min(position.steps, own):  # draw again the group that the last step's batch was in
             begun, last = divmod(done - 1, at_once)
             taken = last + 1
             self._set_state(position.drew)
-        groups = torch.split(order, size * at_once) if own else ()  # nothing would be one group, with an empty batch
-        for chosen in groups[begun:]:
+        for chosen in torch.split(order, size * at_once)[begun:]:
             position.drew = self._state()
             yield from self._draw(chosen)[taken:]
             taken = 0
