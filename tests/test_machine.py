@@ -120,15 +120,43 @@ print(pyarrow.default_memory_pool().backend_name)
     [({}, "system", 2), ({"ARROW_DEFAULT_MEMORY_POOL": "mimalloc", "MALLOC_ARENA_MAX": "3"}, "mimalloc", 3)],
 )
 def test_threads_share_memory_pools(given: dict[str, str], backend: str, pools: int) -> None:
+    printed = beside_glibc(POOLS, given)
+    assert printed.count("<heap nr=") == pools
+    assert printed.endswith(f"{backend}\n")
+
+
+GAPS = """
+import ctypes
+from ipinsights.machine import return_freed_memory
+c = ctypes.CDLL(None)
+c.malloc.restype = ctypes.c_void_p
+resident = lambda: int(open("/proc/self/statm").read().split()[1])
+pieces = [c.malloc(4_000) for _ in range(20_000)]
+for piece in pieces:
+    ctypes.memset(piece, 1, 4_000)
+for place, piece in enumerate(pieces):
+    if place % 10:
+        c.free(ctypes.c_void_p(piece))
+before = resident()
+return_freed_memory()
+print(before - resident())
+"""
+
+
+def test_freed_memory_goes_back_to_the_system() -> None:
+    assert int(beside_glibc(GAPS, {})) * os.sysconf("SC_PAGE_SIZE") > 0.5 * 20_000 * 4_000
+
+
+def beside_glibc(program: str, given: dict[str, str]) -> str:
+    """What a Python program prints that asks glibc; the test is skipped without."""
     if "glibc" not in "".join(os.confstr(name) or "" for name in os.confstr_names if "GNU_LIBC" in name):
         pytest.skip("the C library is not glibc")
     run = subprocess.run(
-        [sys.executable, "-c", POOLS],
+        [sys.executable, "-c", program],
         env={**os.environ, **given},
         capture_output=True,
         text=True,
         timeout=60,
         check=True,
     )
-    assert run.stdout.count("<heap nr=") == pools
-    assert run.stdout.endswith(f"{backend}\n")
+    return run.stdout

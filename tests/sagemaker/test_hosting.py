@@ -17,6 +17,7 @@ import threading
 import time
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import gunicorn
 import numpy as np
@@ -37,7 +38,7 @@ from ipinsights.sagemaker.access import AccessLog
 from ipinsights.sagemaker.connections import Awaited, missing
 from ipinsights.sagemaker.settings import ServerSettings
 from ipinsights.sagemaker.sockets import WHOLE
-from ipinsights.sagemaker.worker import LOST, WRITTEN_FOR, Health, Shared, misfit
+from ipinsights.sagemaker.worker import LOST, WRITTEN_FOR, Health, PatientWorker, Shared, misfit
 
 pytestmark = pytest.mark.slow
 
@@ -357,6 +358,18 @@ def test_a_gunicorn_without_what_is_overridden_does_not_fit(monkeypatch: pytest.
         assert misfit() == "ThreadWorker.accept takes (self, server, listener) instead of (self, listener)"
     code = "from gunicorn.workers import gthread; del gthread.TConn; import ipinsights.sagemaker.server"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_worker_gives_freed_memory_back_every_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    now = iter([59.9, 60.0, 60.0, 119.9, 120.0, 120.0])
+    worker = object.__new__(PatientWorker)
+    worker.tmp, worker._tidied = SimpleNamespace(notify=lambda: told.append("lives")), 0.0
+    monkeypatch.setattr("ipinsights.sagemaker.worker.time", SimpleNamespace(monotonic=lambda: next(now)))
+    monkeypatch.setattr("ipinsights.sagemaker.worker.return_freed_memory", lambda: told.append("tidies up"))
+    for _ in range(4):
+        worker.notify()
+    assert told == ["lives", "lives", "tidies up", "lives", "lives", "tidies up"]
 
 
 def test_there_is_a_place_for_every_worker() -> None:

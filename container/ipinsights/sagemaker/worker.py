@@ -8,6 +8,7 @@
 | a connection returns to that thread after each request | its thread waits a moment for the next request |
 | the quickest worker accepts a connection | the worker that has the fewest |
 | at shutdown, connections that nobody has accepted yet are reset | they are accepted; later ones are refused |
+| freed memory stays with the process | every minute it goes back to the system |
 
 These classes override methods that gunicorn does not document. So they are for one release of gunicorn, and `misfit`
 says whether the installed one is that. If it is not, the server uses gunicorn's own thread worker.
@@ -33,13 +34,15 @@ from gunicorn import arbiter
 from gunicorn.http.body import LengthReader
 from gunicorn.workers import gthread
 
+from ipinsights.machine import return_freed_memory
 from ipinsights.sagemaker.connections import HEADERS, Awaited, Closers, Connection
 
 WRITTEN_FOR = "27.0"
 """The release of gunicorn that the classes are for, with any patch level."""
 LOST = (
     "threads kept free of idle clients, timeouts for clients that pause within headers or an answer, an even share of "
-    "connections among the workers, and, at shutdown, answers on connections that no worker has accepted yet"
+    "connections among the workers, freed memory given back, and, at shutdown, answers on connections that no worker "
+    "has accepted yet"
 )
 """What the server does without if it uses gunicorn's own thread worker."""
 _OVERRIDDEN = {
@@ -49,6 +52,7 @@ _OVERRIDDEN = {
     (gthread, "ThreadWorker.__init__"): "(self, *args, **kwargs)",
     (gthread, "ThreadWorker.init_process"): "(self)",
     (gthread, "ThreadWorker.handle"): "(self, conn)",
+    (gthread, "ThreadWorker.notify"): "(self)",
     (gthread, "ThreadWorker.accept"): "(self, listener)",
     (gthread, "ThreadWorker.set_accept_enabled"): "(self, enabled)",
     (gthread, "ThreadWorker.on_pending_socket_readable"): "(self, conn, client)",
@@ -71,6 +75,8 @@ _DRAINING = 0.01
 """Seconds for which a thread reads the rest of a body that nobody wanted; then the connection is closed."""
 _LINGER = 2
 """Seconds for which a worker that stops waits for requests on the connections that it has."""
+_TIDYING = 60
+"""Seconds after which a worker gives freed memory back, again and again."""
 
 logger = logging.getLogger("ipinsights")
 
@@ -197,7 +203,15 @@ class PatientWorker(gthread.ThreadWorker):  # type: ignore[misc]
         self._closers = Closers()
         self._begun: dict[Awaited, dict[Connection, None]] = {awaited: {} for awaited in Awaited}
         """Connections with a part of a request, by what they wait for. The one that has waited longest comes first."""
+        self._tidied = time.monotonic()
         super().init_process()
+
+    def notify(self) -> None:
+        """Show the arbiter that this worker lives, as it does every second at least. Now and then, tidy up."""
+        super().notify()
+        if time.monotonic() >= self._tidied + _TIDYING:
+            return_freed_memory()
+            self._tidied = time.monotonic()
 
     @property
     def nr_conns(self) -> int:
