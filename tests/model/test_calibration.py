@@ -34,6 +34,18 @@ def test_a_percentile_is_the_share_that_scores_no_higher(ordinary: Scores, asked
     assert found == pytest.approx((1 + no_higher) / (1 + len(ordinary)))
 
 
+def test_a_percentile_has_few_digits_which_tell_it_from_others_and_from_rates() -> None:
+    most = 1 << 17
+    counts = np.zeros(2048, dtype=np.uint32)
+    counts[:1000], counts[-1] = 1, most - 1000
+    found = Sketch(counts).percentiles
+    assert found.tolist() == [float(f"{value:.6e}") for value in found.tolist()]
+    assert len(set(found[:1000].tolist())) == 1000
+    exact = (1 + np.cumsum(counts, dtype=np.int64)) / (1 + most)
+    for rate in RATES:
+        assert ((found <= rate) == (exact <= rate)).all()
+
+
 @given(scores, scores)
 def test_sketches_add_up(some: Scores, others: Scores) -> None:
     together = Sketch.of(np.concatenate([some, others]))

@@ -74,9 +74,14 @@ class Sketch:
 
     @property
     def percentiles(self) -> npt.NDArray[np.float64]:
-        """The percentile of a score in each bin, in (0, 1], never falling: [BINS]."""
-        percentiles: npt.NDArray[np.float64] = (1 + np.cumsum(self.counts, dtype=np.int64)) / (1 + len(self))
-        return percentiles
+        """The percentile of a score in each bin, in (0, 1], never falling: [BINS].
+
+        It has seven digits, which tell those of `_MOST` log-ins apart.
+        """
+        percentiles = (1 + np.cumsum(self.counts, dtype=np.int64)) / (1 + len(self))
+        scale = 10.0 ** (6 - np.floor(np.log10(percentiles)))
+        rounded: npt.NDArray[np.float64] = np.rint(percentiles * scale) / scale
+        return rounded
 
     def below(self, score: float) -> float:
         """The share of the scores below the lower end of a score's bin."""
@@ -160,10 +165,12 @@ class Calibration:
         return percentiles
 
 
-def bins(scores: npt.NDArray[np.floating]) -> npt.NDArray[np.intp]:
-    """The bin of each score in a `Sketch`, [n]."""
-    place = np.floor(scores.astype(np.float64) * _PER_UNIT) - _LOWEST * _PER_UNIT
-    return np.clip(place, 0, BINS - 1).astype(np.intp)
+def bins(scores: npt.NDArray[np.floating]) -> npt.NDArray[np.int32]:
+    """The bin of each score in a `Sketch`, int32 [n]."""
+    first = int(_LOWEST) * _PER_UNIT
+    place = np.floor(scores * _PER_UNIT)  # exact, as both are powers of 2
+    found: npt.NDArray[np.int32] = np.clip(place, first, first + BINS - 1).astype(np.int32) - np.int32(first)
+    return found
 
 
 def _strangers(counts: Counts, rng: np.random.Generator, group: Group) -> npt.NDArray[np.float64]:

@@ -318,9 +318,7 @@ class Scorer:
         else:
             scores, rows, leaves = self._native(digests, addresses)
             known = rows != self._model.index.num_rows  # where entities share rows, all have one
-        codes = np.empty((len(scores), 2), dtype=np.int32)
-        codes[:, 0] = bins(scores) + BINS * known
-        codes[:, 1] = leaves
+        codes = np.stack([bins(scores) + known * np.int32(BINS), leaves], axis=1)
         return Calibrated(scores, self._labels(calibration, rate), codes, found)
 
     def explain_hashed(self, digests: Digests, addresses: Addresses) -> list[Explanation]:
