@@ -37,32 +37,45 @@ class Client:
         """Which request is under way."""
         self.sent = 0.0
         """When its sending began."""
-        self._received = bytearray()
-        self._body = self._end = 0  # of the answer, once its head is there
+        self._head = bytearray()
+        self._body = bytearray()
+        self._missing = -1
+        """Bytes of the body that have not come yet; -1 while its length is not known."""
 
     def send(self, request: int, data: bytes) -> None:
         """Begin a request."""
-        self.request, self.sent, self._end = request, time.perf_counter(), 0
-        self._received = bytearray()
+        self.request, self.sent, self._missing = request, time.perf_counter(), -1
+        self._head = bytearray()
         self.socket.sendall(data)
 
-    def receive(self) -> tuple[str, bytes] | None:
-        """Read what is there: status and body, once the answer is whole. Raises ConnectionError if it will never be."""
-        piece = self.socket.recv(_PIECE)
-        if not piece:
+    def receive(self) -> tuple[str, bytearray] | None:
+        """Read what is there: status and body, once the answer is whole; the body is good until the next request.
+
+        Raises ConnectionError if it will never be.
+        """
+        if self._missing < 0:
+            piece = self.socket.recv(_PIECE)
+            self._head += piece
+            taken = len(piece)
+            self._look_at_head()
+        else:
+            taken = self.socket.recv_into(memoryview(self._body)[-self._missing :])
+            self._missing -= taken
+        if not taken:
             raise ConnectionError("the server closed the connection")
-        received = self._received
-        received += piece
-        if not self._end:
-            head = received.find(b"\r\n\r\n")
-            if head < 0:
-                return None
-            length = bytes(received[:head]).lower().partition(b"\r\ncontent-length:")[2].partition(b"\r\n")[0]
-            self._body = head + 4
-            self._end = self._body + int(length)
-        if len(received) < self._end:
-            return None
-        return received[9:12].decode(), bytes(received[self._body : self._end])
+        return None if self._missing else (self._head[9:12].decode(), self._body)
+
+    def _look_at_head(self) -> None:
+        """Find the length of the body, if it is there, and begin the body with what has come of it."""
+        end = self._head.find(b"\r\n\r\n")
+        if end < 0:
+            return
+        length = bytes(self._head[:end]).lower().partition(b"\r\ncontent-length:")[2].partition(b"\r\n")[0]
+        begun = self._head[end + 4 :]
+        if len(self._body) != int(length):
+            self._body = bytearray(int(length))
+        self._body[: len(begun)] = begun
+        self._missing = len(self._body) - len(begun)
 
 
 class Load:
@@ -104,7 +117,11 @@ class Load:
                 status, body = answer
                 statuses[status] += 1
                 if status == "200":
-                    different += self._first.setdefault((name, client.request), body) != body
+                    first = self._first.get((name, client.request))
+                    if first is None:
+                        self._first[name, client.request] = bytes(body)
+                    else:
+                        different += first != body
                 if now < deadline:
                     client.send(following % len(data), data[following % len(data)])
                     following += 1

@@ -125,6 +125,30 @@ def test_threads_share_memory_pools(given: dict[str, str], backend: str, pools: 
     assert printed.endswith(f"{backend}\n")
 
 
+LARGE = """
+import ctypes
+from ipinsights.machine import return_freed_memory, share_memory_pools
+share_memory_pools()
+c = ctypes.CDLL(None)
+c.malloc.restype = ctypes.c_void_p
+resident = lambda: int(open("/proc/self/statm").read().split()[1])
+before, size = resident(), 20_000_000
+piece = c.malloc(size)
+ctypes.memset(piece, 1, size)
+c.free(ctypes.c_void_p(piece))
+kept = resident() - before
+return_freed_memory()
+print(kept, resident() - before)
+"""
+
+
+@pytest.mark.parametrize(("given", "keeps"), [({}, True), ({"MALLOC_MMAP_THRESHOLD_": "131072"}, False)])
+def test_large_pieces_are_kept_until_they_are_given_back(given: dict[str, str], keeps: bool) -> None:
+    kept, rest = (int(pages) * os.sysconf("SC_PAGE_SIZE") for pages in beside_glibc(LARGE, given).split())
+    assert (kept > 0.9 * 20_000_000) == keeps
+    assert rest < 0.1 * 20_000_000
+
+
 GAPS = """
 import ctypes
 from ipinsights.machine import return_freed_memory

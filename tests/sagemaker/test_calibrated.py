@@ -76,11 +76,11 @@ def test_all_formats_say_the_same(model: Model, either_way: None) -> None:
 @pytest.mark.parametrize("accept", [f"{name};calibrated=True" for name in media.ACCEPTED_TYPES])
 def test_a_long_answer_is_rendered_in_pieces(model: Model, either_way: None, accept: str) -> None:
     scorer, writer = Scorer(model), media.writer(accept)
-    for number in (1, 2048, 2049, 5000):
+    for number in (1, 8192, 8193, 20_000):
         rows = media.read("text/csv", "\n".join((BODY.split("\n") * number)[:number]).encode(), scorer.family)
         text = writer.write(_predict(scorer, rows.pairs, writer, None), rows, scorer.vector_dim)
         pieces = list(text.pieces)
-        assert len(pieces) == -(-number // 2048)
+        assert len(pieces) == -(-number // 8192)
         assert sum(map(len, pieces)) == text.size
         marked = dataclasses.replace(rows, faults={number: Fault(number, "x", "bad")})
         whole = writer.write(_predict(scorer, rows.pairs, writer, None), marked, scorer.vector_dim)

@@ -99,7 +99,7 @@ int64_t ipinsights_number_texts(const int32_t* codes, int64_t n, int64_t width, 
 // whose numbers are in codes [n, columns]. Text t is from starts[t] to starts[t + 1] in `texts`. Returns the number of
 // bytes written, or UNEQUAL where there are not n numbers. Up to PADDING bytes behind the last text are read, and up to
 // PADDING behind the last row overwritten.
-constexpr int64_t PADDING = 32;
+constexpr int64_t PADDING = 64;
 int64_t ipinsights_join(const char* numbers, int64_t size, const int32_t* codes, int64_t n, int64_t columns,
                         const uint8_t* texts, const int64_t* starts, uint8_t* out);
 

@@ -12,7 +12,7 @@ from ipinsights.native.interface import F32, I32, U32, U64, Tables
 from ipinsights.native.reader import Digests
 
 _UNEQUAL = -1
-PADDING = 32
+PADDING = 64
 """Bytes behind the last of the texts of `join`."""
 _LONGEST_ENDING = 17
 """Bytes added to a line: a comma, a score such as -1.23456789e-38, and a line end, which the last may lack."""

@@ -30,7 +30,7 @@ _LONGEST_PREDICTION, _LONGEST_NUMBER, _LONGEST_EXPLANATION = 250, 25, 4000
 """Bytes of a prediction with neither, of a number of an embedding with its comma, and of an explanation: with IPv6 it
 may have 20 known networks."""
 
-_PIECE = 2048
+_PIECE = 8192
 """Calibrated predictions in a piece of an answer: it stays in the processor's cache, and its memory is used again."""
 
 JSON = "application/json"
