@@ -58,8 +58,8 @@ def share_memory_pools() -> None:
 def return_freed_memory() -> None:
     """Give memory that this process has freed back to the system (malloc_trim(3)); what is in use stays.
 
-    glibc keeps what was freed between pieces that are in use, for allocations that fit. Under a load of requests of all
-    sizes such gaps grow for an hour. Giving them back takes some 10 ms.
+    glibc keeps what was freed between pieces that are in use, for allocations that fit, and `share_memory_pools` has it
+    keep more. Giving it back takes some 10 ms.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # not everywhere but in glibc
     if trim:

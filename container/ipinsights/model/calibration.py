@@ -29,7 +29,7 @@ RATES = (0.1, 0.01, 0.001, 0.0001)
 """The shares of false alarms for which thresholds are told."""
 SUPPORT = 5
 """So many log-ins must be expected below a threshold. Then the true rate is, with 95 %, between .4 and 2.3 times it."""
-BINS, _LOWEST, _PER_UNIT = 2048, -32.0, 32
+BINS, _LOWEST, _PER_UNIT = 2048, -32, 32
 """Bins of 1 / 32 from -32 on; what lies beyond is in the first and in the last."""
 _MOST = 1 << 17
 """Log-ins of each kind, at most."""
@@ -167,9 +167,9 @@ class Calibration:
 
 def bins(scores: npt.NDArray[np.floating]) -> npt.NDArray[np.int32]:
     """The bin of each score in a `Sketch`, int32 [n]."""
-    first = int(_LOWEST) * _PER_UNIT
-    place = np.floor(scores * _PER_UNIT)  # exact, as both are powers of 2
-    found: npt.NDArray[np.int32] = np.clip(place, first, first + BINS - 1).astype(np.int32) - np.int32(first)
+    first = _LOWEST * _PER_UNIT
+    place = np.floor(scores * _PER_UNIT)  # the product is exact in single precision: _PER_UNIT is a power of 2
+    found: npt.NDArray[np.int32] = np.clip(place, first, first + BINS - 1).astype(np.int32) - first
     return found
 
 

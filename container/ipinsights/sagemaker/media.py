@@ -31,7 +31,8 @@ _LONGEST_PREDICTION, _LONGEST_NUMBER, _LONGEST_EXPLANATION = 250, 25, 4000
 may have 20 known networks."""
 
 _PIECE = 8192
-"""Calibrated predictions in a piece of an answer: it stays in the processor's cache, and its memory is used again."""
+"""Calibrated predictions in a piece of an answer: about 1 MB, which a processor's cache may hold, and whose memory is
+used again. With fewer there are more calls (`benchmarks/README.md`)."""
 
 JSON = "application/json"
 """The type of an answer unless the request asks for another."""

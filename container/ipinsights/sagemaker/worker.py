@@ -76,7 +76,7 @@ _DRAINING = 0.01
 _LINGER = 2
 """Seconds for which a worker that stops waits for requests on the connections that it has."""
 _TIDYING = 60
-"""Seconds after which a worker gives freed memory back, again and again."""
+"""Seconds between two times that a worker gives freed memory back."""
 
 logger = logging.getLogger("ipinsights")
 
