@@ -372,6 +372,22 @@ def test_none_is_written_twice(train: Events, tmp_path: Path, monkeypatch: pytes
     assert written == [per_epoch]
 
 
+def test_where_an_epoch_ends_none_is_written_before_its_validation(
+    train: Events, validation: Events, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one after it has the same name, so a kill between two hosts' parts would leave half of each."""
+    written, write = list[int](), Checkpoints.write
+
+    def watched(self: Checkpoints, frozen: Checkpoint) -> object:
+        written.append(frozen.steps)
+        return write(self, frozen)
+
+    monkeypatch.setattr(Checkpoints, "write", watched)
+    hp = dataclasses.replace(HP, checkpoint_interval_minutes=1e-9)
+    fit(train, hp, validation, checkpoints=Checkpoints(tmp_path))
+    assert written == [*range(1, hp.epochs * steps_per_epoch(train) + 1)]
+
+
 def test_its_model_is_known_without_the_data(train: Events, validation: Events, tmp_path: Path) -> None:
     """A job that is stopped while it reads has nothing else. Without data nothing is counted."""
     for saved_epoch in ("last", "best"):

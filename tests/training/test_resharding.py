@@ -418,6 +418,22 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(ranks: int, tmp_path: Pat
     assert told[-1] == "the 2 parts of the checkpoint after 3 steps are not of the same moment"
 
 
+def test_the_end_of_an_epoch_and_the_beginning_of_the_next_are_two_moments(tmp_path: Path) -> None:
+    """The weights and the number of steps are the same. Only the later one may have the best epoch."""
+    state = np.zeros(8, dtype=np.uint8)
+    moments = {"end": (Position(0, 9, state, state), False), "beginning": (Position(1, 0, state, state), True)}
+    for name, (position, best) in moments.items():
+        (tmp_path / name).mkdir()
+        folder = tmp_path / name
+        together(2, lambda group: written(group, folder, 2, 9, best, position=position))  # noqa: B023  # runs at once
+        assert newest(folder, 2) == (9, [])
+    part = "checkpoint-000000000009-00000-of-00002.safetensors"
+    shutil.copy(tmp_path / "beginning" / part, tmp_path / "end" / part)
+    for ranks in (1, 2, 3):
+        told = ["the 2 parts of the checkpoint after 9 steps are not of the same moment"]
+        assert newest(tmp_path / "end", ranks) == (-1, told)
+
+
 def test_those_no_longer_needed_are_removed_whoever_wrote_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """When two newer ones are whole. As long as one host cannot write, none is removed."""
     before = tmp_path / "before"

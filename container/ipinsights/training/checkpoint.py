@@ -316,8 +316,11 @@ def _told(text: str, group: Group) -> list[str]:
 
 
 def _moment(part: Checkpoint) -> str:
-    """A digest of what all parts of one moment have alike, and of no other moment: the encoder's weights."""
-    digest = xxhash.xxh3_128()
+    """A digest of what all parts of one moment have alike, and of no other moment: the epoch, the encoder's weights.
+
+    No weight changes between an epoch's last step and the next epoch, but the best epoch may.
+    """
+    digest = xxhash.xxh3_128(f"{part.position.epoch} {part.position.steps}".encode())
     prefix = part.parameters["prefix"]
     window = max(1, _WINDOW // max(1, prefix[:1].nbytes))
     for begin in range(0, len(prefix), window):

@@ -127,6 +127,8 @@ class Trainer:
                 next_print += interval
             if self._union.stopped if self._union else stop():
                 break
+            if position.steps == self.batches.steps_per_epoch:
+                break  # the next checkpoint is due after validation, and has the same number of steps
             pause = time.perf_counter()
             save()
             began += time.perf_counter() - pause
