@@ -40,6 +40,7 @@ from ipinsights.model.model import Model
 from ipinsights.training.fit import fit
 
 SIMULATED = "simulated"
+_ALL = "all"
 ATTACKS = 10
 """A day, of one kind."""
 _RESAMPLES = 2000
@@ -168,9 +169,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "data",
         nargs="*",
-        choices=(SIMULATED, *get_args(datasets.Split)),
-        default=[SIMULATED, "validation", "far"],
-        help="simulated log-ins, or a split of the Tor relays (default: all but test)",
+        choices=(SIMULATED, *get_args(datasets.Split), _ALL),
+        default=_ALL,
+        help="simulated log-ins, or a split of the Tor relays (default: all, which are all but test)",
     )
     parser.add_argument("--users", type=int, default=100, metavar="N", help="simulated (default 100)")
     parser.add_argument(
@@ -181,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     table = None if options.synthetic else contenders.networks()
     lines: list[list[str]] = []
-    for data in options.data:
+    for data in (SIMULATED, "validation", "far") if _ALL in options.data else options.data:
         seeds = range(options.seeds or (10 if data == SIMULATED else 1))
         periods = (simulated(options.users, s, options.synthetic) if data == SIMULATED else tor(data) for s in seeds)
         name = data if data == SIMULATED else f"Tor, {data}"

@@ -319,6 +319,18 @@ def test_how_many_attacks_a_list_holds_has_a_row_a_kind(capsys: pytest.CaptureFi
         assert difference == pytest.approx(model - counting, abs=0.002)
 
 
+def test_attacks_are_measured_on_all_but_the_test_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    names: list[str] = []
+
+    def told(name: str, *_: object) -> list[list[str]]:
+        names.append(name)
+        return []
+
+    monkeypatch.setattr(attacks, "_rows", told)
+    attacks.main(["--synthetic"])
+    assert names == [attacks.SIMULATED, "Tor, validation", "Tor, far"]
+
+
 def test_attacks_are_from_networks_that_the_account_has_not_used() -> None:
     period = attacks.simulated(40, 0, synthetic=True)
     used = {pair for part in (period.train, *period.days) for pair in attacks.pairs_of(part)}
