@@ -92,8 +92,10 @@ def test_the_five_calls(server: Server, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_loaded_is_rejected(server: Server, tmp_path: Path) -> None:
+    """And the models that are loaded go on."""
     damaged = make_model(tmp_path / "damaged", 1)
     (damaged / artifact.TENSORS).write_bytes(b"x")
+    assert load(server, "good", make_model(tmp_path / "good", 2)).status_code == 200
     for body, said in (
         (b"", "the body must be"),
         (b"{}", "the body must be"),
@@ -107,7 +109,9 @@ def test_what_cannot_be_loaded_is_rejected(server: Server, tmp_path: Path) -> No
         assert answer.status_code == 400
         assert said in answer.text
         assert "Traceback" not in answer.text
-    assert requests.get(f"{server.url}/models", timeout=30).json() == {"models": []}
+        assert scores(server.post(CSV, path="/models/good/invoke")) == [2, 2]
+    [listed] = requests.get(f"{server.url}/models", timeout=30).json()["models"]
+    assert listed["modelName"] == "good"
 
 
 def test_only_the_folder_of_all_models_is_opened(tmp_path: Path) -> None:

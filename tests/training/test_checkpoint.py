@@ -336,14 +336,20 @@ def test_one_of_another_release_is_refused(
 def test_a_full_disk_is_told_and_does_not_end_training(
     train: Events, validation: Events, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The checkpoints before stay."""
+
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
+    first = Watcher()
+    fit(train, HP, validation, first, checkpoints=Checkpoints(tmp_path), stop=first.after(3))
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert before
     monkeypatch.setattr(tensors, "publish", full)
     watcher = Watcher()
     assert same(fit(train, HP, validation, watcher, checkpoints=Checkpoints(tmp_path)), fit(train, HP, validation))
     assert [str(error) for error in watcher.failures] == ["[Errno 28] No space left on device"] * HP.epochs
-    assert not list(tmp_path.iterdir())
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_large_one_is_not_written_when_there_is_no_time(

@@ -194,7 +194,7 @@ class _Front:
         # Some threads wait for no client, so that they can answer pings and small requests.
         self._receiving = BoundedSemaphore(settings.threads - settings.threads // 16)
         megabytes = settings.requests_memory_mb
-        self._memory = Memory(megabytes and (megabytes << 20) // settings.workers)
+        self._memory = Memory(megabytes and (megabytes << 20) // settings.workers, settings.scoring_slots)
 
     def __call__(self, environ: "WSGIEnvironment", start_response: "StartResponse") -> Iterable[bytes]:
         path = environ["PATH_INFO"]

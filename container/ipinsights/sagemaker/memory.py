@@ -4,8 +4,10 @@
 |---|---|---|
 | bodies that are received or wait | a quarter of the memory | 503 with Retry-After |
 | requests that are scored, each taken for `COST` times its body | all of the memory | they wait |
-| a JSON document of unusual form, parsed as a whole, which may take 32 times its size | half of the memory | 413 |
-| an answer with embeddings or marks, whose size is known before it is written | an eighth of the memory | 413 |
+| a JSON document of unusual form, parsed as a whole, which may take 32 times its size | half of the memory (*) | 413 |
+| an answer with embeddings or marks, whose size is known before it is written | an eighth of the memory (*) | 413 |
+
+(*) If two requests are scored at a time. If it is S of them, the memory divided by S and by 4 S.
 
 A body that is the only one is received and scored, whatever its size. `MAX_CONTENT_LENGTH` limits that.
 """
@@ -18,9 +20,10 @@ from ipinsights.errors import UserError
 
 COST = 8
 """What it takes to score a body, in its sizes: 4 to 5 if its form is usual, and 8 if the exact readers read it."""
-_IN_FLIGHT, _ANSWER, _WHOLE = 4, 8, 2
-"""The shares of the memory that bodies may have together, an answer, and a document that is parsed as a whole. Two
-answers are written at a time, and each is in memory twice for a moment, in pieces and whole."""
+_IN_FLIGHT = 4
+"""Bodies may have a quarter of the memory together."""
+_ANSWERS = 4
+"""So may answers, as each is in memory twice for a moment, in pieces and whole."""
 
 
 class BusyError(UserError):
@@ -30,9 +33,10 @@ class BusyError(UserError):
 class Memory:
     """The memory for requests. With no limit, all there is."""
 
-    def __init__(self, limit: int | None = None) -> None:
-        """``limit`` is a number of bytes."""
+    def __init__(self, limit: int | None = None, at_a_time: int = 2) -> None:
+        """``limit`` is a number of bytes. So many requests are scored ``at_a_time``."""
         self._limit = float("inf") if limit is None else float(limit)
+        self._at_a_time = at_a_time
         self._received = 0
         self._scored = 0
         self._lock = threading.Condition()
@@ -40,12 +44,12 @@ class Memory:
     @property
     def answer(self) -> float:
         """The most bytes that an answer may have."""
-        return self._limit / _ANSWER
+        return self._limit / (_ANSWERS * self._at_a_time)
 
     @property
     def document(self) -> float:
-        """The most bytes that a document may take that is parsed as a whole: two are at a time."""
-        return self._limit / _WHOLE
+        """The most bytes that a document may take that is parsed as a whole."""
+        return self._limit / self._at_a_time
 
     @contextmanager
     def receiving(self) -> Iterator[Callable[[int], None]]:

@@ -116,8 +116,8 @@ class ServerSettings:
     threads: int = _declared(
         128,
         "SAGEMAKER_MODEL_SERVER_THREADS",
-        "requests that a worker accepts at a time. It scores two of them at a time. `/ping` is a request, too, so it "
-        "waits if all threads are busy",
+        "requests that a worker accepts at a time. It scores two of them at a time (the only worker of many models one "
+        "a core, if that is more). `/ping` is a request, too, so it waits if all threads are busy",
         _whole(2, 900),
     )
     timeout: int = _declared(
