@@ -239,10 +239,11 @@ class Hyperparameters:
     )
     held_out_share: float = _declare(
         (0.0, 0.5),
-        "Without a validation channel, this share of the log-ins, at most 100,000, is kept apart from training. "
-        "They tell how low ordinary log-ins score, so that an answer can have a percentile and a threshold can have a "
-        "rate of false alarms. With a validation channel, its log-ins tell it. 0: nothing is kept apart. So it is with "
-        "fewer than 1,000 log-ins, too (20 to keep apart).",
+        "Without a validation channel, this share of the log-ins is kept apart from training: at most 100,000, and of "
+        "little data at least 1,000, or 5 %. They tell how low ordinary log-ins score. So an answer can have a "
+        "percentile, a threshold can have a rate of false alarms, and few of them score below 0. With a validation "
+        "channel, its log-ins tell it. 0: nothing is kept apart. So it is with fewer than 400 log-ins, too (20 to keep "
+        "apart).",
         default=0.02,
     )
     training_hosts: str = _declare(

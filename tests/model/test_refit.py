@@ -28,6 +28,7 @@ from ipinsights.model.refit import (
     POPULARITY,
     PRIOR,
     Moves,
+    Pairs,
     Refit,
     affinity_weight,
 )
@@ -381,6 +382,28 @@ def test_zero_lies_between_habits_and_fabricated_pairs(trained: Model, traffic: 
     thresholds = np.concatenate([normal, attacks])
     errors = [(normal < t).mean() + (attacks >= t).mean() for t in thresholds]
     assert (normal < 0).mean() + (attacks >= 0).mean() < min(errors) + 0.05
+
+
+def test_zero_is_no_higher_than_ordinary_log_ins_allow(trained: Model, traffic: Traffic) -> None:
+    """Those that score well have no part in it. Those that would be false alarms lower it."""
+    events = to_events(traffic.train, 200)
+    address = np.concatenate([events.address, np.roll(events.address, 1)])
+    entity = np.tile(events.entity, 2)
+    counted = trained.counted
+    assert counted is not None
+    refit, learnt = Refit(Counts(trained.vocabulary, counted.history)), trained.learnt_alone()
+
+    def scores(ordinary: Pairs | None) -> npt.NDArray[np.float32]:
+        model = refit.model(learnt, 0, ordinary=ordinary)
+        assert model is not None
+        return model.score_rows(entity, address)
+
+    usual = scores(None)
+    well, badly = usual > np.median(usual), (usual < 0) & (usual > np.quantile(usual[usual < 0], 0.95))
+    np.testing.assert_array_equal(scores((entity[well], address[well])), usual)
+    lowered = scores((entity[badly], address[badly]))
+    assert (lowered > usual).all()
+    assert (lowered[badly] < 0).mean() < 0.5
 
 
 def test_what_was_learnt_sees_what_counting_does_not(trained: Model, traffic: Traffic) -> None:

@@ -51,6 +51,14 @@ def test_scoring_waits_for_memory_and_the_only_one_never_does() -> None:
     assert done.is_set()
 
 
+@pytest.mark.parametrize("at_a_time", [2, 3, 16])
+def test_all_that_is_answered_at_a_time_has_its_share(at_a_time: int) -> None:
+    """An answer is in memory twice for a moment, beside the documents that are parsed."""
+    memory = Memory(4800, at_a_time)
+    assert 2 * at_a_time * memory.answer <= 4800 / 2
+    assert at_a_time * memory.document <= 4800
+
+
 def test_without_a_limit_there_is_none() -> None:
     memory = Memory()
     with memory.receiving() as one, memory.receiving() as other, memory.scoring(1 << 60), memory.scoring(1 << 60):

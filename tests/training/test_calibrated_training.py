@@ -78,7 +78,17 @@ def test_what_is_kept_apart_takes_no_part() -> None:
     assert model.vocabulary.events == len(train) - apart
 
 
-@pytest.mark.parametrize(("share", "log_ins"), [(0.0, 7500), (0.02, 900)])
+@pytest.mark.parametrize("held_out_share", [0.0, 0.02])
+def test_a_model_that_can_tell_little_takes_few_log_ins_for_fabricated(held_out_share: float) -> None:
+    """One learnt coordinate cannot tell others' places from own ones: a threshold above all is as good as any other."""
+    train, later = simulated(0)
+    hp = Hyperparameters(num_entity_vectors=train.index.num_rows, vector_dim=4, epochs=3, held_out_share=held_out_share)
+    model = fit(train, hp)
+    known = later.entity < model.index.num_rows
+    assert (model.score_rows(later.entity[known], later.address[known]) < 0).mean() < 0.15
+
+
+@pytest.mark.parametrize(("share", "log_ins"), [(0.0, 7500), (0.02, 390)])
 def test_without_enough_log_ins_there_is_no_calibration(share: float, log_ins: int) -> None:
     train, _ = simulated(0)
     some = Events(train.entity[:log_ins], train.address[:log_ins], train.index)

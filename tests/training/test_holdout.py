@@ -44,7 +44,7 @@ def test_events_are_parted_and_every_entity_keeps_some(
     assert set(rest.entity.tolist()) == set(events.entity.tolist())
     for name, array in vars(History.of(rest, family)).items():
         assert np.array_equal(getattr(history, name), array)
-    if share * size < holdout.LEAST:
+    if max(share, holdout.DEAR) * size < holdout.LEAST:
         assert not len(apart)
 
 
@@ -65,6 +65,17 @@ def test_as_many_as_asked_for_are_kept_apart(family: Family, monkeypatch: pytest
         assert len(hold_out(events, history, share)[2]) == pytest.approx(share * 50_000, rel=0.1)
     monkeypatch.setattr(holdout, "MOST", 300)
     assert len(hold_out(events, history, 0.3)[2]) == pytest.approx(300, rel=0.2)
+    assert not len(hold_out(events, history, 0.0)[2])
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [(300, 0), (2_000, 100), (20_000, 1_000), (40_000, 1_000), (60_000, 1_200)]
+)
+def test_of_little_data_a_larger_share_is_kept_apart(size: int, expected: int) -> None:
+    """1,000 log-ins, or 5 % where that is less."""
+    events = some_events(FAMILIES[4], size, size // 20, 40, 0)
+    history = History.of(events, FAMILIES[4])
+    assert len(hold_out(events, history, 0.02)[2]) == pytest.approx(expected, rel=0.15)
     assert not len(hold_out(events, history, 0.0)[2])
 
 

@@ -9,12 +9,16 @@ import torch
 import torch.nn.functional as F
 
 from ipinsights.model.model import Encoder
-from ipinsights.training import sampling
+from ipinsights.training import sampling, step
 from ipinsights.training.step import (
+    BETA1,
+    BETA2,
     ENCODER_RATE,
     EPSILON,
+    PREFIX_BETA1,
     SHRINKAGE,
     Batch,
+    Gradients,
     Parameters,
     RowGradients,
     TorchStep,
@@ -133,15 +137,17 @@ def test_rows_are_summed_over_duplicates() -> None:
     assert summed.values.tolist() == [[21.0, 42.0], [1.0, 2.0]]
 
 
-def test_adam_is_torchs_adamw_on_rows_met_every_step_and_leaves_others_alone() -> None:
-    """With every row touched each step, row-lazy Adam is AdamW."""
+def test_adam_is_torchs_adamw_on_rows_met_every_step_and_leaves_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With every row touched each step, row-lazy Adam is AdamW, but for what sources make of prefix rows."""
+    monkeypatch.setattr(step, "MOST_SOURCES", 1)
     parameters, drawn = make(8, 2, 40, 3, 1)
     spare = torch.ones(2, 3, 8, dtype=torch.float64)  # rows of the entity table that no batch meets
     parameters = dataclasses.replace(parameters, entity=torch.cat([parameters.entity, spare]))
     table, typical, encoder = leaves(parameters)
     decay, rate = 0.01, 0.05
     groups: list[dict[str, Any]] = [
-        {"params": [table, encoder.prefix], "weight_decay": decay + SHRINKAGE},
+        {"params": [table], "weight_decay": decay + SHRINKAGE},
+        {"params": [encoder.prefix], "weight_decay": decay + SHRINKAGE, "betas": (PREFIX_BETA1, BETA2)},
         {"params": [typical]},
         {"params": [encoder.w, encoder.b], "lr": rate * ENCODER_RATE / 2},
     ]
@@ -149,6 +155,7 @@ def test_adam_is_torchs_adamw_on_rows_met_every_step_and_leaves_others_alone() -
         groups,
         lr=rate,
         weight_decay=decay,
+        betas=(BETA1, BETA2),
         eps=EPSILON,
     )
     ours = TorchStep(parameters, decay)
@@ -167,6 +174,33 @@ def test_adam_is_torchs_adamw_on_rows_met_every_step_and_leaves_others_alone() -
     assert torch.equal(parameters.entity[ENTITIES:], spare)
     for name, array in vars(parameters.encoder).items():
         torch.testing.assert_close(array, getattr(encoder, name))
+
+
+@pytest.mark.parametrize(("decay", "gradient"), [(-SHRINKAGE, 1e9), (3.0, 0.0)], ids=["move", "decay"])
+@pytest.mark.parametrize(("sources", "share"), [(1, 1.0), (4, 0.5), (6, 6**-0.5), (400, 6**-0.5)])
+def test_a_prefix_row_moves_and_decays_less_the_more_sources_it_has(
+    sources: int, share: float, decay: float, gradient: float
+) -> None:
+    """By the root of their number, of which six count. (Beside so large a gradient no epsilon counts.)"""
+    changes = []
+    for count in (1, sources):
+        parameters, _ = make(8, 0, 1, 1, 1)
+        before = parameters.prefix[:, 0].clone()
+        values = torch.full((1, 8), gradient, dtype=torch.float64)
+        rows, none = torch.tensor([3]), torch.zeros(0, dtype=torch.int64)
+        nothing = RowGradients(none, none, torch.zeros(0, 8, dtype=torch.float64))
+        gradients = Gradients(
+            nothing,
+            torch.zeros(8, dtype=torch.float64),
+            RowGradients(rows, torch.tensor([count]), values),
+            torch.zeros_like(parameters.w[0]),
+            torch.zeros_like(parameters.b[0]),
+            torch.zeros(3),
+        )
+        TorchStep(parameters, decay).apply(gradients, 0.01)
+        changes.append(parameters.prefix[3, 0] - before[3])
+    assert (changes[0] != 0).all()
+    torch.testing.assert_close(changes[1], share * changes[0])
 
 
 def test_a_score_of_zero_says_made_up() -> None:

@@ -25,6 +25,7 @@ move), and *affinity*, the product of what training learnt. The more events an e
 
 import dataclasses
 from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -53,9 +54,13 @@ _PAIRS = 100_000
 _SAMPLED = 1 << 19
 """Pairs of the entities whose habits and fabricated pairs these are, at most, unless one entity has more."""
 _NEARLY = 0.0003
+"""How much above the least the sum of the errors may be: the lowest threshold with such a sum is taken."""
 _MISS_AT_HOME = 0.1
 """What an event at home counts that scores below the threshold. Both were chosen on `benchmarks.situations` and on the
 AWS tutorial's simulation: .2 and .001 meet the same situations, and find .2 % fewer of the tutorial's attacks."""
+_MOST_ALARMS = 0.1
+"""The share of ordinary log-ins that may score below the threshold. If what was learnt can hardly tell others' places
+from own ones, as with a vector_dim of 4, a threshold above all scores makes as few errors as any other."""
 _NEAR = 8
 """A habit's place among the known addresses around it."""
 _RANDOM = 0.25
@@ -69,6 +74,8 @@ _FLOATS = 1 << 22
 """Of the systems that are solved together."""
 
 Vectors = npt.NDArray[np.float32]
+Pairs: TypeAlias = tuple[npt.NDArray[np.int32], Addresses]
+"""Rows of entities and as many addresses."""
 
 
 class Refit:
@@ -141,10 +148,12 @@ class Refit:
         learnt: Model,
         seed: int,
         earlier: Model | None = None,
+        ordinary: Pairs | None = None,
         give_up: Callable[[], bool] = lambda: False,
     ) -> Model | None:
         """The learnt model with counting in it, and with what it was made of. None if ``give_up`` returned True.
 
+        ``ordinary`` are log-ins of known entities that took no part in training; the threshold is found by them, too.
         Of entities without a history, `kept` is kept. In a ``group`` the model is this rank's part: it has the rows of
         its entities, and all else is the same on all ranks. It is None on all ranks if it is on one.
         """
@@ -168,14 +177,14 @@ class Refit:
         if self._group.any(late):
             return None
         refitted = dataclasses.replace(learnt, entity=entity, encoder=self.encoder(encoder))
-        threshold = self._threshold(refitted, seed)
+        threshold = self._threshold(refitted, seed, ordinary)
         networks = slice(learnt.vocabulary.depth, learnt.vocabulary.depth + len(learnt.vocabulary.prefixes))
         rows = np.append(moved, -1)
         nothing = History.none(learnt.family)
         counted = Counted(moved, learnt.entity[rows], weights[moved], self.counts.entities[networks], history, nothing)
         return dataclasses.replace(refitted, encoder=self.encoder(encoder, threshold), counted=counted)
 
-    def _threshold(self, refitted: Model, seed: int) -> float:
+    def _threshold(self, refitted: Model, seed: int, ordinary: Pairs | None) -> float:
         """The score that best tells known habits from fabricated pairs: it becomes 0.
 
         The sum of two log ratios counts twice what both know, so its own 0 says nothing. This is the lowest threshold
@@ -183,18 +192,23 @@ class Refit:
         others above it. All entities count alike. An event is scored as if it had not been seen: somewhere in the
         longest network where its entity has another one. At home, no address is strange, and a habit's error counts
         less: counting has lifted it by itself.
+
+        Where there are ``ordinary`` log-ins, the rate of habits below it is the higher one of that and of theirs. They
+        are few, but what will come: they are also at places where their entities were only once, or never. No more than
+        `_MOST_ALARMS` of them (or of the habits, if there are none) score below the threshold.
         """
         rng = np.random.default_rng(seed)
+        scores = refitted.score_rows(*ordinary) if ordinary else np.zeros(0, dtype=np.float32)
         if self._group.size > 1:
-            return self._threshold_of_all(refitted, rng)
+            return self._threshold_of_all(refitted, scores, rng)
         history = self.counts.history
         if len(history) > _SAMPLED:
             order = rng.permutation(len(history.rows))
             some = max(1, int(np.searchsorted(np.cumsum(np.diff(history.starts)[order]), _SAMPLED, side="right")))
             history = history.of_entities(np.sort(history.rows[order[:some]]))
-        return self._best(refitted, history, self.counts.history.addresses, rng)
+        return self._best(refitted, history, self.counts.history.addresses, scores, rng)
 
-    def _threshold_of_all(self, refitted: Model, rng: np.random.Generator) -> float:
+    def _threshold_of_all(self, refitted: Model, ordinary: Vectors, rng: np.random.Generator) -> float:
         """The threshold of all ranks' entities: the leader finds it by a sample of them.
 
         A hash of the entities decides which ones, so it does not depend on where they are at home.
@@ -208,32 +222,38 @@ class Refit:
         if share >= 1:
             chosen = history.rows
         some = history.of_entities(chosen)
-        sizes, addresses, counts, entity = (
+        sizes, addresses, counts, entity, ordinary = (
             np.concatenate(group.collect(array))
-            for array in (np.diff(some.starts), some.addresses, some.counts, refitted.entity[chosen])
+            for array in (np.diff(some.starts), some.addresses, some.counts, refitted.entity[chosen], ordinary)
         )
         threshold = np.zeros(0)
         if group.leads:
             rows = np.arange(len(sizes), dtype=np.int32)
             sample = History(rows, np.append(0, np.cumsum(sizes)), addresses, counts, history.length)
             scored = dataclasses.replace(refitted, entity=entity)
-            threshold = np.array([self._best(scored, sample, addresses, rng)])
+            threshold = np.array([self._best(scored, sample, addresses, ordinary, rng)])
         return float(group.broadcast(threshold).item())
 
-    def _best(self, refitted: Model, history: History, every: Addresses, rng: np.random.Generator) -> float:
-        """The threshold of some entities. ``every`` are the addresses of all pairs."""
+    def _best(
+        self, refitted: Model, history: History, every: Addresses, ordinary: Vectors, rng: np.random.Generator
+    ) -> float:
+        """The threshold of some entities. ``every`` are the addresses of all pairs, ``ordinary`` what log-ins score."""
         own = _Own(self.counts, history)
         habit, at_home = self._habit_scores(refitted, history, every, own, rng)
-        errors = [(habit[~at_home], 1 / len(habit)), (habit[at_home], _MISS_AT_HOME / len(habit))]
-        strange = [np.sort(scores) for scores in self._strange_scores(refitted, history, every, own, rng)]
+        strange = [*self._strange_scores(refitted, history, every, own, rng)]
         candidates = np.unique(np.concatenate([habit, *strange]))
-        total = np.zeros(len(candidates))
-        for scores, weight in errors:
-            total += weight * np.searchsorted(np.sort(scores), candidates)
-        for scores in strange:
-            total -= np.searchsorted(scores, candidates) / max(1, len(scores))
+
+        def below(scores: Vectors, of: int) -> npt.NDArray[np.float64]:
+            """How many of the scores lie below each candidate, as a share of a number."""
+            return np.searchsorted(np.sort(scores), candidates) / max(1, of)
+
+        missed = below(habit[~at_home], len(habit)) + _MISS_AT_HOME * below(habit[at_home], len(habit))
+        total = np.maximum(missed, below(ordinary, len(ordinary))) - sum(
+            below(scores, len(scores)) for scores in strange
+        )
         best = int(np.argmax(total <= total.min() + _NEARLY))
-        return float(candidates[max(0, best - 1)] + candidates[best]) / 2
+        threshold = float(candidates[max(0, best - 1)] + candidates[best]) / 2
+        return min(threshold, float(np.quantile(ordinary if len(ordinary) else habit, _MOST_ALARMS)))
 
     def _habit_scores(
         self, refitted: Model, history: History, addresses: Addresses, own: "_Own", rng: np.random.Generator

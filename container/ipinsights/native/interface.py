@@ -40,17 +40,17 @@ class Batch(ctypes.Structure):
 
 
 class Rate(ctypes.Structure):
-    """How far a step moves a weight, and the share of the weight that stays."""
+    """`step.Rate`."""
 
-    _fields_ = (("step", ctypes.c_float), ("keep", ctypes.c_float))
+    _fields_ = tuple((name, ctypes.c_float) for name in ("step", "keep", "mean_share"))
 
 
 class Update(ctypes.Structure):
     """The numbers of one step of Adam."""
 
     _fields_ = (
-        *((name, Rate) for name in ("table", "typical", "block")),
-        *((name, ctypes.c_float) for name in ("mean_share", "square_share", "deviation", "epsilon")),
+        *((name, Rate) for name in ("entity", "prefix", "typical", "block")),
+        *((name, ctypes.c_float) for name in ("most_sources", "square_share", "deviation", "epsilon")),
     )
 
 
@@ -101,7 +101,7 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "step_count": (None, [_STEP, I32]),
     "step_run": (None, [_STEP, ctypes.POINTER(Batch), ctypes.POINTER(Update), F64]),
     "step_touched": (_NUMBER, [_STEP, _FLAG]),
-    "step_rows": (None, [_STEP, _FLAG, I64, F32]),
+    "step_rows": (None, [_STEP, _FLAG, I64, I64, F32]),
     "step_dense": (None, [_STEP, F32, F32, F32]),
     "step_score": (None, [_STEP, _NUMBER, I32, I32, F32]),
 }

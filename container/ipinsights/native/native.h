@@ -135,19 +135,22 @@ struct Batch {
     const int32_t* partner;
 };
 
-// How far a step moves a weight, and the share of the weight that it keeps.
+// How far a step moves a weight, the share of the weight that it keeps, and what comes of this step in the mean of the
+// gradient (1 - beta1).
 struct Rate {
     float step;
     float keep;
+    float mean_share;
 };
 
-// The shares of both moments are 1 - beta1 and 1 - beta2: what comes of this step. A difference of the float beta2 from 1
-// would be off by 1e-5 of itself.
+// A prefix row's step and decay are divided by the root of its number of sources, of which `most_sources` count. The
+// square's share is 1 - beta2: a difference of the float beta2 from 1 would be off by 1e-5 of itself.
 struct Update {
-    Rate table;
+    Rate entity;
+    Rate prefix;
     Rate typical;
     Rate block;
-    float mean_share;
+    float most_sources;
     float square_share;
     float deviation;
     float epsilon;
@@ -182,9 +185,9 @@ void ipinsights_step_count(Step* step, int32_t* touches) noexcept;
 void ipinsights_step_run(Step* step, const Batch* batch, const Update* update, double* totals) noexcept;
 
 // How many rows of a table (that of prefixes, or else that of entities) the last step touched; those rows, [touched],
-// with the sums of their gradients, [touched, dim]; and the gradients of what is dense.
+// with the number and the sum of their gradients, [touched] and [touched, dim]; and the gradients of what is dense.
 int64_t ipinsights_step_touched(const Step* step, bool prefix) noexcept;
-void ipinsights_step_rows(Step* step, bool prefix, int64_t* rows, float* values) noexcept;
+void ipinsights_step_rows(Step* step, bool prefix, int64_t* rows, int64_t* sources, float* values) noexcept;
 void ipinsights_step_dense(const Step* step, float* typical, float* w, float* b) noexcept;
 
 // The score of each of `count` pairs: entity rows [count], prefix rows [count, levels].

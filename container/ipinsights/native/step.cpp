@@ -324,7 +324,7 @@ void adam(float* __restrict weight, float* __restrict mean, float* __restrict sq
           int64_t count, Rate rate, const Update& u) {
     for (int64_t i = 0; i < count; ++i) {
         const float g = gradient[i];
-        mean[i] += u.mean_share * (g - mean[i]);
+        mean[i] += rate.mean_share * (g - mean[i]);
         square[i] += u.square_share * (g * g - square[i]);
         weight[i] = rate.keep * weight[i] - rate.step * mean[i] / (std::sqrt(square[i]) * u.deviation + u.epsilon);
     }
@@ -396,7 +396,7 @@ struct Bench {
 // What a thread's tiles teach the dense parameters and the unknown rows, and the table rows that it takes care of.
 struct Share {
     Buffer<float> w, b, typical, unknown;
-    std::vector<char> met;  // which unknown rows are
+    std::vector<int32_t> met;  // how many sources each unknown row has
     Totals totals;
     Index entities, prefixes;
 };
@@ -447,7 +447,7 @@ class Steps {
             for (const int32_t row : share.prefixes.rows) ++touches_[row];  // each row is one thread's own
         });
         for (int64_t level = 0; update && touches_ && level < shape_.levels; ++level)
-            touches_[level] += shares_[0].met[level];
+            touches_[level] += shares_[0].met[level] > 0;
         for (const auto& share : shares_) {
             totals[0] += share.totals.loss;
             totals[1] += share.totals.right;
@@ -456,17 +456,19 @@ class Steps {
     }
 
     int64_t touched(bool prefix) const {
-        int64_t count = prefix ? std::count(shares_[0].met.begin(), shares_[0].met.end(), 1) : 0;
+        const auto& met = shares_[0].met;
+        int64_t count = prefix ? met.size() - std::count(met.begin(), met.end(), 0) : 0;
         for (const auto& share : shares_) count += (prefix ? share.prefixes : share.entities).rows.size();
         return count;
     }
 
     // The gradients of the last step: of a table's rows, [touched, dim], and of the dense parameters.
-    void collect(bool prefix, int64_t* rows, float* values) {
+    void collect(bool prefix, int64_t* rows, int64_t* sources, float* values) {
         const float* gradients = prefix ? d_address_.get() : d_entity_.get();
         for (int64_t level = 0; prefix && level < shape_.levels; ++level) {
             if (!shares_[0].met[level]) continue;
             *rows++ = level;
+            *sources++ = shares_[0].met[level];
             std::copy_n(shares_[0].unknown.get() + level * width_, shape_.dim, values);
             values += shape_.dim;
         }
@@ -474,6 +476,7 @@ class Steps {
             const Index& own = prefix ? share.prefixes : share.entities;
             for (std::size_t j = 0; j < own.rows.size(); ++j, values += shape_.dim) {
                 *rows++ = own.rows[j];
+                *sources++ = own.starts[j + 1] - own.starts[j];
                 add_sources(own, j, gradients, benches_[0], values);
             }
         }
@@ -658,7 +661,7 @@ class Steps {
             for (int64_t level = 0; level < levels; ++level)
                 if (rows[level] < levels) {
                     add(share.unknown.get() + rows[level] * width_, result + i * width_);
-                    share.met[rows[level]] = 1;
+                    ++share.met[rows[level]];
                 }
         }
     }
@@ -718,7 +721,7 @@ class Steps {
             add(total.typical.get(), part.typical.get());
             for (int64_t level = 0; level < shape_.levels; ++level) {
                 add(total.unknown.get() + level * width_, part.unknown.get() + level * width_);
-                total.met[level] |= part.met[level];
+                total.met[level] += part.met[level];
             }
         }
     }
@@ -739,7 +742,8 @@ class Steps {
         pack_biases();
         adam(p_.typical, p_.typical + dim, p_.typical + 2 * dim, total.typical.get(), dim, u.typical, u);
         for (int64_t level = 0; level < shape_.levels; ++level)
-            if (total.met[level]) adam_row(p_.prefix, level, total.unknown.get() + level * width_, u);
+            if (total.met[level])
+                adam_row(p_.prefix, level, total.unknown.get() + level * width_, prefix_rate(total.met[level], u), u);
     }
     void apply_rows(float* table, const Index& own, const float* gradients, Bench& bench, const Update& u) {
         float* gradient = bench.gradient.reserve(width_);
@@ -751,13 +755,19 @@ class Steps {
                 for (int32_t s = own.starts[j + AHEAD_SOURCES]; s < own.starts[j + AHEAD_SOURCES + 1]; ++s)
                     ask_for(gradients + own.sources[s] * width_, shape_.dim);
             add_sources(own, j, gradients, bench, gradient);
-            adam_row(table, own.rows[j], gradient, u);
+            const bool prefix = table == p_.prefix;
+            adam_row(table, own.rows[j], gradient,
+                     prefix ? prefix_rate(own.starts[j + 1] - own.starts[j], u) : u.entity, u);
         }
     }
-    void adam_row(float* table, int64_t row, const float* gradient, const Update& u) const {
+    void adam_row(float* table, int64_t row, const float* gradient, Rate rate, const Update& u) const {
         const int64_t dim = shape_.dim;
         float* weight = table + row * 3 * dim;
-        adam(weight, weight + dim, weight + 2 * dim, gradient, dim, u.table, u);
+        adam(weight, weight + dim, weight + 2 * dim, gradient, dim, rate, u);
+    }
+    static Rate prefix_rate(int32_t sources, const Update& u) {
+        const float share = 1 / std::sqrt(std::min<float>(sources, u.most_sources));
+        return {share * u.prefix.step, 1 - share * (1 - u.prefix.keep), u.prefix.mean_share};
     }
     void add_sources(const Index& own, int64_t j, const float* gradients, Bench& bench, float* to) const {
         const int64_t first = own.starts[j], count = own.starts[j + 1] - first;
@@ -872,8 +882,8 @@ void ipinsights_step_run(Step* step, const Batch* batch, const Update* update, d
     step->run(*batch, update, totals);
 }
 int64_t ipinsights_step_touched(const Step* step, bool prefix) noexcept { return step->touched(prefix); }
-void ipinsights_step_rows(Step* step, bool prefix, int64_t* rows, float* values) noexcept {
-    step->collect(prefix, rows, values);
+void ipinsights_step_rows(Step* step, bool prefix, int64_t* rows, int64_t* sources, float* values) noexcept {
+    step->collect(prefix, rows, sources, values);
 }
 void ipinsights_step_dense(const Step* step, float* typical, float* w, float* b) noexcept {
     step->collect(typical, w, b);

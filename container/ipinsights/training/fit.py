@@ -192,14 +192,14 @@ def learn(
         if not (ending.epochs or ending.steps):
             shape = train.index.num_rows, hp.vector_dim, hp.num_ip_encoder_layers
             return earlier.keeping(hp.history) if earlier else Model.blank(vocabulary.family, *shape)
-        model = refit.model(learnt, hp.seed, earlier, stopping.impatient)
+        ordinary = apart.entity[seen], apart.address[seen]
+        model = refit.model(learnt, hp.seed, earlier, ordinary, stopping.impatient)
         if model is None:
             listener.uncounted()
             return learnt
         model = model.telling(told)
         if not group.any(bool(seen.any())):
             return model.keeping(hp.history)
-        ordinary = apart.entity[seen], apart.address[seen]
         calibration = Calibration.of(model.score_rows, refit.counts, *ordinary, hp.seed, group)
         listener.calibrated(calibration)
         return dataclasses.replace(model, calibration=calibration).keeping(hp.history)

@@ -59,12 +59,12 @@ def update_rows(
     pieces,  # int32 [n + 1]: the first piece of each row; n beyond the last row
     counts,  # int32 [2]: as above
     sums,  # float32 [n, DIM]: of every piece
-    rates,  # float32: step, and share of the weight that stays
+    rates,  # float32 [6]: of entity rows and of prefix rows, as `step.Rate`
     deviation,  # float32 [1]
     touches,  # int32 [P], updated where COUNTED: the steps that touched each prefix row
     DIM: tl.constexpr,
     COLUMNS: tl.constexpr,
-    BETA1: tl.constexpr,
+    MOST_SOURCES: tl.constexpr,
     BETA2: tl.constexpr,
     EPSILON: tl.constexpr,
     COUNTED: tl.constexpr,
@@ -84,12 +84,17 @@ def update_rows(
         number = tl.load(numbers + tl.load(starts + first)).to(tl.int64)
         if number < prefixes:
             state = prefix + number * 3 * DIM
+            rate = rates + 3
+            sources = tl.load(starts + end) - tl.load(starts + first)
+            share = 1 / tl.sqrt(tl.minimum(sources, MOST_SOURCES).to(tl.float32))
         else:
             state = entity + (number - prefixes) * 3 * DIM
+            rate = rates
+            share = 1.0
         if COUNTED:
             once = (number < prefixes) & (tl.program_id(1) == 0)
             tl.store(touches + number, tl.load(touches + number, mask=once, other=0) + 1, mask=once)
-        _adam(state + column, DIM, total, rates, deviation, column < DIM, BETA1, BETA2, EPSILON)
+        _adam(state + column, DIM, total, rate, share, deviation, column < DIM, BETA2, EPSILON)
 
 
 @triton.jit
@@ -100,7 +105,6 @@ def update_dense(
     rates,
     deviation,
     BLOCK: tl.constexpr,
-    BETA1: tl.constexpr,
     BETA2: tl.constexpr,
     EPSILON: tl.constexpr,
 ):
@@ -109,20 +113,19 @@ def update_dense(
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = place < size
     values = tl.load(gradient + place, mask=inside, other=0.0)
-    _adam(state + place, size, values, rates, deviation, inside, BETA1, BETA2, EPSILON)
+    _adam(state + place, size, values, rates, 1.0, deviation, inside, BETA2, EPSILON)
 
 
 @triton.jit
-def _adam(
-    state, stride, gradient, rates, deviation, inside, BETA1: tl.constexpr, BETA2: tl.constexpr, EPSILON: tl.constexpr
-):
-    """Adam as in `step`. The means lie one and two strides behind the weights."""
+def _adam(state, stride, gradient, rate, share, deviation, inside, BETA2: tl.constexpr, EPSILON: tl.constexpr):
+    """Adam as in `step`: a share of the move and of the decay. The means lie one and two strides behind the weights."""
     weight = tl.load(state, mask=inside, other=0.0)
     mean = tl.load(state + stride, mask=inside, other=0.0)
     square = tl.load(state + 2 * stride, mask=inside, other=0.0)
-    mean += (1 - BETA1) * (gradient - mean)
+    mean += tl.load(rate + 2) * (gradient - mean)
     square = BETA2 * square + (1 - BETA2) * gradient * gradient
-    move = tl.load(rates) * mean / (tl.sqrt(square) * tl.load(deviation) + EPSILON)
-    tl.store(state, tl.load(rates + 1) * weight - move, mask=inside)
+    move = tl.load(rate) * share * mean / (tl.sqrt(square) * tl.load(deviation) + EPSILON)
+    keep = 1 - share * (1 - tl.load(rate + 1))
+    tl.store(state, keep * weight - move, mask=inside)
     tl.store(state + stride, mean, mask=inside)
     tl.store(state + 2 * stride, square, mask=inside)

@@ -71,7 +71,7 @@ class GpuStep(TorchStep):
 
         self._kernels = gpu_kernels
         self._record = record
-        self._rates = torch.zeros(7, device=parameters.typical.device)
+        self._rates = torch.zeros(13, device=parameters.typical.device)
         self._recordings: dict[int, _Recording] = {}
 
     def count(self, touches: torch.Tensor) -> None:
@@ -82,7 +82,7 @@ class GpuStep(TorchStep):
     def run(self, batch: Batch, learning_rate: float) -> None:
         """Take one optimiser step on a batch."""
         rates = self.next_rates(learning_rate)
-        numbers = [*rates.table, *rates.typical, *rates.block, rates.deviation]
+        numbers = [*rates.entity, *rates.prefix, *rates.typical, *rates.block, rates.deviation]
         # From pinned memory: otherwise the host would wait for the device.
         self._rates.copy_(torch.tensor(numbers, pin_memory=self._rates.is_cuda), non_blocking=True)
         size = len(batch.entity)
@@ -108,7 +108,7 @@ class GpuStep(TorchStep):
 
     def _step(self, recording: _Recording) -> None:
         """One step, on the recorded batch and with the recorded rates."""
-        p, kernels, batch, deviation = self._parameters, self._kernels, recording.batch, self._rates[6:]
+        p, kernels, batch, deviation = self._parameters, self._kernels, recording.batch, self._rates[12:]
         dim, prefixes = p.prefix.shape[2], len(p.prefix)
         unsummed = self.unsummed_gradients(batch)
         gradients = torch.cat([unsummed.address, unsummed.entity])
@@ -121,13 +121,14 @@ class GpuStep(TorchStep):
             gradients, recording.sources[order], starts, counts, sums, dim, kernels.COLUMNS, kernels.PIECE,
             num_warps=kernels.WARPS,
         )  # fmt: skip
-        adam = (step.BETA1, step.BETA2, step.EPSILON)
+        adam = (step.BETA2, step.EPSILON)
         counted = self._touches is not None
         kernels.update_rows[grid](
             p.prefix, p.entity, prefixes, numbers, starts, pieces, counts, sums, self._rates, deviation,
-            self._touches if counted else counts, dim, kernels.COLUMNS, *adam, counted, num_warps=kernels.WARPS,
+            self._touches if counted else counts, dim, kernels.COLUMNS, step.MOST_SOURCES, *adam, counted,
+            num_warps=kernels.WARPS,
         )  # fmt: skip
-        for state, gradient, rate in ((p.typical, unsummed.typical, 2), (p.w, unsummed.w, 4), (p.b, unsummed.b, 4)):
+        for state, gradient, rate in ((p.typical, unsummed.typical, 6), (p.w, unsummed.w, 9), (p.b, unsummed.b, 9)):
             size = gradient.numel()
             if size:
                 blocks = (-(-size // kernels.BLOCK),)

@@ -13,8 +13,11 @@ from ipinsights.data.events import Events
 from ipinsights.distributed.group import ALONE, Group
 from ipinsights.model.history import History
 
-LEAST, MOST = 20, 100_000
-"""With fewer log-ins to keep apart there would be nothing to tell, and no more are needed."""
+LEAST, ENOUGH, MOST = 20, 1000, 100_000
+"""Log-ins to keep apart. Fewer than `LEAST` would tell nothing. `ENOUGH` tell where 1 % of them lie, give or take
+a third. No more than `MOST` are needed."""
+DEAR = 0.05
+"""A larger share than asked for is kept apart to have `ENOUGH`, up to this one."""
 _CHUNK = 1 << 20
 """Pairs that are decided at a time."""
 
@@ -24,12 +27,13 @@ Hashes = npt.NDArray[np.uint64]
 def hold_out(train: Events, history: History, share: float, group: Group = ALONE) -> tuple[Events, History, Events]:
     """Part the events, of which ``history`` is the whole, into those to learn from and those kept apart.
 
-    Returns the former with their history, and the latter. About ``share`` of the events are kept apart, at most `MOST`,
-    and none if that would be fewer than `LEAST`. Every entity keeps an event to learn from. In a ``group`` these are
-    numbers of all ranks' events.
+    Returns the former with their history, and the latter. About ``share`` of the events are kept apart: at least
+    `ENOUGH` (or `DEAR` of them) and at most `MOST`. None are if those are fewer than `LEAST`, or if the share is 0.
+    Every entity keeps an event to learn from. In a ``group`` these are numbers of all ranks' events.
     """
     every = group.total(len(train))
-    share = min(share, MOST / every)
+    if share:
+        share = min(max(share, min(DEAR, ENOUGH / every)), MOST / every)
     none = dataclasses.replace(train, entity=train.entity[:0], address=train.address[:0])
     if share * every < LEAST or not len(train):
         return train, history, none

@@ -32,8 +32,8 @@ class NativeStep:
         """Take one optimiser step on a batch."""
         rates = self._torch.next_rates(learning_rate)
         update = interface.Update(
-            *(interface.Rate(*rate) for rate in (rates.table, rates.typical, rates.block)),
-            1 - step.BETA1,
+            *(interface.Rate(*rate) for rate in (rates.entity, rates.prefix, rates.typical, rates.block)),
+            step.MOST_SOURCES,
             1 - step.BETA2,
             rates.deviation,
             step.EPSILON,
@@ -48,9 +48,10 @@ class NativeStep:
         tables = {}
         for prefix, name in enumerate(_TABLES):
             count = self._native.ipinsights_step_touched(self._handle, prefix)
-            rows, values = torch.empty(count, dtype=torch.int64), torch.empty(count, dim)
-            self._native.ipinsights_step_rows(self._handle, prefix, rows.numpy(), values.numpy())
-            tables[name] = RowGradients(rows, values)
+            rows, sources = torch.empty(2, count, dtype=torch.int64)
+            values = torch.empty(count, dim)
+            self._native.ipinsights_step_rows(self._handle, prefix, rows.numpy(), sources.numpy(), values.numpy())
+            tables[name] = RowGradients(rows, sources, values)
         typical, w, b = torch.empty(dim), torch.empty(blocks, dim, dim), torch.empty(blocks, dim)
         self._native.ipinsights_step_dense(self._handle, typical.numpy(), w.numpy(), b.numpy())
         return Gradients(tables["entity"], typical, tables["prefix"], w, b, totals)

@@ -28,7 +28,14 @@ import torch.nn.functional as F
 
 from ipinsights.model.model import Encoder
 
-BETA1, BETA2 = 0.9, 0.999
+BETA1, BETA2 = 0.8, 0.999
+PREFIX_BETA1 = 0.0
+"""`BETA1` of prefix rows. A row's mean gradient begins at 0, so momentum holds back its first moves, and a rare prefix
+has few others."""
+MOST_SOURCES = 6
+"""A prefix row's move and its decay are divided by the root of its number of sources in the mini-batch, of which so
+many count. Adam alone moves a row as far for one address as for a thousand. What is right for rare prefixes is too far
+for common ones, which nearly every step moves."""
 EPSILON = 0.005
 """In units of a record's gradient, which is at most a weight of the other embedding. Rows whose records are already
 right stop moving. Adam's usual tiny epsilon would move them by whole steps until training has memorised all events."""
@@ -79,6 +86,8 @@ class RowGradients:
 
     rows: torch.Tensor
     """Distinct rows, int64 [n]."""
+    sources: torch.Tensor
+    """How many gradients are in each sum, int64 [n]."""
     values: torch.Tensor
     """[n, D]"""
 
@@ -144,10 +153,11 @@ class Parameters:
 
 
 class Rate(NamedTuple):
-    """How far Adam moves a weight, and the share of the weight that the decay leaves."""
+    """How far Adam moves a weight, the share of the weight that the decay leaves, and that of this step in the mean."""
 
     step: float
     keep: float
+    mean_share: float
 
 
 class Rates(NamedTuple):
@@ -157,7 +167,8 @@ class Rates(NamedTuple):
     would erase the model. Bias correction counts the steps of all rows together.
     """
 
-    table: Rate
+    entity: Rate
+    prefix: Rate
     typical: Rate
     block: Rate
     deviation: float
@@ -167,11 +178,12 @@ class Rates(NamedTuple):
     def of(cls, steps: int, learning_rate: float, weight_decay: float, blocks: int) -> "Rates":
         """The numbers of step ``steps``, counted from 1."""
 
-        def rate(learning_rate: float, decay: float) -> Rate:
-            return Rate(learning_rate / (1 - BETA1**steps), max(0.0, 1 - learning_rate * decay))
+        def rate(learning_rate: float, decay: float, beta1: float = BETA1) -> Rate:
+            return Rate(learning_rate / (1 - beta1**steps), max(0.0, 1 - learning_rate * decay), 1 - beta1)
 
         return cls(
             rate(learning_rate, weight_decay + SHRINKAGE),
+            rate(learning_rate, weight_decay + SHRINKAGE, beta1=PREFIX_BETA1),
             rate(learning_rate, weight_decay),
             rate(ENCODER_RATE / max(1, blocks) * learning_rate, weight_decay),
             1 / math.sqrt(1 - BETA2**steps),
@@ -295,9 +307,14 @@ class TorchStep:
         p, rates = self._parameters, self.next_rates(learning_rate)
         for table, gradient in ((p.entity, gradients.entity), (p.prefix, gradients.prefix)):
             tile = _TILE if table.device.type == "cpu" else max(1, len(gradient.rows))
-            for rows, values in zip(torch.split(gradient.rows, tile), torch.split(gradient.values, tile), strict=True):
+            tiles = (torch.split(each, tile) for each in (gradient.rows, gradient.sources, gradient.values))
+            for rows, sources, values in zip(*tiles, strict=True):
                 state = table.index_select(0, rows)
-                _adam(state.unbind(1), values, rates.table, rates.deviation)
+                if table is p.prefix:
+                    shares = sources.clamp(max=MOST_SOURCES)[:, None].to(values.dtype).rsqrt()
+                    _adam(state.unbind(1), values, rates.prefix, rates.deviation, shares)
+                else:
+                    _adam(state.unbind(1), values, rates.entity, rates.deviation)
                 table.index_copy_(0, rows, state)
         if self._touches is not None:
             self._touches[gradients.prefix.rows] += 1
@@ -356,7 +373,8 @@ def sum_rows(rows: torch.Tensor, gradient: torch.Tensor) -> RowGradients:
     ordered, position = torch.sort(rows.reshape(-1))
     starts = begins(ordered).nonzero().view(-1)
     values = F.embedding_bag(position // rows.shape[1], gradient, starts, mode="sum")
-    return RowGradients(ordered[starts].long(), values)
+    sources = starts.diff(append=starts.new_tensor([len(ordered)]))
+    return RowGradients(ordered[starts].long(), sources, values)
 
 
 def begins(ordered: torch.Tensor) -> torch.Tensor:
@@ -366,9 +384,16 @@ def begins(ordered: torch.Tensor) -> torch.Tensor:
     return first
 
 
-def _adam(state: tuple[torch.Tensor, ...], gradient: torch.Tensor, rate: Rate, deviation: float) -> None:
-    """Update a weight and the means of its gradient and of its square, in place."""
+def _adam(
+    state: tuple[torch.Tensor, ...],
+    gradient: torch.Tensor,
+    rate: Rate,
+    deviation: float,
+    shares: torch.Tensor | float = 1.0,
+) -> None:
+    """Update weights and the means of their gradient and of its square, in place. A row moves and decays by a share."""
     weight, mean, square = state
-    mean.lerp_(gradient, 1 - BETA1)
+    mean.lerp_(gradient, rate.mean_share)
     square.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
-    weight.mul_(rate.keep).addcdiv_(mean, square.sqrt().mul_(deviation).add_(EPSILON), value=-rate.step)
+    weight.mul_(1 - shares * (1 - rate.keep))
+    weight.addcdiv_(mean * shares, square.sqrt().mul_(deviation).add_(EPSILON), value=-rate.step)
