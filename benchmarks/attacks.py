@@ -13,7 +13,7 @@ says nothing, keep their places.
 import argparse
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -182,7 +182,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     table = None if options.synthetic else contenders.networks()
     lines: list[list[str]] = []
-    for data in (SIMULATED, "validation", "far") if _ALL in options.data else options.data:
+    chosen: Sequence[Any] = (SIMULATED, "validation", "far") if _ALL in options.data else options.data
+    for data in chosen:
         seeds = range(options.seeds or (10 if data == SIMULATED else 1))
         periods = (simulated(options.users, s, options.synthetic) if data == SIMULATED else tor(data) for s in seeds)
         name = data if data == SIMULATED else f"Tor, {data}"
