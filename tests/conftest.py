@@ -73,7 +73,7 @@ def no_events() -> Events:
     return Events(np.zeros(0, np.int32), np.zeros(0, np.uint32), EntityIndex(1))
 
 
-@pytest.fixture(scope="module", params=["kernel", "no kernel"])
+@pytest.fixture(params=["kernel", "no kernel"])
 def either_way(request: pytest.FixtureRequest) -> Iterator[None]:
     """What uses this is tested with the native kernel and without."""
     if request.param == "kernel" and native.library() is None:

@@ -129,7 +129,7 @@ def test_stopped_anywhere_it_goes_on_to_the_same_bits(
 
 def test_the_best_epoch_outlives_an_interruption(train: Events, validation: Events, tmp_path: Path) -> None:
     soon_worse = dataclasses.replace(
-        HP, epochs=4, learning_rate=0.1, random_negative_sampling_rate=0, shuffled_negative_sampling_rate=3
+        HP, epochs=4, learning_rate=0.03, random_negative_sampling_rate=0, shuffled_negative_sampling_rate=1
     )
     first, second = Watcher(), Watcher()
     after = 3 * steps_per_epoch(train) + 5
