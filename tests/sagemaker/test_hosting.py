@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import http.client
 import json
+import math
 import os
 import re
 import resource
@@ -365,11 +366,35 @@ def test_a_worker_gives_freed_memory_back_every_minute(monkeypatch: pytest.Monke
     now = iter([59.9, 60.0, 60.0, 119.9, 120.0, 120.0])
     worker = object.__new__(PatientWorker)
     worker.tmp, worker._tidied = SimpleNamespace(notify=lambda: told.append("lives")), 0.0
+    worker.cfg = SimpleNamespace(threads=4)
+    worker.tpool = worker.get_thread_pool()
     monkeypatch.setattr("ipinsights.sagemaker.worker.time", SimpleNamespace(monotonic=lambda: next(now)))
     monkeypatch.setattr("ipinsights.sagemaker.worker.return_freed_memory", lambda: told.append("tidies up"))
     for _ in range(4):
         worker.notify()
     assert told == ["lives", "lives", "tidies up", "lives", "lives", "tidies up"]
+
+
+def test_idle_threads_end_every_minute_and_busy_ones_when_they_are_done() -> None:
+    """Each keeps some memory that was freed in it."""
+    worker = object.__new__(PatientWorker)
+    worker.tmp, worker._tidied = SimpleNamespace(notify=lambda: None), -math.inf
+    worker.cfg = SimpleNamespace(threads=20)
+    worker.tpool = worker.get_thread_pool()
+    before = threading.active_count()
+    all_started, answered = threading.Barrier(20), threading.Event()
+    brief = [worker.tpool.submit(all_started.wait, 30) for _ in range(19)]
+    busy = worker.tpool.submit(lambda: (all_started.wait(30), answered.wait(30)))
+    for future in brief:
+        future.result(30)
+    assert threading.active_count() == before + 20
+    worker.notify()
+    until(lambda: threading.active_count() == before + 1)
+    assert worker.tpool.submit(lambda: 7).result(30) == 7
+    answered.set()
+    assert busy.result(30)[1]
+    until(lambda: threading.active_count() == before + 1)
+    worker.tpool.shutdown()
 
 
 def test_there_is_a_place_for_every_worker() -> None:

@@ -8,6 +8,7 @@
 | a connection returns to that thread after each request | its thread waits a moment for the next request |
 | the quickest worker accepts a connection | the worker that has the fewest |
 | at shutdown, connections that nobody has accepted yet are reset | they are accepted; later ones are refused |
+| a thread that was needed once stays, with what it keeps of freed memory | idle ones end every minute |
 | freed memory stays with the process | every minute it goes back to the system |
 
 These classes override methods that gunicorn does not document. So they are for one release of gunicorn, and `misfit`
@@ -41,8 +42,8 @@ WRITTEN_FOR = "27.0"
 """The release of gunicorn that the classes are for, with any patch level."""
 LOST = (
     "threads kept free of idle clients, timeouts for clients that pause within headers or an answer, an even share of "
-    "connections among the workers, freed memory given back, and, at shutdown, answers on connections that no worker "
-    "has accepted yet"
+    "connections among the workers, idle threads ended and freed memory given back, and, at shutdown, answers on "
+    "connections that no worker has accepted yet"
 )
 """What the server does without if it uses gunicorn's own thread worker."""
 _OVERRIDDEN = {
@@ -53,6 +54,7 @@ _OVERRIDDEN = {
     (gthread, "ThreadWorker.init_process"): "(self)",
     (gthread, "ThreadWorker.handle"): "(self, conn)",
     (gthread, "ThreadWorker.notify"): "(self)",
+    (gthread, "ThreadWorker.get_thread_pool"): "(self)",
     (gthread, "ThreadWorker.accept"): "(self, listener)",
     (gthread, "ThreadWorker.set_accept_enabled"): "(self, enabled)",
     (gthread, "ThreadWorker.on_pending_socket_readable"): "(self, conn, client)",
@@ -76,7 +78,7 @@ _DRAINING = 0.01
 _LINGER = 2
 """Seconds for which a worker that stops waits for requests on the connections that it has."""
 _TIDYING = 60
-"""Seconds between two times that a worker gives freed memory back."""
+"""Seconds between two times that a worker ends idle threads and gives freed memory back."""
 
 logger = logging.getLogger("ipinsights")
 
@@ -210,6 +212,8 @@ class PatientWorker(gthread.ThreadWorker):  # type: ignore[misc]
         """Show the arbiter that this worker lives, as it does every second at least. Now and then, tidy up."""
         super().notify()
         if time.monotonic() >= self._tidied + _TIDYING:
+            used, self.tpool = self.tpool, self.get_thread_pool()
+            used.shutdown(wait=False)  # busy threads end after their connection
             return_freed_memory()
             self._tidied = time.monotonic()
 
