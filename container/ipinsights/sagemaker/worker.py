@@ -193,6 +193,9 @@ def shorten_stalls(record: logging.LogRecord) -> bool:
 class PatientWorker(gthread.ThreadWorker):  # type: ignore[misc]
     """The thread worker with the changes that the module's docstring lists."""
 
+    tpool: Any
+    """Gunicorn's pool of threads."""
+
     def __init__(self, age: int, ppid: int, sockets: list[Any], app: Any, *others: Any) -> None:
         self._shared: Shared = app.shared
         self.place = app.shared.enter()
