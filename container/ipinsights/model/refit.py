@@ -198,7 +198,11 @@ class Refit:
         `_MOST_ALARMS` of them (or of the habits, if there are none) score below the threshold.
         """
         rng = np.random.default_rng(seed)
-        scores = refitted.score_rows(*ordinary) if ordinary else np.zeros(0, dtype=np.float32)
+        scores = np.zeros(0, dtype=np.float32)
+        if ordinary:
+            rows, addresses = ordinary
+            step = max(1, -(-self._group.total(len(rows)) // _PAIRS))  # a validation channel may be of any size
+            scores = refitted.score_rows(rows[::step], addresses[::step])
         if self._group.size > 1:
             return self._threshold_of_all(refitted, scores, rng)
         history = self.counts.history
