@@ -86,7 +86,7 @@ _rates = step.Rates.of
 
 
 def _rates_without_typical(steps: int, learning_rate: float, weight_decay: float, blocks: int) -> step.Rates:
-    return _rates(steps, learning_rate, weight_decay, blocks)._replace(typical=step.Rate(0.0, 1.0, 1.0))
+    return _rates(steps, learning_rate, weight_decay, blocks)._replace(typical=step.Rate(0.0, 1.0))
 
 
 PRODUCT = Change("the product")
@@ -122,7 +122,6 @@ CHANGES = [
     *(Change(f"shrinkage {s}", owner=step, attributes={"SHRINKAGE": s}) for s in (0.0, 0.3, 1.0)),
     Change("blocks learn at the tables' rate", owner=step, attributes={"ENCODER_RATE": 1.0}),
     *(Change(f"momentum {n}", owner=step, attributes={"BETA1": n}) for n in (0.5, 0.9)),
-    *(Change(f"momentum {n} in prefix rows", owner=step, attributes={"PREFIX_BETA1": n}) for n in (0.5, 0.9)),
     *(Change(f"{n} sources count", owner=step, attributes={"MOST_SOURCES": n}) for n in (1, 4, 64)),
     *(Change(f"epochs {n}", {"epochs": n}) for n in (5, 20)),
     Change("mini_batch_size 10000, learning_rate 0.03", {"mini_batch_size": 10_000, "learning_rate": 0.03}),

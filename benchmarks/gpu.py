@@ -173,8 +173,8 @@ def multiply_rate(batch: Batch, hp: Hyperparameters, device: torch.device) -> fl
 def row_bytes(batch: Batch, hp: Hyperparameters) -> float:
     """Bytes of table rows that a step reads and writes, a positive."""
     cells = torch.cat([batch.positive.flatten(), batch.random.flatten()])
-    changed = len(torch.unique(cells)) + len(torch.unique(batch.entity))
-    return 4 * hp.vector_dim * (len(cells) + len(batch.entity) + 6 * changed) / len(batch.entity)
+    state = 2 * len(torch.unique(cells)) + 3 * len(torch.unique(batch.entity))  # rows with their means
+    return 4 * hp.vector_dim * (len(cells) + len(batch.entity) + 2 * state) / len(batch.entity)
 
 
 def product_flops(batch: Batch, hp: Hyperparameters) -> float:

@@ -291,6 +291,12 @@ def test_a_short_soak_gets_its_answers(tmp_path: Path, capsys: pytest.CaptureFix
     assert all(f"{status}: " in printed for status in (200, 204, 400, 406, 415))
 
 
+@pytest.mark.slow
+def test_two_minutes_of_load_keep_no_descriptors_and_little_memory(tmp_path: Path) -> None:
+    """An hour has the bound of `soak.MEMORY_BOUND`; two minutes see the allocators still grow."""
+    assert soak.soak(tmp_path, 120, workers=2, memory_bound=0.15) == []
+
+
 def test_what_rises_over_a_soak_is_told() -> None:
     seconds = np.arange(100.0)
     noise = np.random.default_rng(0).normal(size=100)

@@ -7,6 +7,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import struct
 import tarfile
 import tempfile
@@ -16,13 +17,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
 
 from ipinsights import native
 from ipinsights.alerts import seen
 from ipinsights.data import archive, events
 from ipinsights.data.addresses import IPV4, IPV6, Family
 from ipinsights.data.entities import EntityIndex
-from ipinsights.data.formats import CSV, JSON_LINES
+from ipinsights.data.formats import CSV, JSON_LINES, PARQUET
 from ipinsights.data.networks import Networks
 from ipinsights.errors import UserError
 from ipinsights.logs.counting import Count
@@ -34,11 +37,13 @@ from ipinsights.logs.times import Clock
 from ipinsights.model import artifact, tensors
 from ipinsights.model.scoring import Scorer
 from ipinsights.sagemaker import configuration, media, settings
+from ipinsights.sagemaker.app import create_app
+from ipinsights.sagemaker.models import ModelStore
 from ipinsights.sagemaker.paths import Paths
 from ipinsights.training.checkpoint import Checkpoints
 
 STORED = Path(__file__).parents[1] / "model" / "stored" / "format-4"
-CHECKPOINT = Path(__file__).parents[1] / "training" / "stored" / "format-2" / "checkpoint-000000000008.safetensors"
+CHECKPOINT = Path(__file__).parents[1] / "training" / "stored" / "format-3" / "checkpoint-000000000008.safetensors"
 
 LINES = (
     b'alice,192.0.2.1\r\n"Smith, ""Bob""", 10.0.0.1:80\n'
@@ -170,6 +175,18 @@ def _configuration(name: str) -> Callable[[bytes], None]:
     return run
 
 
+def _load(data: bytes) -> None:
+    """A platform's request to load a model."""
+    models = _scratch() / "models"
+    if not models.exists():
+        shutil.copytree(STORED, models / "a")
+    given = {"SAGEMAKER_MULTI_MODEL": "true", "IPINSIGHTS_MODELS_FOLDER": str(models)}
+    app = create_app(ModelStore(untrained=True), settings.ServerSettings.from_environment(given))
+    app.testing = True  # an error that nobody answers is raised here
+    status = app.test_client().post("/models", data=data.replace(b"MODELS", bytes(models))).status_code
+    assert status in (200, 400, 413), status
+
+
 def _environment(data: bytes) -> None:
     names = [variable.name for variable in settings.declarations().values()]
     lines = data.decode(errors="surrogateescape").split("\n")
@@ -261,6 +278,12 @@ def _tar(compressed: bool) -> bytes:
     return text.getvalue()
 
 
+def _parquet(columns: dict[str, list[Any]]) -> bytes:
+    text = io.BytesIO()
+    parquet.write_table(pa.table(columns), text, compression="none")
+    return text.getvalue()
+
+
 def _head_of_stored() -> bytes:
     whole = (STORED / artifact.TENSORS).read_bytes()
     (size,) = struct.unpack("<Q", whole[:8])
@@ -293,7 +316,19 @@ ENTRA = (
     b'"status":{"errorCode":0}}'
 )
 TABLE = b"time,user,ip\n2026-01-02 03:04:05,alice,192.0.2.7\n1767323045,bob,10.0.0.1\n"
-LOGS = [ACCESS, SSHD, FLOW, CLOUDTRAIL, WINDOWS, OKTA, ENTRA, TABLE, b'{"Records":[' + CLOUDTRAIL + b"]}"]
+PAIRS = {"user": ["alice", None, "bob"], "ip": ["192.0.2.7", "10.0.0.1:80", "x"]}
+LOGS = [
+    _parquet(PAIRS),
+    ACCESS,
+    SSHD,
+    FLOW,
+    CLOUDTRAIL,
+    WINDOWS,
+    OKTA,
+    ENTRA,
+    TABLE,
+    b'{"Records":[' + CLOUDTRAIL + b"]}",
+]
 
 TARGETS: dict[str, Target] = {
     "body csv": Target(_body(CSV), [LINES]),
@@ -301,6 +336,10 @@ TARGETS: dict[str, Target] = {
     "body json lines": Target(_body(JSON_LINES), [b"\n".join(INSTANCES)]),
     "channel csv": Target(_channel(CSV), [LINES, zlib.compress(LINES, wbits=31)]),
     "channel json lines": Target(_channel(JSON_LINES), [b"\n".join(INSTANCES)]),
+    "channel parquet": Target(
+        _channel(PARQUET), [_parquet(PAIRS), _parquet(PAIRS | {"time": pa.array([0, 1, None], pa.timestamp("s"))})]
+    ),
+    "load": Target(_load, [b'{"model_name": "m", "url": "MODELS/a"}', b'{"model_name": "\\u00e9", "url": "a/../b"}']),
     "headers": Target(
         _headers,
         [b"text/csv; charset=utf-8\napplication/json;q=0.5;verbose=True, text/*;q=.3, */*", b'a/b;c="\\"d"\n,;="'],

@@ -130,6 +130,22 @@ def test_only_the_folder_of_all_models_is_opened(tmp_path: Path) -> None:
         assert scores(server.post(CSV, path="/models/m/invoke")) == [1, 1]
 
 
+def test_no_link_leads_out_of_the_folder_of_all_models(tmp_path: Path) -> None:
+    """Those that stay inside are followed."""
+    root = tmp_path / "ml" / "models"
+    inside, outside = make_model(root / "a", 1), make_model(tmp_path / "b", 2)
+    (root / "whole").symlink_to(outside)
+    shutil.copytree(inside, root / "part")
+    (root / "part" / artifact.TENSORS).unlink()
+    (root / "part" / artifact.TENSORS).symlink_to(outside / artifact.TENSORS)
+    (root / "good").symlink_to(inside)
+    with Server(Tree(tmp_path / "ml"), SAGEMAKER_MULTI_MODEL="true") as server:
+        for folder, path in (("whole", "whole"), ("part", f"part/{artifact.TENSORS}")):
+            answer = load(server, "m", root / folder)
+            assert (answer.status_code, answer.text) == (400, f"{root / path} is a link that leads out of {root}\n")
+        assert load(server, "m", root / "good").status_code == 200
+
+
 @pytest.mark.parametrize("name", [artifact.MANIFEST, artifact.TENSORS])
 def test_a_pipe_or_a_device_blocks_no_load(name: str, server: Server, tmp_path: Path) -> None:
     pipe, device, large, good = (make_model(tmp_path / part, 1) for part in ("pipe", "device", "large", "good"))

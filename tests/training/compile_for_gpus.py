@@ -9,7 +9,8 @@ from training.gpu_kernels import KERNELS
 
 CONSTANTS = {
     "DIM": 128, "COLUMNS": gpu_kernels.COLUMNS, "PIECE": gpu_kernels.PIECE, "BLOCK": gpu_kernels.BLOCK,
-    "COUNTED": True, "MOST_SOURCES": step.MOST_SOURCES, "BETA2": step.BETA2, "EPSILON": step.EPSILON,
+    "COUNTED": True, "MOST_SOURCES": step.MOST_SOURCES, "BETA1": step.BETA1, "BETA2": step.BETA2,
+    "EPSILON": step.EPSILON,
 }  # fmt: skip
 FLOATS = {"gradients", "sums", "prefix", "entity", "rates", "deviation", "state", "gradient"}
 NUMBERS = {"prefixes", "size"}

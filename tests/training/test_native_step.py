@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from conftest import Traffic, to_events
 from ipinsights import native
@@ -36,6 +37,30 @@ def test_other_kinds_of_memory_are_refused() -> None:
     assert library is not None
     with pytest.raises(TypeError, match="contiguous torch.float32 on the CPU"):
         NativeStep(library, Parameters(*(a.double() for a in vars(parameters).values())), LEVELS, 0.0, 1)
+
+
+def test_vectors_of_any_width_give_the_same_bits(tmp_path: Path) -> None:
+    """A processor with AVX-512 multiplies matrices by other code. A model must not tell where it was trained."""
+    library = native.library()
+    if library is None or "avx512f" not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("this processor lacks AVX-512, or there is no kernel")
+    root = Path(__file__).parents[2]
+    build = [sys.executable, "setup.py", "-q", "build_ext", f"--build-lib={tmp_path}", f"--build-temp={tmp_path}"]
+    flags = dict.fromkeys(("CFLAGS", "CXXFLAGS"), "-DNARROW")
+    subprocess.run(build, cwd=root, env=os.environ | flags, check=True, timeout=300)
+    built = tmp_path / "ipinsights" / "native" / native.LIBRARY
+    assert built.read_bytes() != (root / "container" / "ipinsights" / "native" / native.LIBRARY).read_bytes()
+    narrow, why = native.load(built)
+    assert narrow, why
+    for dim, blocks, size in ((128, 1, 1000), (64, 2, 37), (33, 1, 5), (4, 3, 100)):
+        made = [make(dim, blocks, size, 5, 1, seed=dim) for _ in range(2)]
+        for kernel, (parameters, batch) in zip((library, narrow), made, strict=True):
+            step = NativeStep(kernel, parameters, LEVELS, 0.01, threads=2)
+            for _ in range(3):
+                step.run(batch, 0.01)
+        (ours, _), (theirs, _) = made
+        for name, array in vars(ours).items():
+            assert torch.equal(array, getattr(theirs, name)), (name, dim)
 
 
 class _Planned(Listener):

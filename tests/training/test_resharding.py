@@ -273,7 +273,7 @@ def table(kind: int) -> npt.NDArray[np.float32]:
 
 def encoder(rank: int) -> dict[str, npt.NDArray[np.float32]]:
     """The encoder of a rank: the weights are those of all. Of some prefixes only one rank has means."""
-    shapes = {"prefix": (VOCABULARY.num_rows, 3, DIM), "typical": (3, DIM), "w": (3, 1, DIM, DIM), "b": (3, 1, DIM)}
+    shapes = {"prefix": (VOCABULARY.num_rows, 2, DIM), "typical": (3, DIM), "w": (3, 1, DIM, DIM), "b": (3, 1, DIM)}
     found = {name: np.ones(shape, dtype=np.float32) for name, shape in shapes.items()}
     for name, array in found.items():
         state = array if name == "prefix" else array[None]

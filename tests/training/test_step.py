@@ -15,7 +15,6 @@ from ipinsights.training.step import (
     BETA2,
     ENCODER_RATE,
     EPSILON,
-    PREFIX_BETA1,
     SHRINKAGE,
     Batch,
     Gradients,
@@ -35,14 +34,14 @@ def make(
     """Random parameters whose means are 0, and a random batch."""
     g = torch.Generator().manual_seed(dim + 10 * blocks + 100 * batch)
 
-    def state(axis: int, *shape: int) -> torch.Tensor:
+    def state(axis: int, *shape: int, means: int = 2) -> torch.Tensor:
         weight = torch.randn(shape, generator=g, dtype=torch.float64) / math.sqrt(dim)
-        return torch.stack([weight, torch.zeros_like(weight), torch.zeros_like(weight)], axis)
+        return torch.stack([weight, *[torch.zeros_like(weight)] * means], axis)
 
     parameters = Parameters(
         entity=state(1, ENTITIES, dim),
         typical=state(0, dim),
-        prefix=state(1, PREFIXES, dim),
+        prefix=state(1, PREFIXES, dim, means=1),
         w=state(0, blocks, dim, dim),
         b=state(0, blocks, dim),
     )
@@ -147,7 +146,7 @@ def test_adam_is_torchs_adamw_on_rows_met_every_step_and_leaves_others_alone(mon
     decay, rate = 0.01, 0.05
     groups: list[dict[str, Any]] = [
         {"params": [table], "weight_decay": decay + SHRINKAGE},
-        {"params": [encoder.prefix], "weight_decay": decay + SHRINKAGE, "betas": (PREFIX_BETA1, BETA2)},
+        {"params": [encoder.prefix], "weight_decay": decay + SHRINKAGE, "betas": (0.0, BETA2)},
         {"params": [typical]},
         {"params": [encoder.w, encoder.b], "lr": rate * ENCODER_RATE / 2},
     ]

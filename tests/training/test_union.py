@@ -43,7 +43,7 @@ def parameters(seed: int) -> Parameters:
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator)
 
-    return Parameters(draw(4, 3, 10), draw(3, 10), draw(ROWS, 3, 10), draw(3, 2, 10, 10), draw(3, 2, 10))
+    return Parameters(draw(4, 3, 10), draw(3, 10), draw(ROWS, 2, 10), draw(3, 2, 10, 10), draw(3, 2, 10))
 
 
 def weights(p: Parameters) -> list[np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:

@@ -43,6 +43,8 @@ RESERVED = 3
 """Coordinates of all embeddings that training leaves at 0, for counting (`refit`)."""
 
 _CHUNK = 1 << 14
+_AT_ONCE = 1 << 10
+"""Addresses that are encoded together: what their levels sum to stays in the cache."""
 
 Array = Any
 """A numpy array or a torch tensor; all arrays of one call are of the same kind."""
@@ -61,9 +63,12 @@ class Encoder:
 
     def __call__(self, rows: Array) -> Array:
         """Encode n addresses, given as their prefix rows (int [n, L]): [n, D]."""
+        if len(rows) > _AT_ONCE and isinstance(rows, np.ndarray):
+            parts = (slice(begin, begin + _AT_ONCE) for begin in range(0, len(rows), _AT_ONCE))
+            return np.concatenate([self(rows[part]) for part in parts])
         x = self.prefix[rows[:, 0]]
         for level in range(1, rows.shape[1]):
-            x = x + self.prefix[rows[:, level]]
+            x += self.prefix[rows[:, level]]
         for w, b in zip(self.w, self.b, strict=True):
             x = x + (x * (x > 0)) @ w.T + b
         return x

@@ -42,7 +42,7 @@ class Batch(ctypes.Structure):
 class Rate(ctypes.Structure):
     """`step.Rate`."""
 
-    _fields_ = tuple((name, ctypes.c_float) for name in ("step", "keep", "mean_share"))
+    _fields_ = tuple((name, ctypes.c_float) for name in ("step", "keep"))
 
 
 class Update(ctypes.Structure):
@@ -50,7 +50,7 @@ class Update(ctypes.Structure):
 
     _fields_ = (
         *((name, Rate) for name in ("entity", "prefix", "typical", "block")),
-        *((name, ctypes.c_float) for name in ("most_sources", "square_share", "deviation", "epsilon")),
+        *((name, ctypes.c_float) for name in ("most_sources", "mean_share", "square_share", "deviation", "epsilon")),
     )
 
 

@@ -112,7 +112,8 @@ struct Shape {
     int64_t threads;
 };
 
-// Each with Adam's two means: [rows, 3, dim] for the tables `entity` and `prefix`, [3, ...] for the others.
+// Each with Adam's means. `entity` is [rows, 3, dim]: weights, mean gradient, mean square. `prefix` is [rows, 2, dim], as
+// its gradient has no mean. The others are [3, ...].
 struct Parameters {
     float* entity;
     float* typical;
@@ -135,22 +136,22 @@ struct Batch {
     const int32_t* partner;
 };
 
-// How far a step moves a weight, the share of the weight that it keeps, and what comes of this step in the mean of the
-// gradient (1 - beta1).
+// How far a step moves a weight, and the share of the weight that it keeps.
 struct Rate {
     float step;
     float keep;
-    float mean_share;
 };
 
 // A prefix row's step and decay are divided by the root of its number of sources, of which `most_sources` count. The
-// square's share is 1 - beta2: a difference of the float beta2 from 1 would be off by 1e-5 of itself.
+// shares are what comes of this step in the means, 1 - beta1 and 1 - beta2: a difference of the float beta2 from 1 would
+// be off by 1e-5 of itself.
 struct Update {
     Rate entity;
     Rate prefix;
     Rate typical;
     Rate block;
     float most_sources;
+    float mean_share;
     float square_share;
     float deviation;
     float epsilon;
@@ -162,7 +163,7 @@ struct Update {
 void ipinsights_rows(int64_t count, int64_t levels, const int32_t* leaf, const float* drawn, const float* hidden,
                      const int32_t* chains, int32_t* rows) noexcept;
 
-// How far each of some rows of a table [., 3, dim] has moved from `base` [., dim]: to `moves` [count, dim].
+// How far each of some rows of a table [., 2, dim] has moved from `base` [., dim]: to `moves` [count, dim].
 void ipinsights_moves(int64_t count, int64_t dim, const int64_t* rows, const float* table, const float* base,
                       float* moves) noexcept;
 

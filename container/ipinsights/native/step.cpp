@@ -10,7 +10,7 @@
 //      the step's rows, as large as the step and not as the table, lists each row's sources. So a row's gradient is
 //      summed from its sources in registers and goes straight into Adam: it is never written, and nothing is sorted.
 //      The unknown rows, which most addresses have several of, are summed in the tile instead.
-//   3. Adam's state lies beside its weight, [rows, 3, D], so that a row is one run of memory, asked for some rows ahead.
+//   3. Adam's state lies beside its weight, so that a row is one run of memory, asked for some rows ahead.
 //   4. Matrix products are of m x D by D x D: blocks of ROWS x PANEL in registers over panels that were packed when the
 //      weights last changed (Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication, TOMS 2008).
 //   5. Threads take neighbouring tiles, then the rows that are theirs by number; between the two they meet once. All
@@ -214,20 +214,54 @@ void block(const float* a, int64_t row, int64_t step, const float* panel, int64_
     for (int i = 0; i < rows; ++i) put(i, sums[i][0], sums[i][1]);
 }
 
-template <class Put>
-void block(int64_t rows, const float* a, int64_t row, int64_t step, const float* panel, int64_t depth, const Put& put) {
-    switch (rows) {
-        case 6: return block<6>(a, row, step, panel, depth, put);
-        case 5: return block<5>(a, row, step, panel, depth, put);
-        case 4: return block<4>(a, row, step, panel, depth, put);
-        case 3: return block<3>(a, row, step, panel, depth, put);
-        case 2: return block<2>(a, row, step, panel, depth, put);
-        default: return block<1>(a, row, step, panel, depth, put);
+#if defined(__x86_64__) && !defined(NARROW)
+// The same where the processor has AVX-512: a panel is one of its vectors, and it has registers for twice the rows. Each
+// sum runs in the same order, so the result is the same to the last bit.
+#define WITH_AVX512 __attribute__((target("avx512f")))
+constexpr int64_t MOST_ROWS = 2 * ROWS;
+inline bool wide() { return __builtin_cpu_supports("avx512f"); }
+
+typedef float Wide __attribute__((vector_size(PANEL * sizeof(float))));
+typedef float UnalignedWide __attribute__((vector_size(PANEL * sizeof(float)), aligned(4), may_alias));
+
+template <int rows, class Put>
+WITH_AVX512 void wide_block(const float* a, int64_t row, int64_t step, const float* panel, int64_t depth,
+                            const Put& put) {
+    Wide sums[rows] = {};
+    for (int64_t p = 0; p < depth; ++p) {
+        const Wide values = *reinterpret_cast<const UnalignedWide*>(panel + p * PANEL);
+#pragma GCC unroll 16
+        for (int i = 0; i < rows; ++i) sums[i] += a[i * row + p * step] * values;
     }
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; ++i) {
+        Vector halves[2];
+        std::memcpy(halves, &sums[i], sizeof halves);
+        put(i, halves[0], halves[1]);
+    }
+}
+#else
+constexpr int64_t MOST_ROWS = ROWS;
+constexpr bool wide() { return false; }
+#endif
+
+// A block of `rows` rows, which are `most` at most.
+template <int most, class Put>
+void any_block(int64_t rows, const float* a, int64_t row, int64_t step, const float* panel, int64_t depth,
+               const Put& put) {
+    if constexpr (most > 1)
+        if (rows < most) return any_block<most - 1>(rows, a, row, step, panel, depth, put);
+#if defined(WITH_AVX512)
+    if (wide()) return wide_block<most>(a, row, step, panel, depth, put);
+#endif
+    block<most>(a, row, step, panel, depth, put);
 }
 
 // Rows of the next block, of as many as are left: the last two share theirs, since a block of few waits for itself.
-int64_t next_rows(int64_t left) { return left <= ROWS ? left : left < 2 * ROWS ? (left + 1) / 2 : ROWS; }
+int64_t next_rows(int64_t left) {
+    const int64_t most = wide() ? MOST_ROWS : ROWS;
+    return left <= most ? left : left < 2 * most ? (left + 1) / 2 : most;
+}
 
 // a [m, width] times a packed matrix [width, width]; `put(row, column, left, right)` takes a panel's sums of a row.
 template <class Put>
@@ -237,8 +271,8 @@ void multiply(const float* a, int64_t m, const float* packed, int64_t width, con
         for (int64_t column = 0; column < width; column += PANEL)
             for (int64_t row = strip, rows; row < end; row += rows) {
                 rows = next_rows(end - row);
-                block(rows, a + row * width, width, 1, packed + column * width, width,
-                      [&](int64_t i, Vector left, Vector right) { put(row + i, column, left, right); });
+                any_block<MOST_ROWS>(rows, a + row * width, width, 1, packed + column * width, width,
+                                     [&](int64_t i, Vector left, Vector right) { put(row + i, column, left, right); });
             }
     }
 }
@@ -254,11 +288,12 @@ void multiply_transposed(const float* d, const float* a, int64_t m, int64_t widt
                     store(panel + p * PANEL + c, load(a + (begin + p) * width + column + c));
             for (int64_t row = 0, rows; row < width; row += rows) {
                 rows = next_rows(width - row);
-                block(rows, d + begin * width + row, 1, width, panel, depth, [&](int64_t i, Vector left, Vector right) {
-                    float* to = out + (row + i) * width + column;
-                    store(to, load(to) + left);
-                    store(to + WIDTH, load(to + WIDTH) + right);
-                });
+                any_block<MOST_ROWS>(rows, d + begin * width + row, 1, width, panel, depth,
+                                     [&](int64_t i, Vector left, Vector right) {
+                                         float* to = out + (row + i) * width + column;
+                                         store(to, load(to) + left);
+                                         store(to + WIDTH, load(to + WIDTH) + right);
+                                     });
             }
         }
     }
@@ -320,11 +355,24 @@ void cross_entropy(float* score, const float* label, const float* weight, int64_
 
 // ------------------------------------------------------------------------------------------------------------- Adam
 
-void adam(float* __restrict weight, float* __restrict mean, float* __restrict square, const float* __restrict gradient,
-          int64_t count, Rate rate, const Update& u) {
+// Of weights whose gradient has no running mean; that of its square lies anywhere.
+void adam(float* __restrict weight, float* __restrict square, const float* __restrict gradient, int64_t count,
+          Rate rate, const Update& u) {
     for (int64_t i = 0; i < count; ++i) {
         const float g = gradient[i];
-        mean[i] += rate.mean_share * (g - mean[i]);
+        square[i] += u.square_share * (g * g - square[i]);
+        weight[i] = rate.keep * weight[i] - rate.step * g / (std::sqrt(square[i]) * u.deviation + u.epsilon);
+    }
+}
+
+// Of weights whose gradient has one. It lies a stride behind the weights, and that of its square two.
+void adam(float* __restrict weight, int64_t stride, const float* __restrict gradient, int64_t count, Rate rate,
+          const Update& u) {
+    float* __restrict mean = weight + stride;
+    float* __restrict square = weight + 2 * stride;
+    for (int64_t i = 0; i < count; ++i) {
+        const float g = gradient[i];
+        mean[i] += u.mean_share * (g - mean[i]);
         square[i] += u.square_share * (g * g - square[i]);
         weight[i] = rate.keep * weight[i] - rate.step * mean[i] / (std::sqrt(square[i]) * u.deviation + u.epsilon);
     }
@@ -511,7 +559,7 @@ class Steps {
     }
 
   private:
-    const float* prefix_row(int32_t row) const { return p_.prefix + row * 3 * shape_.dim; }
+    const float* prefix_row(int32_t row) const { return p_.prefix + row * 2 * shape_.dim; }
     const float* entity_row(int32_t row) const { return p_.entity + row * 3 * shape_.dim; }
 
     // x[i] = the sum of address i's prefix rows.
@@ -731,23 +779,23 @@ class Steps {
         const int64_t dim = shape_.dim, squares = shape_.blocks * dim * dim, biases = shape_.blocks * dim;
         each_own_row(thread, [&](int64_t block, int64_t n) {
             float* w = p_.w + (block * dim + n) * dim;
-            adam(w, w + squares, w + 2 * squares, total.w.get() + (block * width_ + n) * width_, dim, u.block, u);
+            adam(w, squares, total.w.get() + (block * width_ + n) * width_, dim, u.block, u);
             pack(block, n);
         });
         if (thread) return;
         for (int64_t k = 0; k < shape_.blocks; ++k) {
             float* b = p_.b + k * dim;
-            adam(b, b + biases, b + 2 * biases, total.b.get() + k * width_, dim, u.block, u);
+            adam(b, biases, total.b.get() + k * width_, dim, u.block, u);
         }
         pack_biases();
-        adam(p_.typical, p_.typical + dim, p_.typical + 2 * dim, total.typical.get(), dim, u.typical, u);
+        adam(p_.typical, dim, total.typical.get(), dim, u.typical, u);
         for (int64_t level = 0; level < shape_.levels; ++level)
-            if (total.met[level])
-                adam_row(p_.prefix, level, total.unknown.get() + level * width_, prefix_rate(total.met[level], u), u);
+            if (total.met[level]) adam_prefix(level, total.unknown.get() + level * width_, total.met[level], u);
     }
     void apply_rows(float* table, const Index& own, const float* gradients, Bench& bench, const Update& u) {
         float* gradient = bench.gradient.reserve(width_);
-        const int64_t floats = 3 * shape_.dim, count = own.rows.size();
+        const bool prefix = table == p_.prefix;
+        const int64_t floats = (prefix ? 2 : 3) * shape_.dim, count = own.rows.size();
         for (int64_t j = 0; j < std::min(AHEAD, count); ++j) ask_for(table + own.rows[j] * floats, floats);
         for (int64_t j = 0; j < count; ++j) {
             if (j + AHEAD < count) ask_for(table + own.rows[j + AHEAD] * floats, floats);
@@ -755,19 +803,15 @@ class Steps {
                 for (int32_t s = own.starts[j + AHEAD_SOURCES]; s < own.starts[j + AHEAD_SOURCES + 1]; ++s)
                     ask_for(gradients + own.sources[s] * width_, shape_.dim);
             add_sources(own, j, gradients, bench, gradient);
-            const bool prefix = table == p_.prefix;
-            adam_row(table, own.rows[j], gradient,
-                     prefix ? prefix_rate(own.starts[j + 1] - own.starts[j], u) : u.entity, u);
+            if (prefix) adam_prefix(own.rows[j], gradient, own.starts[j + 1] - own.starts[j], u);
+            else adam(table + own.rows[j] * floats, shape_.dim, gradient, shape_.dim, u.entity, u);
         }
     }
-    void adam_row(float* table, int64_t row, const float* gradient, Rate rate, const Update& u) const {
-        const int64_t dim = shape_.dim;
-        float* weight = table + row * 3 * dim;
-        adam(weight, weight + dim, weight + 2 * dim, gradient, dim, rate, u);
-    }
-    static Rate prefix_rate(int32_t sources, const Update& u) {
+    void adam_prefix(int64_t row, const float* gradient, int32_t sources, const Update& u) const {
         const float share = 1 / std::sqrt(std::min<float>(sources, u.most_sources));
-        return {share * u.prefix.step, 1 - share * (1 - u.prefix.keep), u.prefix.mean_share};
+        float* weight = p_.prefix + row * 2 * shape_.dim;
+        const Rate rate = {share * u.prefix.step, 1 - share * (1 - u.prefix.keep)};
+        adam(weight, weight + shape_.dim, gradient, shape_.dim, rate, u);
     }
     void add_sources(const Index& own, int64_t j, const float* gradients, Bench& bench, float* to) const {
         const int64_t first = own.starts[j], count = own.starts[j + 1] - first;
@@ -852,10 +896,10 @@ void ipinsights_moves(int64_t count, int64_t dim, const int64_t* rows, const flo
                       float* moves) noexcept {
     for (int64_t i = 0; i < count; ++i, moves += dim) {
         if (i + AHEAD < count) {
-            ask_for(table + rows[i + AHEAD] * 3 * dim, dim);
+            ask_for(table + rows[i + AHEAD] * 2 * dim, dim);
             ask_for(base + rows[i + AHEAD] * dim, dim);
         }
-        const float *now = table + rows[i] * 3 * dim, *before = base + rows[i] * dim;
+        const float *now = table + rows[i] * 2 * dim, *before = base + rows[i] * dim;
         for (int64_t c = 0; c < dim; ++c) moves[c] = now[c] - before[c];
     }
 }
@@ -864,10 +908,10 @@ void ipinsights_moved(int64_t count, int64_t dim, const int64_t* rows, const flo
                       float* table, float* base) noexcept {
     for (int64_t i = 0; i < count; ++i, moves += dim) {
         if (i + AHEAD < count) {
-            ask_for(table + rows[i + AHEAD] * 3 * dim, dim);
+            ask_for(table + rows[i + AHEAD] * 2 * dim, dim);
             ask_for(base + rows[i + AHEAD] * dim, dim);
         }
-        float *now = table + rows[i] * 3 * dim, *before = base + rows[i] * dim;
+        float *now = table + rows[i] * 2 * dim, *before = base + rows[i] * dim;
         for (int64_t c = 0; c < dim; ++c) now[c] = before[c] += scale[i] * moves[c];
     }
 }

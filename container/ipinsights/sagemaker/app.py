@@ -43,6 +43,7 @@ from werkzeug.exceptions import HTTPException
 from ipinsights.data.malformed import count
 from ipinsights.data.records import Pairs
 from ipinsights.errors import UserError, brief
+from ipinsights.model import artifact
 from ipinsights.model.calibration import RATES
 from ipinsights.model.scoring import Calibrated, Explained, Scorer
 from ipinsights.sagemaker import media
@@ -145,6 +146,9 @@ def _add_models(app: Flask, models: ModelStore, settings: ServerSettings) -> Non
         folder = Path(os.path.normpath(url))  # so that no ".." leads out of the folder of all models
         if len(url) > _LONGEST_PATH or not folder.is_relative_to(os.path.normpath(settings.models_folder)):
             raise UserError(f"the url must be a folder in {settings.models_folder} (IPINSIGHTS_MODELS_FOLDER)")
+        for path in (folder, folder / artifact.MANIFEST, folder / artifact.TENSORS):
+            if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(settings.models_folder)):
+                raise UserError(f"{path} is a link that leads out of {settings.models_folder}")
         models.load(name, folder)
         return shown(name, folder)
 

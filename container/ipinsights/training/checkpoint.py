@@ -31,7 +31,7 @@ from ipinsights.model.model import Encoder, Model
 from ipinsights.model.vocabulary import Vocabulary
 from ipinsights.training.progress import EpochSummary, Position
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 KEPT = 2
 """Checkpoints kept: one more than needed, in case the newest is damaged."""
 
@@ -468,7 +468,7 @@ def _require_fit(arrays: tensors.Arrays, text: Mapping[str, Any], vocabulary: Vo
     rows, prefixes, dim = len(met) + 1, vocabulary.num_rows, typical.shape[1]
     why = f"{len(met)} in 'met', {prefixes} rows of the vocabulary, {dim} columns of 'state.typical', {blocks} blocks"
     checks.tensor(arrays, "state.entity", np.float32, (rows, 3, dim), why)
-    checks.tensor(arrays, "state.prefix", np.float32, (prefixes, 3, dim), why)
+    checks.tensor(arrays, "state.prefix", np.float32, (prefixes, 2, dim), why)
     checks.tensor(arrays, "state.w", np.float32, (3, blocks, dim, dim), why)
     if any(name.startswith("best.") for name in arrays):
         checks.tensor(arrays, "best.entity", np.float32, (rows, dim), why)

@@ -51,7 +51,7 @@ def sum_pieces(
 
 @triton.jit
 def update_rows(
-    prefix,  # float32 [P, 3, DIM], updated
+    prefix,  # float32 [P, 2, DIM], updated
     entity,  # float32 [E, 3, DIM], updated
     prefixes,  # P: numbers below P are prefix rows, entity rows follow
     numbers,  # int32 [n]: the row of each source
@@ -59,12 +59,13 @@ def update_rows(
     pieces,  # int32 [n + 1]: the first piece of each row; n beyond the last row
     counts,  # int32 [2]: as above
     sums,  # float32 [n, DIM]: of every piece
-    rates,  # float32 [6]: of entity rows and of prefix rows, as `step.Rate`
+    rates,  # float32 [4]: of entity rows and of prefix rows, as `step.Rate`
     deviation,  # float32 [1]
     touches,  # int32 [P], updated where COUNTED: the steps that touched each prefix row
     DIM: tl.constexpr,
     COLUMNS: tl.constexpr,
     MOST_SOURCES: tl.constexpr,
+    BETA1: tl.constexpr,
     BETA2: tl.constexpr,
     EPSILON: tl.constexpr,
     COUNTED: tl.constexpr,
@@ -83,18 +84,16 @@ def update_rows(
             total += tl.sum(values, 0)
         number = tl.load(numbers + tl.load(starts + first)).to(tl.int64)
         if number < prefixes:
-            state = prefix + number * 3 * DIM
-            rate = rates + 3
+            state = prefix + number * 2 * DIM
             sources = tl.load(starts + end) - tl.load(starts + first)
             share = 1 / tl.sqrt(tl.minimum(sources, MOST_SOURCES).to(tl.float32))
+            _adam(state + column, DIM, total, rates + 2, share, deviation, column < DIM, 0.0, BETA2, EPSILON)
         else:
             state = entity + (number - prefixes) * 3 * DIM
-            rate = rates
-            share = 1.0
+            _adam(state + column, DIM, total, rates, 1.0, deviation, column < DIM, BETA1, BETA2, EPSILON)
         if COUNTED:
             once = (number < prefixes) & (tl.program_id(1) == 0)
             tl.store(touches + number, tl.load(touches + number, mask=once, other=0) + 1, mask=once)
-        _adam(state + column, DIM, total, rate, share, deviation, column < DIM, BETA2, EPSILON)
 
 
 @triton.jit
@@ -105,6 +104,7 @@ def update_dense(
     rates,
     deviation,
     BLOCK: tl.constexpr,
+    BETA1: tl.constexpr,
     BETA2: tl.constexpr,
     EPSILON: tl.constexpr,
 ):
@@ -113,19 +113,37 @@ def update_dense(
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = place < size
     values = tl.load(gradient + place, mask=inside, other=0.0)
-    _adam(state + place, size, values, rates, 1.0, deviation, inside, BETA2, EPSILON)
+    _adam(state + place, size, values, rates, 1.0, deviation, inside, BETA1, BETA2, EPSILON)
 
 
 @triton.jit
-def _adam(state, stride, gradient, rate, share, deviation, inside, BETA2: tl.constexpr, EPSILON: tl.constexpr):
-    """Adam as in `step`: a share of the move and of the decay. The means lie one and two strides behind the weights."""
+def _adam(
+    state,
+    stride,
+    gradient,
+    rate,
+    share,
+    deviation,
+    inside,
+    BETA1: tl.constexpr,
+    BETA2: tl.constexpr,
+    EPSILON: tl.constexpr,
+):
+    """Adam as in `step`: a share of the move and of the decay. The means lie strides behind the weights.
+
+    With a BETA1 of 0 there is no mean of the gradient, and that of its square is the first one.
+    """
     weight = tl.load(state, mask=inside, other=0.0)
-    mean = tl.load(state + stride, mask=inside, other=0.0)
-    square = tl.load(state + 2 * stride, mask=inside, other=0.0)
-    mean += tl.load(rate + 2) * (gradient - mean)
+    means = state + stride
+    mean = gradient
+    if BETA1 > 0:
+        before = tl.load(means, mask=inside, other=0.0)
+        mean = before + (1 - BETA1) * (gradient - before)
+        tl.store(means, mean, mask=inside)
+        means += stride
+    square = tl.load(means, mask=inside, other=0.0)
     square = BETA2 * square + (1 - BETA2) * gradient * gradient
     move = tl.load(rate) * share * mean / (tl.sqrt(square) * tl.load(deviation) + EPSILON)
     keep = 1 - share * (1 - tl.load(rate + 1))
     tl.store(state, keep * weight - move, mask=inside)
-    tl.store(state + stride, mean, mask=inside)
-    tl.store(state + 2 * stride, square, mask=inside)
+    tl.store(means, square, mask=inside)

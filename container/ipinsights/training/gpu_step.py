@@ -71,7 +71,7 @@ class GpuStep(TorchStep):
 
         self._kernels = gpu_kernels
         self._record = record
-        self._rates = torch.zeros(13, device=parameters.typical.device)
+        self._rates = torch.zeros(9, device=parameters.typical.device)
         self._recordings: dict[int, _Recording] = {}
 
     def count(self, touches: torch.Tensor) -> None:
@@ -108,7 +108,8 @@ class GpuStep(TorchStep):
 
     def _step(self, recording: _Recording) -> None:
         """One step, on the recorded batch and with the recorded rates."""
-        p, kernels, batch, deviation = self._parameters, self._kernels, recording.batch, self._rates[12:]
+        p, kernels, batch = self._parameters, self._kernels, recording.batch
+        rows, typical, block, deviation = torch.split(self._rates, [4, 2, 2, 1])  # in the order of `run`
         dim, prefixes = p.prefix.shape[2], len(p.prefix)
         unsummed = self.unsummed_gradients(batch)
         gradients = torch.cat([unsummed.address, unsummed.entity])
@@ -121,18 +122,19 @@ class GpuStep(TorchStep):
             gradients, recording.sources[order], starts, counts, sums, dim, kernels.COLUMNS, kernels.PIECE,
             num_warps=kernels.WARPS,
         )  # fmt: skip
-        adam = (step.BETA2, step.EPSILON)
+        adam = (step.BETA1, step.BETA2, step.EPSILON)
         counted = self._touches is not None
         kernels.update_rows[grid](
-            p.prefix, p.entity, prefixes, numbers, starts, pieces, counts, sums, self._rates, deviation,
+            p.prefix, p.entity, prefixes, numbers, starts, pieces, counts, sums, rows, deviation,
             self._touches if counted else counts, dim, kernels.COLUMNS, step.MOST_SOURCES, *adam, counted,
             num_warps=kernels.WARPS,
         )  # fmt: skip
-        for state, gradient, rate in ((p.typical, unsummed.typical, 6), (p.w, unsummed.w, 9), (p.b, unsummed.b, 9)):
+        dense = (p.typical, unsummed.typical, typical), (p.w, unsummed.w, block), (p.b, unsummed.b, block)
+        for state, gradient, rate in dense:
             size = gradient.numel()
             if size:
                 blocks = (-(-size // kernels.BLOCK),)
-                kernels.update_dense[blocks](state, gradient, size, self._rates[rate:], deviation, kernels.BLOCK, *adam)
+                kernels.update_dense[blocks](state, gradient, size, rate, deviation, kernels.BLOCK, *adam)
         self.totals += unsummed.totals
 
 
@@ -210,13 +212,17 @@ def deviation(
     def integers(*shape: int) -> torch.Tensor:
         return torch.randint(table, shape, generator=generator, dtype=torch.int32).to(device)
 
-    def state(axis: int, *shape: int) -> torch.Tensor:
+    def state(axis: int, *shape: int, means: int = 2) -> torch.Tensor:
         weight = torch.randn(shape, generator=generator) / hp.vector_dim**0.5
-        return torch.stack([weight, torch.zeros_like(weight), torch.zeros_like(weight)], axis).to(device)
+        return torch.stack([weight, *[torch.zeros_like(weight)] * means], axis).to(device)
 
     dim, blocks = hp.vector_dim, min(hp.num_ip_encoder_layers, 2)  # more blocks take memory and show nothing new
     first = Parameters(
-        state(1, table, dim), state(0, dim), state(1, table, dim), state(0, blocks, dim, dim), state(0, blocks, dim)
+        state(1, table, dim),
+        state(0, dim),
+        state(1, table, dim, means=1),
+        state(0, blocks, dim, dim),
+        state(0, blocks, dim),
     )
     parameters = [Parameters(**{name: array.clone() for name, array in vars(first).items()}) for _ in range(2)]
     steps = GpuStep(parameters[0], 0.01, record), TorchStep(parameters[1], 0.01)

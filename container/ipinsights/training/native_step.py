@@ -34,6 +34,7 @@ class NativeStep:
         update = interface.Update(
             *(interface.Rate(*rate) for rate in (rates.entity, rates.prefix, rates.typical, rates.block)),
             step.MOST_SOURCES,
+            1 - step.BETA1,
             1 - step.BETA2,
             rates.deviation,
             step.EPSILON,
@@ -103,7 +104,7 @@ class NativeStep:
 
 
 def moves(native: ctypes.CDLL, rows: torch.Tensor, table: torch.Tensor, base: torch.Tensor, to: torch.Tensor) -> None:
-    """How far some rows, int64 [n], of a table [P, 3, D] have moved from ``base``, [P, D]: ``to`` [n, D]."""
+    """How far some rows, int64 [n], of a table [P, 2, D] have moved from ``base``, [P, D]: ``to`` [n, D]."""
     arrays = (array.numpy() for array in (rows, table, base, to))
     native.ipinsights_moves(len(rows), base.shape[1], *arrays)
 

@@ -102,7 +102,7 @@ def _bring_means(whole: Whole, group: Group, name: str, parameter: Floats) -> No
     """Fill a parameter of the encoder: the weights are those of any part, and the means are their mean."""
 
     def rows_of(array: Floats) -> Floats:
-        """[n, 3, ...]."""
+        """[n, 2 or 3, ...], the mean of the square last."""
         return array if name == "prefix" else array[None]
 
     ours = rows_of(parameter)
@@ -112,7 +112,7 @@ def _bring_means(whole: Whole, group: Group, name: str, parameter: Floats) -> No
         for number, part in parts.items():
             state = part[window]
             summed[:, 1:] += state[:, 1:]
-            having += state[:, 2].reshape(len(state), -1).any(axis=1)
+            having += state[:, -1].reshape(len(state), -1).any(axis=1)
             if number == 0:
                 summed[:, 0] = state[:, 0]
         summed, having = group.sum(summed), np.maximum(group.sum(having), 1)

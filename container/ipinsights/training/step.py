@@ -29,9 +29,8 @@ import torch.nn.functional as F
 from ipinsights.model.model import Encoder
 
 BETA1, BETA2 = 0.8, 0.999
-PREFIX_BETA1 = 0.0
-"""`BETA1` of prefix rows. A row's mean gradient begins at 0, so momentum holds back its first moves, and a rare prefix
-has few others."""
+"""Prefix rows have no momentum, as with a `BETA1` of 0. A row's mean gradient begins at 0, so momentum holds back its
+first moves, and a rare prefix has few others."""
 MOST_SOURCES = 6
 """A prefix row's move and its decay are divided by the root of its number of sources in the mini-batch, of which so
 many count. Adam alone moves a row as far for one address as for a thousand. What is right for rare prefixes is too far
@@ -127,6 +126,8 @@ class UnsummedGradients(NamedTuple):
 class Parameters:
     """The trained parameters, each with the running means of its gradient and of the gradient's square (Adam's state).
 
+    Of the gradients of prefix rows there is no mean, only that of their squares.
+
     An entity's embedding is its row of the table plus ``typical``.
     """
 
@@ -135,7 +136,7 @@ class Parameters:
     typical: torch.Tensor
     """[3, D]"""
     prefix: torch.Tensor
-    """[P, 3, D]"""
+    """[P, 2, D]"""
     w: torch.Tensor
     """[3, B, D, D]"""
     b: torch.Tensor
@@ -153,11 +154,10 @@ class Parameters:
 
 
 class Rate(NamedTuple):
-    """How far Adam moves a weight, the share of the weight that the decay leaves, and that of this step in the mean."""
+    """How far Adam moves a weight, and the share of the weight that the decay leaves."""
 
     step: float
     keep: float
-    mean_share: float
 
 
 class Rates(NamedTuple):
@@ -179,11 +179,11 @@ class Rates(NamedTuple):
         """The numbers of step ``steps``, counted from 1."""
 
         def rate(learning_rate: float, decay: float, beta1: float = BETA1) -> Rate:
-            return Rate(learning_rate / (1 - beta1**steps), max(0.0, 1 - learning_rate * decay), 1 - beta1)
+            return Rate(learning_rate / (1 - beta1**steps), max(0.0, 1 - learning_rate * decay))
 
         return cls(
             rate(learning_rate, weight_decay + SHRINKAGE),
-            rate(learning_rate, weight_decay + SHRINKAGE, beta1=PREFIX_BETA1),
+            rate(learning_rate, weight_decay + SHRINKAGE, beta1=0),
             rate(learning_rate, weight_decay),
             rate(ENCODER_RATE / max(1, blocks) * learning_rate, weight_decay),
             1 / math.sqrt(1 - BETA2**steps),
@@ -257,9 +257,10 @@ class TorchStep:
         groups, random_rate, levels = batch.random.shape
         dim = p.prefix.shape[2]
 
-        # Forward: all addresses at once. Keep the input of each block. Weights are every third row of a table.
+        # Forward: all addresses at once. Keep the input of each block. Every second row of the prefix table, and every
+        # third one of the entity table, has weights.
         rows = torch.cat([batch.positive, batch.random.view(-1, levels)])
-        x = F.embedding_bag(3 * rows.long(), p.prefix.view(-1, dim), mode="sum")
+        x = F.embedding_bag(2 * rows.long(), p.prefix.view(-1, dim), mode="sum")
         seen = []
         for w, b in zip(p.w[0], p.b[0], strict=True):
             seen.append(x.relu())
@@ -391,9 +392,13 @@ def _adam(
     deviation: float,
     shares: torch.Tensor | float = 1.0,
 ) -> None:
-    """Update weights and the means of their gradient and of its square, in place. A row moves and decays by a share."""
-    weight, mean, square = state
-    mean.lerp_(gradient, rate.mean_share)
+    """Update weights and the means of their gradient (if there are any) and of its square, in place.
+
+    A row moves and decays by a share.
+    """
+    weight, *means, square = state
     square.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
+    for mean in means:
+        gradient = mean.lerp_(gradient, 1 - BETA1)
     weight.mul_(1 - shares * (1 - rate.keep))
-    weight.addcdiv_(mean * shares, square.sqrt().mul_(deviation).add_(EPSILON), value=-rate.step)
+    weight.addcdiv_(gradient * shares, square.sqrt().mul_(deviation).add_(EPSILON), value=-rate.step)

@@ -303,7 +303,7 @@ def _initial_parameters(
     prefix as its level's unknown row. So at first the model equals the earlier one.
     """
     device, dim, blocks = generator.device, hp.vector_dim, hp.num_ip_encoder_layers
-    prefix = _zeros(device, vocabulary.num_rows, 3, dim)
+    prefix = _zeros(device, vocabulary.num_rows, 2, dim)
     entity = _zeros(device, len(entities.met) + 1, 3, dim)
     for rows in (*torch.split(prefix, DRAWN), *torch.split(entity[:-1], DRAWN)):  # the last is the typical entity
         noise = torch.randn(len(rows), dim, generator=generator, device=device)
