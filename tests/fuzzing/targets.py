@@ -12,7 +12,7 @@ import struct
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -278,7 +278,7 @@ def _tar(compressed: bool) -> bytes:
     return text.getvalue()
 
 
-def _parquet(columns: dict[str, list[Any]]) -> bytes:
+def _parquet(columns: Mapping[str, object]) -> bytes:
     text = io.BytesIO()
     parquet.write_table(pa.table(columns), text, compression="none")
     return text.getvalue()

@@ -557,6 +557,30 @@ def test_scores_are_inner_products_whatever_their_company(dim: int) -> None:
     assert one_by_one == scores[:100].tolist()
 
 
+@pytest.mark.parametrize(("dim", "levels", "count"), [(1, 1, 1), (7, 3, 50), (128, 9, 1000), (64, 12, 0)])
+def test_rows_are_summed_in_their_order(dim: int, levels: int, count: int) -> None:
+    rng = np.random.default_rng(0)
+    table = rng.standard_normal((50, dim)).astype("f4")
+    rows = rng.integers(50, size=(count, levels)).astype("i4")
+    expected = table[rows[:, 0]]
+    for level in range(1, levels):
+        expected = expected + table[rows[:, level]]
+    sums = scoring.sum_rows(table, rows)
+    assert sums is not None
+    assert (sums == expected).all()
+
+
+def test_rows_in_another_layout_are_left_to_numpy() -> None:
+    table, rows = np.ones((9, 2, 5), "f4"), np.zeros((4, 3), "i4")
+    for other in (
+        (table[:, 0], rows),
+        (table[:, 0].astype("f8"), rows),
+        (table[0], rows[:, :2]),
+        (table[0], rows * 1.0),
+    ):
+        assert scoring.sum_rows(*other) is None
+
+
 @given(
     st.lists(st.tuples(st.integers(0, 60), st.integers(0, 2**32 - 1)), max_size=80),
     st.integers(1, 40),

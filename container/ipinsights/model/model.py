@@ -34,6 +34,7 @@ from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.model.calibration import Calibration
 from ipinsights.model.history import History
 from ipinsights.model.vocabulary import Vocabulary
+from ipinsights.native.scoring import sum_rows
 
 if TYPE_CHECKING:
     from ipinsights.model.explanation import Explanation
@@ -66,9 +67,11 @@ class Encoder:
         if len(rows) > _AT_ONCE and isinstance(rows, np.ndarray):
             parts = (slice(begin, begin + _AT_ONCE) for begin in range(0, len(rows), _AT_ONCE))
             return np.concatenate([self(rows[part]) for part in parts])
-        x = self.prefix[rows[:, 0]]
-        for level in range(1, rows.shape[1]):
-            x += self.prefix[rows[:, level]]
+        x = sum_rows(self.prefix, rows) if isinstance(rows, np.ndarray) else None
+        if x is None:
+            x = self.prefix[rows[:, 0]]
+            for level in range(1, rows.shape[1]):
+                x += self.prefix[rows[:, level]]
         for w, b in zip(self.w, self.b, strict=True):
             x = x + (x * (x > 0)) @ w.T + b
         return x

@@ -312,7 +312,7 @@ class _Own:
     """The leaves and the homes of the entities of a history."""
 
     def __init__(self, counts: Counts, history: History) -> None:
-        self._levels = len(counts.vocabulary.levels)
+        self._columns = counts.columns
         self._leaves = np.sort(_pairs(history.entities, counts.vocabulary.leaves(history.addresses)))
         homes = [np.zeros(0, dtype=np.int64)]
         for habits in counts.habits(history):
@@ -327,8 +327,8 @@ class _Own:
     def home(self, entity: npt.NDArray[np.int32], chains: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
         """Whether an address, by its row on every level, is in a home of the entity: [n]."""
         found = np.zeros(len(entity), dtype=np.bool_)
-        for level in range(self._levels):
-            found |= _among(_pairs(entity, chains[:, level]), self._homes)
+        for column in self._columns:  # no others have homes
+            found |= _among(_pairs(entity, chains[:, column]), self._homes)
         return found
 
 

@@ -88,6 +88,7 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "find_intervals_32": (None, [U32, _NUMBER, I32, U32, _NUMBER, I32]),
     "find_intervals_64": (None, [U64, _NUMBER, I32, U64, _NUMBER, I32]),
     "score": (None, [F32, I32, F32, I32, _NUMBER, _NUMBER, F32]),
+    "sum_rows": (None, [F32, I32, _NUMBER, _NUMBER, _NUMBER, F32]),
     "score_hashed": (None, [ctypes.POINTER(Tables), U64, _ANY, _NUMBER, F32, I32, I32]),
     "append_scores": (_NUMBER, [_TEXT, _NUMBER, F32, _NUMBER, U8]),
     "number_texts": (_NUMBER, [I32, _NUMBER, _NUMBER, I32, I32, _NUMBER, I64, I32]),

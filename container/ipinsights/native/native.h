@@ -66,6 +66,10 @@ void ipinsights_find_intervals_64(const uint64_t* starts, int64_t n, const int32
 void ipinsights_score(const float* entity, const int32_t* rows, const float* ip, const int32_t* leaves, int64_t dim,
                       int64_t n, float* scores);
 
+// The sums of `each` rows of `table` [., dim], as rows [count, each] lists them: to `sums` [count, dim].
+void ipinsights_sum_rows(const float* table, const int32_t* rows, int64_t count, int64_t each, int64_t dim,
+                         float* sums);
+
 // All that it takes to score: entities' rows by `tags`, addresses' by intervals from `starts` on, which are of 64 bits
 // if `wide` and else of 32, and both tables. An entity without a row has one that it shares, if `sharing`, or the last.
 struct Tables {

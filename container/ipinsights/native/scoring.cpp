@@ -1,4 +1,5 @@
 // Scores: the inner product of an entity's row and an address's, for many pairs; and lines of text with their scores.
+// And sums of rows, as addresses are encoded.
 //
 // The rows lie at random places of tables that no cache holds, so what a pair costs is waiting for memory. Its rows are
 // asked for a few pairs ahead. A product has sixteen running sums, whatever n, so a pair's score never depends on what
@@ -72,6 +73,18 @@ uint8_t* append(const uint8_t* text, int64_t size, uint8_t* to) {
 }  // namespace
 
 extern "C" {
+
+void ipinsights_sum_rows(const float* table, const int32_t* rows, int64_t count, int64_t each, int64_t dim,
+                         float* sums) {
+    for (int64_t i = 0; i < count; ++i, rows += each, sums += dim) {
+        for (int64_t j = each; i + 1 < count && j < 2 * each; ++j) fetch(table + rows[j] * dim, dim);
+        std::fill_n(sums, dim, 0.f);
+        for (int64_t j = 0; j < each; ++j) {
+            const float* row = table + rows[j] * dim;
+            for (int64_t c = 0; c < dim; ++c) sums[c] += row[c];
+        }
+    }
+}
 
 void ipinsights_score(const float* entity, const int32_t* rows, const float* ip, const int32_t* leaves, int64_t dim,
                       int64_t n, float* scores) {

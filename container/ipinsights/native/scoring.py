@@ -33,6 +33,20 @@ def score_pairs(
     return scores
 
 
+def sum_rows(table: npt.NDArray[np.float32], rows: npt.NDArray[np.int32]) -> npt.NDArray[np.float32] | None:
+    """The sums of rows of a table [., D], as each of n lists has them, int32 [n, L]: [n, D]. All must be in range.
+
+    Also None if the arrays are of another type, or have gaps.
+    """
+    kernel = native.library()
+    laid_out = table.flags.c_contiguous and rows.flags.c_contiguous
+    if kernel is None or not laid_out or table.dtype != np.float32 or rows.dtype != np.int32:
+        return None
+    sums = np.empty((len(rows), table.shape[1]), dtype=np.float32)
+    kernel.ipinsights_sum_rows(table, rows, *rows.shape, table.shape[1], sums)
+    return sums
+
+
 class PairScorer:
     """Finds rows, finds intervals and multiplies in one call, because calls dominate the time of a small request."""
 
