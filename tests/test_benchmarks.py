@@ -380,6 +380,20 @@ def test_requests_that_cost_have_a_row_each(capsys: pytest.CaptureFixture[str]) 
     assert {row[-1] for row in rows} == {"0"}
 
 
+@pytest.mark.slow
+def test_no_request_takes_much_more_memory_than_its_body(capsys: pytest.CaptureFixture[str]) -> None:
+    """docs/operations.md has the peaks of larger ones, which are up to ten times the bodies."""
+    heavy.main(["--megabytes", "20", "--clients", "4"])
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()[-14:]]
+    assert len(rows) == 14
+    for requests, statuses, peak, _, lost in rows:
+        bodies = 80 if requests.startswith("4 times") else 20
+        answer = 200 if "verbose" in requests else 0  # it is rendered whole
+        assert float(peak) < 15 * bodies + 2 * answer + 50, (requests, peak)
+        assert {part.split(" x ")[1] for part in statuses.split(", ")} <= {"200", "400", "413", "503"}, statuses
+        assert lost == "0", requests
+
+
 def test_every_row_of_the_ablation_can_be_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """A change replaces what the product may have given another form since. Each is tried at one family."""
     monkeypatch.setattr(fit, "levels_for", lambda family, *_: family.levels)  # the few addresses would add deeper ones

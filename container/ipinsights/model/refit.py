@@ -106,6 +106,7 @@ class Refit:
 
     def moves(self, encoder: Encoder) -> "Moves":
         """What the encoder makes of habits."""
+        encoder = dataclasses.replace(encoder, prefix=np.ascontiguousarray(encoder.prefix))  # as the kernel reads it
         learnt = encoder.prefix.shape[1] - RESERVED
         second = np.zeros((learnt, learnt))
         inside = np.zeros((len(self._networks), learnt), dtype=np.float32)

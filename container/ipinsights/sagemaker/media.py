@@ -127,10 +127,8 @@ class Writer:
             return Text.of(self._column(predictions))
         texts, faults = self._texts(predictions), rows.faults
         columns = 2 * vector_dim * self.verbose + (3 + rated) * self.calibrated + len(_COLUMNS) * self.explained
-        return Text.of(
-            self._joined(
-                [self._mark(faults[row], columns) if row in faults else next(texts) for row in range(len(rows))]
-            )
+        return self._joined(
+            [self._mark(faults[row], columns) if row in faults else next(texts) for row in range(len(rows))]
         )
 
     @property
@@ -252,8 +250,18 @@ class Writer:
             return b"nan" + b"," * columns
         return orjson.dumps({"dot_product": None, "error": fault.advice})
 
-    def _joined(self, predictions: Sequence[bytes]) -> bytes:
-        return b"".join((self._form.begin, self._form.separator.join(predictions), self._form.end))
+    def _joined(self, predictions: Sequence[bytes]) -> "Text":
+        """They are joined when they are sent, some at a time: with embeddings they take much memory."""
+        begin, _, _, separator, end = self._form
+        between = len(separator) * max(0, len(predictions) - 1)
+
+        def pieces() -> Iterator[bytes]:
+            for start in range(0, max(1, len(predictions)), _PIECE):
+                some = separator.join(predictions[start : start + _PIECE])
+                last = start + _PIECE >= len(predictions)
+                yield b"".join((separator if start else begin, some, end if last else b""))
+
+        return Text(len(begin) + sum(map(len, predictions)) + between + len(end), pieces())
 
 
 def read(content_type: str, body: bytes, family: Family, most: int | None = None, memory: float = float("inf")) -> Rows:

@@ -85,7 +85,7 @@ class Validator:
 
     def _scores(self, give_up: Callable[[], bool]) -> tuple[Vectors, Vectors, Vectors] | None:
         """The scores of the events, and of their entities with random addresses and with those of others."""
-        encoder = self._trainer.encoder(copy=True)  # without gaps, as the kernel reads it
+        encoder = self._trainer.encoder()
         moves = self._refit.moves(encoder)
         learnt = self._trainer.embeddings(self._numbers)
         entity = np.zeros_like(learnt)
