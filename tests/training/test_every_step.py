@@ -70,10 +70,7 @@ def alike(ours: Gradients, specified: Gradients) -> None:
 def test_it_is_the_specified_one(
     kind: Kind, dim: int, blocks: int, batch: int, rates: tuple[int, int], seed: int
 ) -> None:
-    """Gradients, scores, and a sequence of steps: three of one size, since a step may be recorded, and another.
-
-    Of prefix rows without momentum the mean is the last gradient itself, so a rectifier that opens in one alone shows.
-    """
+    """Gradients, scores, and a sequence of steps: three of one size, since a step may be recorded, and another."""
     dim, batch = min(dim, kind.widest), min(batch, kind.most)
     rates = min(rates[0], kind.negatives), min(rates[1], kind.negatives)
     parameters, first = make(dim, blocks, batch, *rates, seed)

@@ -216,7 +216,7 @@ void block(const float* a, int64_t row, int64_t step, const float* panel, int64_
 
 #if defined(__x86_64__) && !defined(NARROW)
 // The same where the processor has AVX-512: a panel is one of its vectors, and it has registers for twice the rows. Each
-// sum runs in the same order, so the result is the same to the last bit.
+// sum runs in the same order, so the result is the same to the last bit: a test compares it with a build that is NARROW.
 #define WITH_AVX512 __attribute__((target("avx512f")))
 constexpr int64_t MOST_ROWS = 2 * ROWS;
 inline bool wide() { return __builtin_cpu_supports("avx512f"); }
