@@ -43,7 +43,7 @@ from ipinsights.sagemaker.paths import Paths
 from ipinsights.training.checkpoint import Checkpoints
 
 STORED = Path(__file__).parents[1] / "model" / "stored" / "format-4"
-CHECKPOINT = Path(__file__).parents[1] / "training" / "stored" / "format-3" / "checkpoint-000000000008.safetensors"
+CHECKPOINT = Path(__file__).parents[1] / "training" / "stored" / "format-4" / "checkpoint-000000000008.safetensors"
 
 LINES = (
     b'alice,192.0.2.1\r\n"Smith, ""Bob""", 10.0.0.1:80\n'

@@ -340,6 +340,24 @@ def test_a_move_solves_its_ridge_regression(chosen: tuple[int, int, int, bool]) 
     assert (habits.gain == gain).all()
 
 
+@given(worlds())
+def test_a_network_has_the_part_of_the_world_that_is_in_it(world: World) -> None:
+    counts, encoder = world.counts, world.learnt.encoder
+    refit, chains = Refit(counts), world.learnt.vocabulary.chains
+    moves, learnt = refit.moves(encoder), slice(0, DIM - RESERVED)
+    x = encoder(chains)[:, learnt].astype(np.float64)
+    weighted = x * refit._weights[:, None]
+    second = weighted.T @ x
+    ridge = module._STEEP * np.trace(second) / x.shape[1]
+    inverse = np.linalg.inv(module.BACKGROUND * (second + ridge * np.eye(x.shape[1])))
+    columns = chains[:, counts.columns]
+    for network in np.unique(columns[columns >= world.learnt.vocabulary.depth]):
+        inside = module.BACKGROUND * weighted[(columns == network).any(axis=1)].sum(axis=0) @ inverse
+        np.testing.assert_allclose(moves.inside[network], inside, rtol=1e-2, atol=1e-3)
+        expected = encoder(refit._networks[[network]])[0, learnt] @ inverse
+        np.testing.assert_allclose(moves.pulled[network], expected, rtol=1e-2, atol=1e-3)
+
+
 @pytest.mark.parametrize("version", [4, 6])
 def test_own_networks_gain_and_the_rest_of_the_world_about_nothing(version: int) -> None:
     """Where the encoder tells networks apart."""

@@ -4,6 +4,7 @@ import ctypes
 import io
 import json
 import re
+from collections.abc import Callable
 from datetime import datetime
 
 import numpy as np
@@ -567,6 +568,22 @@ def test_rows_are_summed_in_their_order(dim: int, levels: int, count: int) -> No
         expected = expected + table[rows[:, level]]
     sums = scoring.sum_rows(table, rows)
     assert sums is not None
+    assert (sums == expected).all()
+
+
+@pytest.mark.parametrize(("dim", "count"), [(1, 1), (7, 50), (128, 1000), (64, 0)])
+@pytest.mark.parametrize("library", [native.library, lambda: None], ids=["kernel", "numpy"])
+def test_rows_are_added_in_their_order(
+    library: Callable[[], object], dim: int, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    sums, values = (rng.standard_normal((n, dim)).astype("f4") for n in (9, count))
+    rows = rng.integers(9, size=count).astype("i4")
+    expected = sums.copy()
+    for row, value in zip(rows, values, strict=True):
+        expected[row] += value
+    monkeypatch.setattr(native, "library", library)
+    scoring.add_rows(sums, rows, values)
     assert (sums == expected).all()
 
 

@@ -72,6 +72,7 @@ for dim in (1, 4, 8, 15, 16, 17, 128):
         rows = np.arange(size, dtype=np.int32) % 7
         scoring.score_pairs(table, rows, table, rows[::-1].copy())
         scoring.sum_rows(table, np.stack([rows, rows[::-1], rows], axis=1))
+        scoring.add_rows(table, rows, np.ones((size, dim), np.float32))
 for size in (0, 1, 1023, 1024, 1025, 2048):
     for dtype in (np.uint32, np.uint64):
         for sharing in (False, True):

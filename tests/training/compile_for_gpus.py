@@ -8,11 +8,11 @@ from ipinsights.training import gpu_kernels, step
 from training.gpu_kernels import KERNELS
 
 CONSTANTS = {
-    "DIM": 128, "COLUMNS": gpu_kernels.COLUMNS, "PIECE": gpu_kernels.PIECE, "BLOCK": gpu_kernels.BLOCK,
+    "DIM": 128, "LEARNT": 125, "COLUMNS": gpu_kernels.COLUMNS, "PIECE": gpu_kernels.PIECE, "BLOCK": gpu_kernels.BLOCK,
     "COUNTED": True, "MOST_SOURCES": step.MOST_SOURCES, "BETA1": step.BETA1, "BETA2": step.BETA2,
     "EPSILON": step.EPSILON,
 }  # fmt: skip
-FLOATS = {"gradients", "sums", "prefix", "entity", "rates", "deviation", "state", "gradient"}
+FLOATS = {"gradients", "sums", "prefix", "square", "entity", "rates", "deviation", "state", "gradient"}
 NUMBERS = {"prefixes", "size"}
 CAPABILITIES = (75, 80, 90, 100)  # T4, A100, H100, B200
 

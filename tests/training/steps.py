@@ -66,9 +66,9 @@ def make(
     g = torch.Generator().manual_seed(seed)
     entities, prefixes = 1 + seed % 50, LEVELS + seed % 200
 
-    def state(axis: int, *shape: int, means: int = 2) -> torch.Tensor:
+    def state(axis: int, *shape: int) -> torch.Tensor:
         weight, mean, square = torch.randn((3, *shape), generator=g) / dim**0.5
-        return torch.stack([weight, mean, square**2] if means == 2 else [weight, square**2], axis)
+        return torch.stack([weight, mean, square**2], axis)
 
     def integers(high: int, *shape: int) -> torch.Tensor:
         return torch.randint(high, shape, generator=g, dtype=torch.int32)
@@ -76,7 +76,8 @@ def make(
     parameters = Parameters(
         state(1, entities, dim),
         state(0, dim),
-        state(1, prefixes, dim, means=1),
+        torch.randn((prefixes, dim), generator=g) / dim**0.5,
+        torch.rand(prefixes, generator=g) / dim,
         state(0, blocks, dim, dim),
         state(0, blocks, dim),
     )

@@ -329,7 +329,7 @@ def test_one_of_another_release_is_refused(
     fit(train, HP, validation, checkpoints=Checkpoints(tmp_path))
     monkeypatch.undo()
     monkeypatch.setattr(batches, "DRAWN", 3000)
-    with pytest.raises(UserError, match="has checkpoint format 99, not 3: resume with the release that wrote it"):
+    with pytest.raises(UserError, match="has checkpoint format 99, not 4: resume with the release that wrote it"):
         fit(train, HP, validation, checkpoints=Checkpoints(tmp_path))
 
 
@@ -490,7 +490,7 @@ def test_one_of_0_1_0_is_refused_not_damaged(tmp_path: Path) -> None:
     """It had no checksums of this kind."""
     path = tmp_path / "checkpoint-000000000001.safetensors"
     save_file({"met": np.zeros(1)}, path, {"checkpoint": json.dumps({"format_version": 1}), "digest": "0"})
-    with pytest.raises(UserError, match="has checkpoint format 1, not 3"):
+    with pytest.raises(UserError, match="has checkpoint format 1, not 4"):
         Checkpoints(tmp_path).newest()
 
 

@@ -12,7 +12,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from ipinsights.training.step import Batch, Gradients, Parameters, RowGradients, TorchStep
@@ -46,8 +46,22 @@ def alike(ours: Gradients, specified: Gradients) -> None:
         close(getattr(ours, name), getattr(specified, name))
 
 
-# One draw in thousands has a rectifier whose input is 0 but for rounding, and which opens in one step and not in the
-# other. Nothing is wrong then, and no tolerance tells it from a fault. So all runs draw the same.
+def nearly_shut(specified: TorchStep, batch: Batch) -> bool:
+    """Whether the input of a rectifier is 0 but for rounding: it may open in one step and not in the other.
+
+    Nothing is wrong then, and no tolerance tells it from a fault. Among a thousand addresses one rectifier is little.
+    """
+    encoder = specified._parameters.encoder
+    addresses = torch.cat([batch.positive, batch.random.flatten(0, 1)]).long()
+    x = encoder.prefix[addresses].sum(1)
+    closest = []
+    for w, b in zip(encoder.w, encoder.b, strict=True):
+        closest.append(float(x.abs().min()))
+        x = x + x.relu() @ w.T + b
+    return len(addresses) < 1000 and min(closest, default=1.0) < 3e-7
+
+
+# Of a sum of many, rounding may be more than that. So all runs draw the same.
 @settings(max_examples=25, derandomize=True)
 @given(
     dim=st.integers(4, 140),
@@ -93,6 +107,7 @@ def test_it_is_the_specified_one(
     scores_are_alike()
     drawn_batches = [first, like(batch, 1), like(1 + batch // 2, 2), like(batch, 3)]
     for number, drawn in enumerate(drawn_batches if dim <= 300 else [first]):  # roundings of wide rows add up
+        assume(dim > 300 or not nearly_shut(specified, drawn))
         for step in (ours, specified):
             step.run(drawn, 0.01 / (1 + number))
         close(ours.totals, specified.totals)

@@ -273,13 +273,13 @@ def table(kind: int) -> npt.NDArray[np.float32]:
 
 def encoder(rank: int) -> dict[str, npt.NDArray[np.float32]]:
     """The encoder of a rank: the weights are those of all. Of some prefixes only one rank has means."""
-    shapes = {"prefix": (VOCABULARY.num_rows, 2, DIM), "typical": (3, DIM), "w": (3, 1, DIM, DIM), "b": (3, 1, DIM)}
-    found = {name: np.ones(shape, dtype=np.float32) for name, shape in shapes.items()}
-    for name, array in found.items():
-        state = array if name == "prefix" else array[None]
-        state[:, 0] = 7
-        state[:, 1:] = rank + 1
-    found["prefix"][rank :: rank + 2, 1:] = 0
+    shapes = {"typical": (3, DIM), "w": (3, 1, DIM, DIM), "b": (3, 1, DIM)}
+    found = {name: np.full(shape, rank + 1, dtype=np.float32) for name, shape in shapes.items()}
+    for state in found.values():
+        state[0] = 7
+    found["prefix"] = np.full((VOCABULARY.num_rows, DIM), 7, dtype=np.float32)
+    found["square"] = np.full(VOCABULARY.num_rows, rank + 1, dtype=np.float32)
+    found["square"][rank :: rank + 2] = 0
     return found
 
 
@@ -296,7 +296,7 @@ def written(group: Group, folder: Path, trainers: int, steps: int = 9, best: boo
     ours = encoder(group.rank)
     weights = Weights(
         np.append(table(3)[rows], [[5.0] * DIM], axis=0).astype(np.float32),
-        ours["prefix"][:, 0],
+        ours["prefix"],
         ours["w"][0],
         ours["b"][0],
     )
@@ -355,14 +355,14 @@ def test_whatever_ranks_have_comes_to_its_new_home(
         results = together(after, brought)
     assert sorted(row for rows, _, _ in results for row in rows.tolist()) == sorted(OWNED.tolist())
     every = [encoder(rank) for rank in range(before)]
-    having = np.sum([(each["prefix"][:, 1:] > 0) for each in every], axis=0)
-    means = np.sum([each["prefix"][:, 1:] for each in every], axis=0) / np.maximum(having, 1)
+    having = np.sum([(each["square"] > 0) for each in every], axis=0)
+    means = np.sum([each["square"] for each in every], axis=0) / np.maximum(having, 1)
     for rows, state, weights in results:
         for kind in range(3):
             np.testing.assert_array_equal(state["entity"][:-1, kind], table(kind)[rows])
         assert (state["entity"][-1] == 0).all()
-        np.testing.assert_allclose(state["prefix"][:, 1:], means, rtol=1e-6)
-        assert (state["prefix"][:, 0] == 7).all()
+        np.testing.assert_allclose(state["square"], means, rtol=1e-6)
+        assert (state["prefix"] == 7).all()
         assert (state["b"][0] == 7).all()
         np.testing.assert_allclose(state["typical"][1:], (before + 1) / 2, rtol=1e-6)
         assert (weights is not None) == best

@@ -43,11 +43,11 @@ def parameters(seed: int) -> Parameters:
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator)
 
-    return Parameters(draw(4, 3, 10), draw(3, 10), draw(ROWS, 2, 10), draw(3, 2, 10, 10), draw(3, 2, 10))
+    return Parameters(draw(4, 3, 10), draw(3, 10), draw(ROWS, 10), draw(ROWS), draw(3, 2, 10, 10), draw(3, 2, 10))
 
 
 def weights(p: Parameters) -> list[np.ndarray[tuple[int, ...], np.dtype[np.float32]]]:
-    return [array.numpy().copy() for array in (p.prefix[:, 0], p.typical[0], p.w[0], p.b[0])]
+    return [array.numpy().copy() for array in (p.prefix, p.typical[0], p.w[0], p.b[0])]
 
 
 @pytest.mark.parametrize("library", [native.library, lambda: None])
@@ -59,7 +59,7 @@ def test_rows_move_by_how_often_each_rank_touched_them(library: Callable[[], cty
         p, step = parameters(0), Counted()
         union = Union(group, p, step, STEPS, STEPS, library())  # type: ignore[arg-type]
         moved = weights(parameters(100 + group.rank))
-        p.prefix[torch.from_numpy(TOUCHED[group.rank] > 0), 0] += torch.from_numpy(moved[0][TOUCHED[group.rank] > 0])
+        p.prefix[torch.from_numpy(TOUCHED[group.rank] > 0)] += torch.from_numpy(moved[0][TOUCHED[group.rank] > 0])
         if OWN[group.rank]:
             for own, by in zip((p.typical, p.w, p.b), moved[1:], strict=True):
                 own[0] += torch.from_numpy(by)
@@ -84,12 +84,12 @@ def test_rows_move_by_how_often_each_rank_touched_them(library: Callable[[], cty
             share = STEPS * (1 - np.prod(1 - touched / STEPS)) / touched.sum()
             expected[row] += share * sum(each[0][row] for each in moved)
     for _, p, _ in found:
-        np.testing.assert_allclose(p.prefix[:, 0], expected, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(p.prefix, expected, rtol=1e-4, atol=1e-4)
         for place, own in enumerate((p.typical, p.w, p.b), start=1):
             mean = sum(each[place] * steps for each, steps in zip(moved, OWN, strict=True)) / sum(OWN)
             np.testing.assert_allclose(own[0], base[place] + mean, rtol=1e-4, atol=1e-4)
         assert [array.tobytes() for array in weights(p)] == [array.tobytes() for array in weights(found[0][1])]
-        np.testing.assert_array_equal(p.prefix[:, 1:], parameters(0).prefix[:, 1:])  # the means stay
+        np.testing.assert_array_equal(p.square, parameters(0).square)  # the means stay
 
 
 def test_a_row_of_one_rank_moves_as_there_and_a_row_of_all_by_the_mean() -> None:
@@ -97,16 +97,16 @@ def test_a_row_of_one_rank_moves_as_there_and_a_row_of_all_by_the_mean() -> None
         p, step = parameters(0), Counted()
         p.prefix[:] = 0
         union = Union(group, p, step, 4, 4)  # type: ignore[arg-type]
-        p.prefix[0, 0], step.touches[0] = 1 + group.rank, 4
+        p.prefix[0], step.touches[0] = 1 + group.rank, 4
         if group.rank == 1:
-            p.prefix[1, 0], step.touches[1] = 5, 1
+            p.prefix[1], step.touches[1] = 5, 1
         for number in range(4):
             union.stepped(True, number + 1, number + 1, lambda: False)
         return p
 
     for p in in_threads(2, combined):
-        np.testing.assert_allclose(p.prefix[0, 0], 1.5, rtol=1e-4)
-        np.testing.assert_allclose(p.prefix[1, 0], 5, rtol=1e-4)
+        np.testing.assert_allclose(p.prefix[0], 1.5, rtol=1e-4)
+        np.testing.assert_allclose(p.prefix[1], 5, rtol=1e-4)
 
 
 def test_a_stop_of_one_rank_stops_all_at_one_step() -> None:

@@ -36,6 +36,7 @@ from ipinsights.distributed.group import ALONE, Group
 from ipinsights.model.counting import Counts, Habits
 from ipinsights.model.history import History
 from ipinsights.model.model import RESERVED, Counted, Encoder, Model
+from ipinsights.native.scoring import add_rows
 
 POPULARITY, CONSTANT, PRIOR = -3, -2, -1
 """The coordinates that are reserved."""
@@ -86,6 +87,11 @@ class Refit:
         self.counts = counts
         self._group = group
         self._networks = _chains_of_networks(counts)
+        sizes = counts.vocabulary.depth + np.cumsum((0, *counts.vocabulary.sizes))
+        self._rows = [slice(sizes[column], sizes[column + 1]) for column in counts.columns]
+        """The rows of the networks that may be habits, level by level."""
+        self._longest = counts.vocabulary.chains[:, counts.columns].max(axis=1, initial=0)
+        """Of these the longest one of each leaf; the row of an unknown network where none is known."""
         # The rest of the world is what events come from, and what pairs do: one busy account is but half of it.
         weights = counts.leaf_pairs / counts.leaf_pairs.sum() + counts.leaf_events / counts.leaf_events.sum()
         vocabulary, share = counts.vocabulary, mapped_share(counts.history.addresses, group)
@@ -109,25 +115,26 @@ class Refit:
         encoder = dataclasses.replace(encoder, prefix=np.ascontiguousarray(encoder.prefix))  # as the kernel reads it
         learnt = encoder.prefix.shape[1] - RESERVED
         second = np.zeros((learnt, learnt))
-        inside = np.zeros((len(self._networks), learnt), dtype=np.float32)
+        inside, encoded, pulled = (np.zeros((len(self._networks), learnt), dtype=np.float32) for _ in range(3))
         chains = self.counts.vocabulary.chains
         for begin in range(0, len(chains), _CHUNK):
             x = encoder(chains[begin : begin + _CHUNK])[:, :learnt]
             weighted = x * self._weights[begin : begin + _CHUNK, None]
             second += weighted.T @ x
-            for column in self.counts.columns:
-                row = chains[begin : begin + _CHUNK, column]
-                order = np.argsort(row, kind="stable")
-                order = order[np.searchsorted(row[order], self.counts.vocabulary.depth) :]  # those that are known
-                if len(order):
-                    network, first = np.unique(row[order], return_index=True)
-                    inside[network] += np.add.reduceat(weighted[order], first)
+            add_rows(inside, self._longest[begin : begin + _CHUNK], weighted)
         ridge = _STEEP * max(np.trace(second) / learnt, np.finfo(np.float32).tiny)
         inverse = np.linalg.inv(BACKGROUND * (second + ridge * np.eye(learnt))).astype(np.float32)
-        encoded = np.empty((len(self._networks), learnt), dtype=np.float32)
-        for begin in range(0, len(encoded), _CHUNK):
-            encoded[begin : begin + _CHUNK] = encoder(self._networks[begin : begin + _CHUNK])[:, :learnt]
-        return Moves(encoded, encoded @ inverse, np.float32(BACKGROUND) * inside @ inverse)
+        for place in range(len(self._rows) - 1, 0, -1):
+            rows = self._rows[place]
+            around = np.ascontiguousarray(self._networks[rows, self.counts.columns[place - 1]])
+            add_rows(inside, around, inside[rows])
+        for rows in self._rows:
+            for begin in range(rows.start, rows.stop, _CHUNK):
+                part = slice(begin, min(begin + _CHUNK, rows.stop))
+                encoded[part] = encoder(self._networks[part])[:, :learnt]
+                pulled[part] = encoded[part] @ inverse
+                inside[part] = np.float32(BACKGROUND) * inside[part] @ inverse
+        return Moves(encoded, pulled, inside)
 
     def kept(self, earlier: Model) -> "Kept":
         """What an earlier model has of the entities that it knows and that have no history."""
@@ -365,7 +372,8 @@ class Moves:
     """Moves the rows of entities by their habits, for one state of the encoder."""
 
     encoded: Vectors
-    """An address in each network that is otherwise unknown, by row of the prefix table: [P, D - RESERVED]."""
+    """An address in each network that is otherwise unknown, by row of the prefix table, [P, D - RESERVED]: of networks
+    that may be habits. Other rows are 0, here and in what follows."""
     pulled: Vectors
     """The same, multiplied by the inverse of what the rest of the world weighs."""
     inside: Vectors

@@ -21,13 +21,13 @@ class Tables(ctypes.Structure):
 class Shape(ctypes.Structure):
     """The shape of a training's parameters, and the number of threads."""
 
-    _fields_ = tuple((name, ctypes.c_int64) for name in ("dim", "levels", "blocks", "threads"))
+    _fields_ = tuple((name, ctypes.c_int64) for name in ("dim", "learnt", "levels", "blocks", "threads"))
 
 
 class Parameters(ctypes.Structure):
     """The addresses of the parameters."""
 
-    _fields_ = tuple((name, ctypes.c_void_p) for name in ("entity", "typical", "prefix", "w", "b"))
+    _fields_ = tuple((name, ctypes.c_void_p) for name in ("entity", "typical", "prefix", "square", "w", "b"))
 
 
 class Batch(ctypes.Structure):
@@ -42,7 +42,7 @@ class Batch(ctypes.Structure):
 class Rate(ctypes.Structure):
     """`step.Rate`."""
 
-    _fields_ = tuple((name, ctypes.c_float) for name in ("step", "keep"))
+    _fields_ = tuple((name, ctypes.c_float) for name in ("step", "decay"))
 
 
 class Update(ctypes.Structure):
@@ -89,6 +89,7 @@ FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {
     "find_intervals_64": (None, [U64, _NUMBER, I32, U64, _NUMBER, I32]),
     "score": (None, [F32, I32, F32, I32, _NUMBER, _NUMBER, F32]),
     "sum_rows": (None, [F32, I32, _NUMBER, _NUMBER, _NUMBER, F32]),
+    "add_rows": (None, [F32, I32, _NUMBER, _NUMBER, F32]),
     "score_hashed": (None, [ctypes.POINTER(Tables), U64, _ANY, _NUMBER, F32, I32, I32]),
     "append_scores": (_NUMBER, [_TEXT, _NUMBER, F32, _NUMBER, U8]),
     "number_texts": (_NUMBER, [I32, _NUMBER, _NUMBER, I32, I32, _NUMBER, I64, I32]),

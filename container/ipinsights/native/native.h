@@ -70,6 +70,9 @@ void ipinsights_score(const float* entity, const int32_t* rows, const float* ip,
 void ipinsights_sum_rows(const float* table, const int32_t* rows, int64_t count, int64_t each, int64_t dim,
                          float* sums);
 
+// Adds row i of `values` [count, dim] to row rows[i] of `sums` [., dim].
+void ipinsights_add_rows(const float* values, const int32_t* rows, int64_t count, int64_t dim, float* sums);
+
 // All that it takes to score: entities' rows by `tags`, addresses' by intervals from `starts` on, which are of 64 bits
 // if `wide` and else of 32, and both tables. An entity without a row has one that it shares, if `sharing`, or the last.
 struct Tables {
@@ -109,19 +112,22 @@ int64_t ipinsights_join(const char* numbers, int64_t size, const int32_t* codes,
 
 // ---------------------------------------------------------------------------------------------------------- step.cpp
 
+// Of the `dim` coordinates so many have gradients: the others are 0 on both sides of every product.
 struct Shape {
     int64_t dim;
+    int64_t learnt;
     int64_t levels;
     int64_t blocks;
     int64_t threads;
 };
 
-// Each with Adam's means. `entity` is [rows, 3, dim]: weights, mean gradient, mean square. `prefix` is [rows, 2, dim], as
-// its gradient has no mean. The others are [3, ...].
+// Each with Adam's means. `entity` is [rows, 3, dim]: weights, mean gradient, mean square. `prefix` is [rows, dim], weights
+// alone, and `square` the mean square of each row's gradient, [rows]. The others are [3, ...].
 struct Parameters {
     float* entity;
     float* typical;
     float* prefix;
+    float* square;
     float* w;
     float* b;
 };
@@ -140,10 +146,10 @@ struct Batch {
     const int32_t* partner;
 };
 
-// How far a step moves a weight, and the share of the weight that it keeps.
+// How far a step moves a weight, and the share of the weight that its decay takes.
 struct Rate {
     float step;
-    float keep;
+    float decay;
 };
 
 // A prefix row's step and decay are divided by the root of its number of sources, of which `most_sources` count. The
@@ -167,7 +173,7 @@ struct Update {
 void ipinsights_rows(int64_t count, int64_t levels, const int32_t* leaf, const float* drawn, const float* hidden,
                      const int32_t* chains, int32_t* rows) noexcept;
 
-// How far each of some rows of a table [., 2, dim] has moved from `base` [., dim]: to `moves` [count, dim].
+// How far each of some rows of a table [., dim] has moved from `base` [., dim]: to `moves` [count, dim].
 void ipinsights_moves(int64_t count, int64_t dim, const int64_t* rows, const float* table, const float* base,
                       float* moves) noexcept;
 

@@ -86,6 +86,14 @@ void ipinsights_sum_rows(const float* table, const int32_t* rows, int64_t count,
     }
 }
 
+void ipinsights_add_rows(const float* values, const int32_t* rows, int64_t count, int64_t dim, float* sums) {
+    for (int64_t i = 0; i < count; ++i, values += dim) {
+        if (i + AHEAD < count) fetch(sums + rows[i + AHEAD] * dim, dim);
+        float* sum = sums + rows[i] * dim;
+        for (int64_t c = 0; c < dim; ++c) sum[c] += values[c];
+    }
+}
+
 void ipinsights_score(const float* entity, const int32_t* rows, const float* ip, const int32_t* leaves, int64_t dim,
                       int64_t n, float* scores) {
     for (int64_t i = 0; i < n; ++i) {

@@ -1,6 +1,6 @@
-"""The loops of ``scoring.cpp`` on numpy arrays. The functions return None if there is no kernel.
+"""The loops of ``scoring.cpp`` on numpy arrays.
 
-Then the caller uses another path.
+The functions that return something return None if there is no kernel. Then the caller uses another path.
 """
 
 import numpy as np
@@ -45,6 +45,15 @@ def sum_rows(table: npt.NDArray[np.float32], rows: npt.NDArray[np.int32]) -> npt
     sums = np.empty((len(rows), table.shape[1]), dtype=np.float32)
     kernel.ipinsights_sum_rows(table, rows, *rows.shape, table.shape[1], sums)
     return sums
+
+
+def add_rows(sums: npt.NDArray[np.float32], rows: npt.NDArray[np.int32], values: npt.NDArray[np.float32]) -> None:
+    """Add n vectors, [n, D], to rows of a table [., D], int32 [n], in place. All must be in range."""
+    kernel = native.library()
+    if kernel is None:
+        np.add.at(sums, rows, values)
+    else:
+        kernel.ipinsights_add_rows(values, rows, *values.shape, sums)
 
 
 class PairScorer:

@@ -355,17 +355,7 @@ void cross_entropy(float* score, const float* label, const float* weight, int64_
 
 // ------------------------------------------------------------------------------------------------------------- Adam
 
-// Of weights whose gradient has no running mean; that of its square lies anywhere.
-void adam(float* __restrict weight, float* __restrict square, const float* __restrict gradient, int64_t count,
-          Rate rate, const Update& u) {
-    for (int64_t i = 0; i < count; ++i) {
-        const float g = gradient[i];
-        square[i] += u.square_share * (g * g - square[i]);
-        weight[i] = rate.keep * weight[i] - rate.step * g / (std::sqrt(square[i]) * u.deviation + u.epsilon);
-    }
-}
-
-// Of weights whose gradient has one. It lies a stride behind the weights, and that of its square two.
+// The mean gradient lies a stride behind the weights, and that of its square two.
 void adam(float* __restrict weight, int64_t stride, const float* __restrict gradient, int64_t count, Rate rate,
           const Update& u) {
     float* __restrict mean = weight + stride;
@@ -374,7 +364,8 @@ void adam(float* __restrict weight, int64_t stride, const float* __restrict grad
         const float g = gradient[i];
         mean[i] += u.mean_share * (g - mean[i]);
         square[i] += u.square_share * (g * g - square[i]);
-        weight[i] = rate.keep * weight[i] - rate.step * mean[i] / (std::sqrt(square[i]) * u.deviation + u.epsilon);
+        weight[i] =
+            (1 - rate.decay) * weight[i] - rate.step * mean[i] / (std::sqrt(square[i]) * u.deviation + u.epsilon);
     }
 }
 
@@ -559,7 +550,7 @@ class Steps {
     }
 
   private:
-    const float* prefix_row(int32_t row) const { return p_.prefix + row * 2 * shape_.dim; }
+    const float* prefix_row(int32_t row) const { return p_.prefix + row * shape_.dim; }
     const float* entity_row(int32_t row) const { return p_.entity + row * 3 * shape_.dim; }
 
     // x[i] = the sum of address i's prefix rows.
@@ -793,9 +784,9 @@ class Steps {
             if (total.met[level]) adam_prefix(level, total.unknown.get() + level * width_, total.met[level], u);
     }
     void apply_rows(float* table, const Index& own, const float* gradients, Bench& bench, const Update& u) {
-        float* gradient = bench.gradient.reserve(width_);
+        float* gradient = bench.gradient.zeros(width_);
         const bool prefix = table == p_.prefix;
-        const int64_t floats = (prefix ? 2 : 3) * shape_.dim, count = own.rows.size();
+        const int64_t floats = (prefix ? 1 : 3) * shape_.dim, count = own.rows.size();
         for (int64_t j = 0; j < std::min(AHEAD, count); ++j) ask_for(table + own.rows[j] * floats, floats);
         for (int64_t j = 0; j < count; ++j) {
             if (j + AHEAD < count) ask_for(table + own.rows[j + AHEAD] * floats, floats);
@@ -809,9 +800,12 @@ class Steps {
     }
     void adam_prefix(int64_t row, const float* gradient, int32_t sources, const Update& u) const {
         const float share = 1 / std::sqrt(std::min<float>(sources, u.most_sources));
-        float* weight = p_.prefix + row * 2 * shape_.dim;
-        const Rate rate = {share * u.prefix.step, 1 - share * (1 - u.prefix.keep)};
-        adam(weight, weight + shape_.dim, gradient, shape_.dim, rate, u);
+        float& square = p_.square[row];
+        square += u.square_share * (dot(gradient, gradient, width_) / shape_.learnt - square);
+        const float move = share * u.prefix.step / (std::sqrt(square) * u.deviation + u.epsilon);
+        const float keep = 1 - share * u.prefix.decay;
+        float* __restrict weight = p_.prefix + row * shape_.dim;
+        for (int64_t c = 0; c < shape_.dim; ++c) weight[c] = keep * weight[c] - move * gradient[c];
     }
     void add_sources(const Index& own, int64_t j, const float* gradients, Bench& bench, float* to) const {
         const int64_t first = own.starts[j], count = own.starts[j + 1] - first;
@@ -896,10 +890,10 @@ void ipinsights_moves(int64_t count, int64_t dim, const int64_t* rows, const flo
                       float* moves) noexcept {
     for (int64_t i = 0; i < count; ++i, moves += dim) {
         if (i + AHEAD < count) {
-            ask_for(table + rows[i + AHEAD] * 2 * dim, dim);
+            ask_for(table + rows[i + AHEAD] * dim, dim);
             ask_for(base + rows[i + AHEAD] * dim, dim);
         }
-        const float *now = table + rows[i] * 2 * dim, *before = base + rows[i] * dim;
+        const float *now = table + rows[i] * dim, *before = base + rows[i] * dim;
         for (int64_t c = 0; c < dim; ++c) moves[c] = now[c] - before[c];
     }
 }
@@ -908,10 +902,10 @@ void ipinsights_moved(int64_t count, int64_t dim, const int64_t* rows, const flo
                       float* table, float* base) noexcept {
     for (int64_t i = 0; i < count; ++i, moves += dim) {
         if (i + AHEAD < count) {
-            ask_for(table + rows[i + AHEAD] * 2 * dim, dim);
+            ask_for(table + rows[i + AHEAD] * dim, dim);
             ask_for(base + rows[i + AHEAD] * dim, dim);
         }
-        float *now = table + rows[i] * 2 * dim, *before = base + rows[i] * dim;
+        float *now = table + rows[i] * dim, *before = base + rows[i] * dim;
         for (int64_t c = 0; c < dim; ++c) now[c] = before[c] += scale[i] * moves[c];
     }
 }

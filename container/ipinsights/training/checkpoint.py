@@ -31,7 +31,7 @@ from ipinsights.model.model import Encoder, Model
 from ipinsights.model.vocabulary import Vocabulary
 from ipinsights.training.progress import EpochSummary, Position
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 KEPT = 2
 """Checkpoints kept: one more than needed, in case the newest is damaged."""
 
@@ -116,7 +116,7 @@ class Checkpoint:
         """The weights after the last step."""
         p = self.parameters
         entity = p["entity"][:, 0] + p["typical"][0]
-        return Weights(entity, p["prefix"][:, 0], p["w"][0], p["b"][0])
+        return Weights(entity, p["prefix"], p["w"][0], p["b"][0])
 
     def require(self, subject: Mapping[str, Any], folder: Path, as_it_was: bool) -> None:
         """Raise UserError unless this checkpoint is of exactly this training.
@@ -324,7 +324,7 @@ def _moment(part: Checkpoint) -> str:
     prefix = part.parameters["prefix"]
     window = max(1, _WINDOW // max(1, prefix[:1].nbytes))
     for begin in range(0, len(prefix), window):
-        digest.update(np.ascontiguousarray(prefix[begin : begin + window, 0]).data)
+        digest.update(np.ascontiguousarray(prefix[begin : begin + window]).data)
     for name in ("typical", "w", "b"):
         digest.update(np.ascontiguousarray(part.parameters[name][0]).data)
     return digest.hexdigest()
@@ -468,7 +468,8 @@ def _require_fit(arrays: tensors.Arrays, text: Mapping[str, Any], vocabulary: Vo
     rows, prefixes, dim = len(met) + 1, vocabulary.num_rows, typical.shape[1]
     why = f"{len(met)} in 'met', {prefixes} rows of the vocabulary, {dim} columns of 'state.typical', {blocks} blocks"
     checks.tensor(arrays, "state.entity", np.float32, (rows, 3, dim), why)
-    checks.tensor(arrays, "state.prefix", np.float32, (prefixes, 2, dim), why)
+    checks.tensor(arrays, "state.prefix", np.float32, (prefixes, dim), why)
+    checks.tensor(arrays, "state.square", np.float32, (prefixes,), why)
     checks.tensor(arrays, "state.w", np.float32, (3, blocks, dim, dim), why)
     if any(name.startswith("best.") for name in arrays):
         checks.tensor(arrays, "best.entity", np.float32, (rows, dim), why)

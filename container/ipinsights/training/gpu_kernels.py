@@ -51,7 +51,8 @@ def sum_pieces(
 
 @triton.jit
 def update_rows(
-    prefix,  # float32 [P, 2, DIM], updated
+    prefix,  # float32 [P, DIM], updated
+    square,  # float32 [P], updated: the mean square of each prefix row's gradient
     entity,  # float32 [E, 3, DIM], updated
     prefixes,  # P: numbers below P are prefix rows, entity rows follow
     numbers,  # int32 [n]: the row of each source
@@ -63,6 +64,7 @@ def update_rows(
     deviation,  # float32 [1]
     touches,  # int32 [P], updated where COUNTED: the steps that touched each prefix row
     DIM: tl.constexpr,
+    LEARNT: tl.constexpr,
     COLUMNS: tl.constexpr,
     MOST_SOURCES: tl.constexpr,
     BETA1: tl.constexpr,
@@ -70,30 +72,50 @@ def update_rows(
     EPSILON: tl.constexpr,
     COUNTED: tl.constexpr,
 ):
-    """Adam on every row that has sources. Programs: n x columns."""
+    """Adam on every row that has sources. Programs: n."""
     row = tl.program_id(0)
     if row < tl.load(counts):
-        column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
         first = tl.load(pieces + row)
         end = tl.minimum(tl.load(pieces + row + 1), tl.load(counts + 1))
-        total = tl.zeros([COLUMNS], dtype=tl.float32)
-        for begin in range(first, end, _AT_ONCE):
-            place = (begin + tl.arange(0, _AT_ONCE)).to(tl.int64)
-            inside = (place < end)[:, None] & (column < DIM)[None, :]
-            values = tl.load(sums + place[:, None] * DIM + column[None, :], mask=inside, other=0.0)
-            total += tl.sum(values, 0)
         number = tl.load(numbers + tl.load(starts + first)).to(tl.int64)
         if number < prefixes:
-            state = prefix + number * 2 * DIM
+            size = 0.0  # of the gradient, squared: all columns move by one factor
+            for begin in range(0, DIM, COLUMNS):
+                total = _total(sums, first, end, begin + tl.arange(0, COLUMNS), DIM)
+                size += tl.sum(total * total, 0)
+            mean = tl.load(square + number)
+            mean += (1 - BETA2) * (size / LEARNT - mean)
+            tl.store(square + number, mean)
             sources = tl.load(starts + end) - tl.load(starts + first)
             share = 1 / tl.sqrt(tl.minimum(sources, MOST_SOURCES).to(tl.float32))
-            _adam(state + column, DIM, total, rates + 2, share, deviation, column < DIM, 0.0, BETA2, EPSILON)
+            move = tl.load(rates + 2) * share / (tl.sqrt(mean) * tl.load(deviation) + EPSILON)
+            keep = 1 - share * tl.load(rates + 3)
+            for begin in range(0, DIM, COLUMNS):
+                column = begin + tl.arange(0, COLUMNS)
+                total = _total(sums, first, end, column, DIM)
+                weights = prefix + number * DIM + column
+                weight = tl.load(weights, mask=column < DIM, other=0.0)
+                tl.store(weights, keep * weight - move * total, mask=column < DIM)
+            if COUNTED:
+                tl.store(touches + number, tl.load(touches + number) + 1)
         else:
-            state = entity + (number - prefixes) * 3 * DIM
-            _adam(state + column, DIM, total, rates, 1.0, deviation, column < DIM, BETA1, BETA2, EPSILON)
-        if COUNTED:
-            once = (number < prefixes) & (tl.program_id(1) == 0)
-            tl.store(touches + number, tl.load(touches + number, mask=once, other=0) + 1, mask=once)
+            for begin in range(0, DIM, COLUMNS):
+                column = begin + tl.arange(0, COLUMNS)
+                total = _total(sums, first, end, column, DIM)
+                state = entity + (number - prefixes) * 3 * DIM + column
+                _adam(state, DIM, total, rates, deviation, column < DIM, BETA1, BETA2, EPSILON)
+
+
+@triton.jit
+def _total(sums, first, end, column, DIM: tl.constexpr):
+    """The sum of some pieces, in some columns."""
+    total = tl.zeros_like(column).to(tl.float32)
+    for begin in range(first, end, _AT_ONCE):
+        place = (begin + tl.arange(0, _AT_ONCE)).to(tl.int64)
+        inside = (place < end)[:, None] & (column < DIM)[None, :]
+        values = tl.load(sums + place[:, None] * DIM + column[None, :], mask=inside, other=0.0)
+        total += tl.sum(values, 0)
+    return total
 
 
 @triton.jit
@@ -113,7 +135,7 @@ def update_dense(
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = place < size
     values = tl.load(gradient + place, mask=inside, other=0.0)
-    _adam(state + place, size, values, rates, 1.0, deviation, inside, BETA1, BETA2, EPSILON)
+    _adam(state + place, size, values, rates, deviation, inside, BETA1, BETA2, EPSILON)
 
 
 @triton.jit
@@ -122,28 +144,19 @@ def _adam(
     stride,
     gradient,
     rate,
-    share,
     deviation,
     inside,
     BETA1: tl.constexpr,
     BETA2: tl.constexpr,
     EPSILON: tl.constexpr,
 ):
-    """Adam as in `step`: a share of the move and of the decay. The means lie strides behind the weights.
-
-    With a BETA1 of 0 there is no mean of the gradient, and that of its square is the first one.
-    """
+    """Adam as in `step`. The mean gradient lies a stride behind the weights, and that of its square two."""
     weight = tl.load(state, mask=inside, other=0.0)
-    means = state + stride
-    mean = gradient
-    if BETA1 > 0:
-        before = tl.load(means, mask=inside, other=0.0)
-        mean = before + (1 - BETA1) * (gradient - before)
-        tl.store(means, mean, mask=inside)
-        means += stride
-    square = tl.load(means, mask=inside, other=0.0)
+    mean = tl.load(state + stride, mask=inside, other=0.0)
+    square = tl.load(state + 2 * stride, mask=inside, other=0.0)
+    mean += (1 - BETA1) * (gradient - mean)
     square = BETA2 * square + (1 - BETA2) * gradient * gradient
-    move = tl.load(rate) * share * mean / (tl.sqrt(square) * tl.load(deviation) + EPSILON)
-    keep = 1 - share * (1 - tl.load(rate + 1))
-    tl.store(state, keep * weight - move, mask=inside)
-    tl.store(means, square, mask=inside)
+    move = tl.load(rate) * mean / (tl.sqrt(square) * tl.load(deviation) + EPSILON)
+    tl.store(state, (1 - tl.load(rate + 1)) * weight - move, mask=inside)
+    tl.store(state + stride, mean, mask=inside)
+    tl.store(state + 2 * stride, square, mask=inside)

@@ -110,7 +110,7 @@ class GpuStep(TorchStep):
         """One step, on the recorded batch and with the recorded rates."""
         p, kernels, batch = self._parameters, self._kernels, recording.batch
         rows, typical, block, deviation = torch.split(self._rates, [4, 2, 2, 1])  # in the order of `run`
-        dim, prefixes = p.prefix.shape[2], len(p.prefix)
+        prefixes, dim = p.prefix.shape
         unsummed = self.unsummed_gradients(batch)
         gradients = torch.cat([unsummed.address, unsummed.entity])
         numbers = torch.cat([unsummed.rows.view(-1), batch.entity + prefixes])
@@ -124,10 +124,10 @@ class GpuStep(TorchStep):
         )  # fmt: skip
         adam = (step.BETA1, step.BETA2, step.EPSILON)
         counted = self._touches is not None
-        kernels.update_rows[grid](
-            p.prefix, p.entity, prefixes, numbers, starts, pieces, counts, sums, rows, deviation,
-            self._touches if counted else counts, dim, kernels.COLUMNS, step.MOST_SOURCES, *adam, counted,
-            num_warps=kernels.WARPS,
+        kernels.update_rows[(len(numbers),)](
+            p.prefix, p.square, p.entity, prefixes, numbers, starts, pieces, counts, sums, rows, deviation,
+            self._touches if counted else counts, dim, p.learnt, kernels.COLUMNS, step.MOST_SOURCES, *adam,
+            counted, num_warps=kernels.WARPS,
         )  # fmt: skip
         dense = (p.typical, unsummed.typical, typical), (p.w, unsummed.w, block), (p.b, unsummed.b, block)
         for state, gradient, rate in dense:
@@ -212,15 +212,20 @@ def deviation(
     def integers(*shape: int) -> torch.Tensor:
         return torch.randint(table, shape, generator=generator, dtype=torch.int32).to(device)
 
-    def state(axis: int, *shape: int, means: int = 2) -> torch.Tensor:
-        weight = torch.randn(shape, generator=generator) / hp.vector_dim**0.5
-        return torch.stack([weight, *[torch.zeros_like(weight)] * means], axis).to(device)
+    def weights(*shape: int) -> torch.Tensor:
+        drawn: torch.Tensor = torch.randn(shape, generator=generator) / hp.vector_dim**0.5
+        return drawn.to(device)
+
+    def state(axis: int, *shape: int) -> torch.Tensor:
+        weight = weights(*shape)
+        return torch.stack([weight, torch.zeros_like(weight), torch.zeros_like(weight)], axis)
 
     dim, blocks = hp.vector_dim, min(hp.num_ip_encoder_layers, 2)  # more blocks take memory and show nothing new
     first = Parameters(
         state(1, table, dim),
         state(0, dim),
-        state(1, table, dim, means=1),
+        weights(table, dim),
+        torch.zeros(table, device=device),
         state(0, blocks, dim, dim),
         state(0, blocks, dim),
     )

@@ -10,7 +10,7 @@ from ipinsights.training import step
 from ipinsights.training.step import Batch, Gradients, Parameters, RowGradients, TorchStep
 
 _TABLES = ("entity", "prefix")
-_PARAMETERS = ("entity", "typical", "prefix", "w", "b")
+_PARAMETERS = ("entity", "typical", "prefix", "square", "w", "b")
 
 
 class NativeStep:
@@ -25,7 +25,8 @@ class NativeStep:
         self._parameters = parameters  # keeps the memory that the handle points to
         self._torch = TorchStep(parameters, weight_decay)
         self.totals = self._torch.totals
-        self._handle = native.ipinsights_step_new(interface.Shape(dim, levels, blocks, threads), pointers)
+        shape = interface.Shape(dim, parameters.learnt, levels, blocks, threads)
+        self._handle = native.ipinsights_step_new(shape, pointers)
         weakref.finalize(self, native.ipinsights_step_delete, self._handle)
 
     def run(self, batch: Batch, learning_rate: float) -> None:
@@ -104,7 +105,7 @@ class NativeStep:
 
 
 def moves(native: ctypes.CDLL, rows: torch.Tensor, table: torch.Tensor, base: torch.Tensor, to: torch.Tensor) -> None:
-    """How far some rows, int64 [n], of a table [P, 2, D] have moved from ``base``, [P, D]: ``to`` [n, D]."""
+    """How far some rows, int64 [n], of a table [P, D] have moved from ``base``, [P, D]: ``to`` [n, D]."""
     arrays = (array.numpy() for array in (rows, table, base, to))
     native.ipinsights_moves(len(rows), base.shape[1], *arrays)
 

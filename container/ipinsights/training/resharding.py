@@ -27,7 +27,7 @@ from ipinsights.training.checkpoint import Weights, Whole
 
 WINDOW = 64 << 20
 """Bytes of a table that are on their way at a time, about."""
-_ENCODER = ("prefix", "typical", "w", "b")
+_ENCODER = ("prefix", "square", "typical", "w", "b")
 
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
@@ -46,7 +46,7 @@ def bring(
         _bring_means(whole, group, name, parameters[name])
     best, given = None, first.best_weights if first else None
     if group.any(given is not None):
-        weights = {"prefix": parameters["prefix"][:, 0], "w": parameters["w"][0], "b": parameters["b"][0]}
+        weights = {"prefix": parameters["prefix"], "w": parameters["w"][0], "b": parameters["b"][0]}
         encoder = {
             name: _on_all(getattr(given, name) if given else None, to.shape, group) for name, to in weights.items()
         }
@@ -100,10 +100,11 @@ def model(whole: Whole, group: Group, hp: Hyperparameters) -> Shard | None:
 
 def _bring_means(whole: Whole, group: Group, name: str, parameter: Floats) -> None:
     """Fill a parameter of the encoder: the weights are those of any part, and the means are their mean."""
+    means = slice(0 if name == "square" else 1, None)
 
     def rows_of(array: Floats) -> Floats:
-        """[n, 2 or 3, ...], the mean of the square last."""
-        return array if name == "prefix" else array[None]
+        """[n, 1 or 3, ...]: weights if there are any, then means, that of the square last."""
+        return array[:, None] if name in ("prefix", "square") else array[None]
 
     ours = rows_of(parameter)
     parts = {number: rows_of(part.parameters[name]) for number, part in whole.parts.items()}
@@ -111,12 +112,12 @@ def _bring_means(whole: Whole, group: Group, name: str, parameter: Floats) -> No
         summed, having = np.zeros_like(ours[window]), np.zeros(len(ours[window]), dtype=np.float32)
         for number, part in parts.items():
             state = part[window]
-            summed[:, 1:] += state[:, 1:]
+            summed[:, means] += state[:, means]
             having += state[:, -1].reshape(len(state), -1).any(axis=1)
             if number == 0:
-                summed[:, 0] = state[:, 0]
+                summed[:, : means.start] = state[:, : means.start]
         summed, having = group.sum(summed), np.maximum(group.sum(having), 1)
-        summed[:, 1:] /= having.reshape(-1, *[1] * (summed.ndim - 1))
+        summed[:, means] /= having.reshape(-1, *[1] * (summed.ndim - 1))
         ours[window] = summed
 
 

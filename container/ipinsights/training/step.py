@@ -20,17 +20,20 @@ Between the two, several machines would exchange rows. `run` does both at once.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 
-from ipinsights.model.model import Encoder
+from ipinsights.model.model import RESERVED, Encoder
 
 BETA1, BETA2 = 0.8, 0.999
 """Prefix rows have no momentum, as with a `BETA1` of 0. A row's mean gradient begins at 0, so momentum holds back its
-first moves, and a rare prefix has few others."""
+first moves, and a rare prefix has few others. And all coordinates of a prefix row have one mean square: a row moves
+where its gradient points. Each with its own, the first move of a row goes as far in every coordinate, whatever the
+gradient, and rare prefixes have few others."""
 MOST_SOURCES = 6
 """A prefix row's move and its decay are divided by the root of its number of sources in the mini-batch, of which so
 many count. Adam alone moves a row as far for one address as for a thousand. What is right for rare prefixes is too far
@@ -126,7 +129,7 @@ class UnsummedGradients(NamedTuple):
 class Parameters:
     """The trained parameters, each with the running means of its gradient and of the gradient's square (Adam's state).
 
-    Of the gradients of prefix rows there is no mean, only that of their squares.
+    A prefix row has but one number of these, ``square``: the mean square of its gradient's coordinates.
 
     An entity's embedding is its row of the table plus ``typical``.
     """
@@ -136,7 +139,9 @@ class Parameters:
     typical: torch.Tensor
     """[3, D]"""
     prefix: torch.Tensor
-    """[P, 2, D]"""
+    """[P, D]"""
+    square: torch.Tensor
+    """[P]"""
     w: torch.Tensor
     """[3, B, D, D]"""
     b: torch.Tensor
@@ -145,7 +150,12 @@ class Parameters:
     @property
     def encoder(self) -> Encoder:
         """The weights of the IP encoder, as views."""
-        return Encoder(prefix=self.prefix[:, 0], w=self.w[0], b=self.b[0])
+        return Encoder(prefix=self.prefix, w=self.w[0], b=self.b[0])
+
+    @property
+    def learnt(self) -> int:
+        """How many coordinates of a row have gradients: the last ones are reserved for counting."""
+        return max(1, self.prefix.shape[1] - RESERVED)
 
     @property
     def entities(self) -> torch.Tensor:
@@ -154,10 +164,10 @@ class Parameters:
 
 
 class Rate(NamedTuple):
-    """How far Adam moves a weight, and the share of the weight that the decay leaves."""
+    """How far Adam moves a weight, and the share of the weight that the decay takes."""
 
     step: float
-    keep: float
+    decay: float
 
 
 class Rates(NamedTuple):
@@ -179,7 +189,7 @@ class Rates(NamedTuple):
         """The numbers of step ``steps``, counted from 1."""
 
         def rate(learning_rate: float, decay: float, beta1: float = BETA1) -> Rate:
-            return Rate(learning_rate / (1 - beta1**steps), max(0.0, 1 - learning_rate * decay))
+            return Rate(learning_rate / (1 - beta1**steps), min(1.0, learning_rate * decay))
 
         return cls(
             rate(learning_rate, weight_decay + SHRINKAGE),
@@ -255,12 +265,11 @@ class TorchStep:
         """
         p, size = self._parameters, len(batch.entity)
         groups, random_rate, levels = batch.random.shape
-        dim = p.prefix.shape[2]
+        dim = p.prefix.shape[1]
 
-        # Forward: all addresses at once. Keep the input of each block. Every second row of the prefix table, and every
-        # third one of the entity table, has weights.
+        # Forward: all addresses at once. Keep the input of each block. Every third row of the entity table has weights.
         rows = torch.cat([batch.positive, batch.random.view(-1, levels)])
-        x = F.embedding_bag(2 * rows.long(), p.prefix.view(-1, dim), mode="sum")
+        x = F.embedding_bag(rows, p.prefix, mode="sum")
         seen = []
         for w, b in zip(p.w[0], p.b[0], strict=True):
             seen.append(x.relu())
@@ -306,22 +315,22 @@ class TorchStep:
     def apply(self, gradients: Gradients, learning_rate: float) -> None:
         """Take one step."""
         p, rates = self._parameters, self.next_rates(learning_rate)
-        for table, gradient in ((p.entity, gradients.entity), (p.prefix, gradients.prefix)):
-            tile = _TILE if table.device.type == "cpu" else max(1, len(gradient.rows))
-            tiles = (torch.split(each, tile) for each in (gradient.rows, gradient.sources, gradient.values))
-            for rows, sources, values in zip(*tiles, strict=True):
-                state = table.index_select(0, rows)
-                if table is p.prefix:
-                    shares = sources.clamp(max=MOST_SOURCES)[:, None].to(values.dtype).rsqrt()
-                    _adam(state.unbind(1), values, rates.prefix, rates.deviation, shares)
-                else:
-                    _adam(state.unbind(1), values, rates.entity, rates.deviation)
-                table.index_copy_(0, rows, state)
+        for rows, _, values in _tiles(gradients.entity):
+            state = p.entity.index_select(0, rows)
+            _adam(state, 1, values, rates.entity, rates.deviation)
+            p.entity.index_copy_(0, rows, state)
+        for rows, sources, values in _tiles(gradients.prefix):
+            shares = sources.clamp(max=MOST_SOURCES).to(values.dtype).rsqrt()
+            square = torch.lerp(p.square[rows], values.square().sum(1) / p.learnt, 1 - BETA2)
+            moves = shares * rates.prefix.step / (square.sqrt() * rates.deviation + EPSILON)
+            kept = 1 - shares * rates.prefix.decay
+            p.prefix.index_copy_(0, rows, kept[:, None] * p.prefix[rows] - moves[:, None] * values)
+            p.square.index_copy_(0, rows, square)
         if self._touches is not None:
             self._touches[gradients.prefix.rows] += 1
-        _adam(p.typical.unbind(0), gradients.typical, rates.typical, rates.deviation)
-        _adam(p.w.unbind(0), gradients.w, rates.block, rates.deviation)
-        _adam(p.b.unbind(0), gradients.b, rates.block, rates.deviation)
+        _adam(p.typical, 0, gradients.typical, rates.typical, rates.deviation)
+        _adam(p.w, 0, gradients.w, rates.block, rates.deviation)
+        _adam(p.b, 0, gradients.b, rates.block, rates.deviation)
 
     def count(self, touches: torch.Tensor) -> None:
         """Count the steps that touch each prefix row, from now on."""
@@ -385,20 +394,15 @@ def begins(ordered: torch.Tensor) -> torch.Tensor:
     return first
 
 
-def _adam(
-    state: tuple[torch.Tensor, ...],
-    gradient: torch.Tensor,
-    rate: Rate,
-    deviation: float,
-    shares: torch.Tensor | float = 1.0,
-) -> None:
-    """Update weights and the means of their gradient (if there are any) and of its square, in place.
+def _tiles(gradients: RowGradients) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Rows, sources and values, some at a time."""
+    tile = _TILE if gradients.rows.device.type == "cpu" else max(1, len(gradients.rows))
+    return zip(*(torch.split(each, tile) for each in vars(gradients).values()), strict=True)
 
-    A row moves and decays by a share.
-    """
-    weight, *means, square = state
+
+def _adam(state: torch.Tensor, axis: int, gradient: torch.Tensor, rate: Rate, deviation: float) -> None:
+    """Update weights, the mean of their gradient and that of its square, which lie along an axis, in place."""
+    weight, mean, square = state.unbind(axis)
     square.mul_(BETA2).addcmul_(gradient, gradient, value=1 - BETA2)
-    for mean in means:
-        gradient = mean.lerp_(gradient, 1 - BETA1)
-    weight.mul_(1 - shares * (1 - rate.keep))
-    weight.addcdiv_(gradient * shares, square.sqrt().mul_(deviation).add_(EPSILON), value=-rate.step)
+    mean.lerp_(gradient, 1 - BETA1)
+    weight.mul_(1 - rate.decay).addcdiv_(mean, square.sqrt().mul_(deviation).add_(EPSILON), value=-rate.step)

@@ -67,7 +67,7 @@ class Trainer:
         generator = torch.Generator(place.device).manual_seed(hp.seed)
         self.parameters = _initial_parameters(hp, vocabulary, entities, generator, earlier)
         if group.size > 1:  # all ranks' encoders begin alike, and what they draw from now on is their own
-            _as_on_the_leader(self.parameters.prefix[:, 0], group)
+            _as_on_the_leader(self.parameters.prefix, group)
             generator.manual_seed(seed_of(hp.seed, group.rank))
         library = native.library() if place.step == "native" else None
         self.batches = Batches(train, hp, vocabulary, entities, generator, library, group)
@@ -303,16 +303,17 @@ def _initial_parameters(
     prefix as its level's unknown row. So at first the model equals the earlier one.
     """
     device, dim, blocks = generator.device, hp.vector_dim, hp.num_ip_encoder_layers
-    prefix = _zeros(device, vocabulary.num_rows, 2, dim)
+    prefix = _zeros(device, vocabulary.num_rows, dim)
     entity = _zeros(device, len(entities.met) + 1, 3, dim)
-    for rows in (*torch.split(prefix, DRAWN), *torch.split(entity[:-1], DRAWN)):  # the last is the typical entity
+    for rows in (*torch.split(prefix, DRAWN), *torch.split(entity[:-1, 0], DRAWN)):  # the last is the typical entity
         noise = torch.randn(len(rows), dim, generator=generator, device=device)
-        rows[:, 0] = noise.mul_(INITIAL_SCALE)
-        rows[:, 0, -RESERVED:] = 0  # and so they stay: what is 0 on both sides of a product has no gradient
+        rows[:] = noise.mul_(INITIAL_SCALE)
+        rows[:, -RESERVED:] = 0  # and so they stay: what is 0 on both sides of a product has no gradient
     parameters = Parameters(
         entity=entity,
         typical=_zeros(device, 3, dim),
         prefix=prefix,
+        square=_zeros(device, vocabulary.num_rows),
         w=_zeros(device, 3, blocks, dim, dim),
         b=_zeros(device, 3, blocks, dim),
     )
@@ -324,7 +325,7 @@ def _initial_parameters(
         origins = vocabulary.origins(earlier.vocabulary)
         for place, rows_before in zip(torch.split(prefix, DRAWN), _split(origins), strict=True):
             known = torch.from_numpy(rows_before >= 0)
-            place[known, 0] = torch.from_numpy(earlier.encoder.prefix[rows_before[rows_before >= 0]]).to(device)
+            place[known] = torch.from_numpy(earlier.encoder.prefix[rows_before[rows_before >= 0]]).to(device)
         parameters.w[0] = torch.from_numpy(earlier.encoder.w.copy())
         parameters.b[0] = torch.from_numpy(earlier.encoder.b.copy())
     return parameters

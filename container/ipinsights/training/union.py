@@ -133,7 +133,7 @@ class Union:
         if self._native:
             native_step.moves(self._native, rows, table, base, to)
         else:
-            torch.sub(table[:, 0].index_select(0, rows), base.index_select(0, rows), out=to)
+            torch.sub(table.index_select(0, rows), base.index_select(0, rows), out=to)
 
     def _moved(self, rows: torch.Tensor, by: torch.Tensor, scale: torch.Tensor) -> None:
         """Move them from there."""
@@ -142,7 +142,7 @@ class Union:
             native_step.moved(self._native, rows, by, scale, table, base)
         else:
             base.index_add_(0, rows, by * scale[:, None])
-            table[:, 0] = base
+            table.copy_(base)
 
     def add_up(self) -> None:
         """Learn the totals of all ranks."""
@@ -151,7 +151,7 @@ class Union:
     def _weights(self) -> list[torch.Tensor]:
         """The encoder's weights, as views."""
         p = self._parameters
-        return [p.prefix[:, 0], p.typical[0], p.w[0], p.b[0]]
+        return [p.prefix, p.typical[0], p.w[0], p.b[0]]
 
     def _wait_to_listen(self) -> None:
         """The leader's clock decides after how many steps the ranks speak again, at the same step all of them."""
