@@ -173,7 +173,7 @@ def multiply_rate(batch: Batch, hp: Hyperparameters, device: torch.device) -> fl
 def row_bytes(batch: Batch, hp: Hyperparameters) -> float:
     """Bytes of table rows that a step reads and writes, a positive."""
     cells = torch.cat([batch.positive.flatten(), batch.random.flatten()])
-    state = 2 * len(torch.unique(cells)) + 3 * len(torch.unique(batch.entity))  # rows with their means
+    state = len(torch.unique(cells)) + 3 * len(torch.unique(batch.entity))  # rows, those of entities with their means
     return 4 * hp.vector_dim * (len(cells) + len(batch.entity) + 2 * state) / len(batch.entity)
 
 
