@@ -87,8 +87,8 @@ class Refit:
         self.counts = counts
         self._group = group
         self._networks = _chains_of_networks(counts)
-        sizes = counts.vocabulary.depth + np.cumsum((0, *counts.vocabulary.sizes))
-        self._rows = [slice(sizes[column], sizes[column + 1]) for column in counts.columns]
+        begins = counts.vocabulary.depth + np.cumsum((0, *counts.vocabulary.sizes))
+        self._rows = [slice(begins[column], begins[column + 1]) for column in counts.columns]
         """The rows of the networks that may be habits, level by level."""
         self._longest = counts.vocabulary.chains[:, counts.columns].max(axis=1, initial=0)
         """Of these the longest one of each leaf; the row of an unknown network where none is known."""
@@ -112,7 +112,6 @@ class Refit:
 
     def moves(self, encoder: Encoder) -> "Moves":
         """What the encoder makes of habits."""
-        encoder = dataclasses.replace(encoder, prefix=np.ascontiguousarray(encoder.prefix))  # as the kernel reads it
         learnt = encoder.prefix.shape[1] - RESERVED
         second = np.zeros((learnt, learnt))
         inside, encoded, pulled = (np.zeros((len(self._networks), learnt), dtype=np.float32) for _ in range(3))

@@ -10,7 +10,8 @@
 //      the step's rows, as large as the step and not as the table, lists each row's sources. So a row's gradient is
 //      summed from its sources in registers and goes straight into Adam: it is never written, and nothing is sorted.
 //      The unknown rows, which most addresses have several of, are summed in the tile instead.
-//   3. Adam's state lies beside its weight, so that a row is one run of memory, asked for some rows ahead.
+//   3. Adam's state lies beside its weight, so that a row is one run of memory, asked for some rows ahead. (A prefix row
+//      has one number of it, in an array that is small enough to stay in the cache.)
 //   4. Matrix products are of m x D by D x D: blocks of ROWS x PANEL in registers over panels that were packed when the
 //      weights last changed (Goto and van de Geijn, Anatomy of High-Performance Matrix Multiplication, TOMS 2008).
 //   5. Threads take neighbouring tiles, then the rows that are theirs by number; between the two they meet once. All

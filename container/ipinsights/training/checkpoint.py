@@ -38,8 +38,6 @@ KEPT = 2
 _NAME = "checkpoint-{}.safetensors"
 _FILE = re.compile(r"checkpoint-([0-9]{12})(?:-([0-9]{5})-of-([0-9]{5}))?\.safetensors")
 """Steps, and of several ranks: which one, of how many."""
-_WINDOW = 1 << 24
-"""Bytes of a table that are looked at together."""
 _UNDECISIVE = (
     "batch_metrics_publish_interval",
     "checkpoint_interval_minutes",
@@ -321,12 +319,9 @@ def _moment(part: Checkpoint) -> str:
     No weight changes between an epoch's last step and the next epoch, but the best epoch may.
     """
     digest = xxhash.xxh3_128(f"{part.position.epoch} {part.position.steps}".encode())
-    prefix = part.parameters["prefix"]
-    window = max(1, _WINDOW // max(1, prefix[:1].nbytes))
-    for begin in range(0, len(prefix), window):
-        digest.update(np.ascontiguousarray(prefix[begin : begin + window]).data)
-    for name in ("typical", "w", "b"):
-        digest.update(np.ascontiguousarray(part.parameters[name][0]).data)
+    p = part.parameters
+    for array in (p["prefix"], p["typical"][0], p["w"][0], p["b"][0]):
+        digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
 
 

@@ -155,7 +155,7 @@ class Parameters:
     @property
     def learnt(self) -> int:
         """How many coordinates of a row have gradients: the last ones are reserved for counting."""
-        return max(1, self.prefix.shape[1] - RESERVED)
+        return self.prefix.shape[1] - RESERVED
 
     @property
     def entities(self) -> torch.Tensor:

@@ -285,7 +285,7 @@ class Trainer:
 
 def _as_on_the_leader(weights: torch.Tensor, group: Group) -> None:
     """Set weights, on every rank, to what the leader drew: GPUs of two models draw other numbers from one seed."""
-    drawn = weights.clone(memory_format=torch.contiguous_format) if group.leads else torch.zeros_like(weights)
+    drawn = weights.clone() if group.leads else torch.zeros_like(weights)
     group.add(drawn)
     weights.copy_(drawn)
 
