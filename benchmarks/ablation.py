@@ -17,7 +17,7 @@ from benchmarks.tables import markdown
 from ipinsights.data.addresses import IPV4, IPV6, Family
 from ipinsights.data.events import Events
 from ipinsights.distributed.group import ALONE, Group
-from ipinsights.model import counting, refit, vocabulary
+from ipinsights.model import counting, refit, smoothing, vocabulary
 from ipinsights.training import batches, fit, sampling, step
 
 _CAPTION = """\
@@ -104,9 +104,9 @@ CHANGES = [
     *(Change(f"novelty {n}", owner=batches, attributes={"NOVELTY": n}) for n in (0.0, 0.005, 0.05)),
     Change("novelty equal for all entities", owner=batches, attributes={"novelty": _equal_novelty}),
     *(Change(f"partners by count to the {n}", owner=sampling, attributes={"POWER": n}) for n in (0.0, 0.75, 1.0)),
-    *(Change(f"counted pairs by count to the {n}", owner=counting, attributes={"POWER": n}) for n in (0.0, 1.0)),
-    *(Change(f"discount {n}", owner=counting, attributes={"DISCOUNT": n}) for n in (0.25, 0.75)),
-    *(Change(f"prior {n}", owner=counting, attributes={"PRIOR": n}) for n in (1.0, 10.0)),
+    *(Change(f"counted pairs by count to the {n}", owner=smoothing, attributes={"POWER": n}) for n in (0.0, 1.0)),
+    *(Change(f"discount {n}", owner=smoothing, attributes={"DISCOUNT": n}) for n in (0.25, 0.75)),
+    *(Change(f"prior {n}", owner=smoothing, attributes={"PRIOR": n}) for n in (1.0, 10.0)),
     Change("no homes", owner=counting, attributes={"HOME_EVENTS": np.inf}),
     *(Change(f"{n} own networks at most", owner=counting, attributes={"MOVES": n}) for n in (4, 32)),
     *(Change(f"background {n}", owner=refit, attributes={"BACKGROUND": n}) for n in (10.0, 1000.0)),
@@ -152,7 +152,7 @@ def table(seeds: Sequence[int]) -> str:
                 cells.append(_difference(means - product[column]))
         lines.append(cells)
     constants = (
-        f"The product: MAX_ROWS {vocabulary.MAX_ROWS:,}, NOVELTY {batches.NOVELTY}, POWER {counting.POWER}, "
+        f"The product: MAX_ROWS {vocabulary.MAX_ROWS:,}, NOVELTY {batches.NOVELTY}, POWER {smoothing.POWER}, "
         f"EPSILON {step.EPSILON}, SHRINKAGE {step.SHRINKAGE}, ENCODER_RATE {step.ENCODER_RATE}, "
         f"{', '.join(f'{name} {value}' for name, value in datasets.TOR_HYPERPARAMETERS.items())}, and defaults."
     )

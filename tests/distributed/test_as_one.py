@@ -18,6 +18,7 @@ from ipinsights.data.addresses import FAMILIES, IPV4, IPV6, Family
 from ipinsights.data.entities import EntityIndex
 from ipinsights.data.events import Events, read
 from ipinsights.data.homes import Homes, loads
+from ipinsights.data.networks import Networks
 from ipinsights.data.records import line_blocks
 from ipinsights.data.shares import Share
 from ipinsights.data.sources import Pipe
@@ -100,16 +101,25 @@ def same(one: Any, other: Any, *names: str) -> None:
 def test_the_vocabulary_is_that_of_one(size: int, ranks: int, version: int, max_rows: int | None, seed: int) -> None:
     family = FAMILIES[version]
     every, before = events(size, family, seed), events(300, family, seed + 1)
-    earlier = Vocabulary.build(before.address, family)
+    first = np.unique(every.address)
+    labels = np.stack([np.arange(len(first)) % 50, np.arange(len(first)) % 4]).astype(np.uint32)
+    networks = Networks(first, first, labels)
+    earlier = Vocabulary.build(before.address, family, networks, countries=1)
     for known in (None, earlier):
-        one = Vocabulary.build(every.address, family, max_rows=max_rows, earlier=known)
+        one = Vocabulary.build(every.address, family, networks, max_rows=max_rows, earlier=known, countries=2)
         for found in in_threads(
             ranks,
             lambda group, known=known: Vocabulary.build(  # type: ignore[misc]
-                of_rank(every, group).address, family, max_rows=max_rows, earlier=known, group=group
+                of_rank(every, group).address,
+                family,
+                networks,
+                max_rows=max_rows,
+                earlier=known,
+                group=group,
+                countries=2,
             ),
         ):
-            same(found, one, "prefixes", "counts", "sizes", "levels", "events")
+            same(found, one, "prefixes", "counts", "sizes", "levels", "events", "countries")
 
 
 @settings(max_examples=15)
@@ -117,7 +127,9 @@ def test_the_vocabulary_is_that_of_one(size: int, ranks: int, version: int, max_
 def test_profile_counts_and_novelty_are_those_of_one(size: int, ranks: int, version: int, seed: int) -> None:
     family = FAMILIES[version]
     every = events(size, family, seed)
-    vocabulary = Vocabulary.build(every.address, family)
+    first = np.unique(every.address)
+    labels = np.stack([np.arange(len(first)) % 50, np.arange(len(first)) % 4]).astype(np.uint32)
+    vocabulary = Vocabulary.build(every.address, family, Networks(first, first, labels), countries=2)
     profile, counts = Profile.of(every, vocabulary), Counts(vocabulary, History.of(every, family))
     expected = novelty(every, family, ROWS)
 
@@ -138,7 +150,7 @@ def test_profile_counts_and_novelty_are_those_of_one(size: int, ranks: int, vers
         np.testing.assert_array_equal(novel[rows], expected[rows])
         for habits in counted.habits():
             [own] = counts.habits(counts.history.of_entities(habits.rows))
-            same(habits, own, "rows", "constant", "starts", "network", "gain", "home", "spread")
+            same(habits, own, "rows", "constant", "countries", "starts", "network", "gain", "home", "spread")
 
 
 @pytest.mark.parametrize("ranks", [2, 3])

@@ -56,6 +56,11 @@ def test_networks_and_entities_travel_with_the_model(family: Family, traffic: Tr
     assert manifest["entities"] == {"owning_a_row": 100, "sharing_a_row": 0}
     assert loaded.family == family
     assert loaded.vocabulary.depth == len(family.levels) + 2
+    assert loaded.vocabulary.countries == model.vocabulary.countries
+    assert len(model.vocabulary.countries) == 1
+    learnt, before = loaded.learnt_alone(), model.learnt_alone()
+    assert (learnt.encode(address) == before.encode(address)).all()
+    assert not learnt.encoder.prefix[:, -4:].any()
     assert (loaded.encode(address) == model.encode(address)).all()
     assert (loaded.encode(address) != dataclasses.replace(model, vocabulary=_unlabelled(model)).encode(address)).any()
     pairs = Records(pa.concat_arrays([traffic.train.entities[:5], pa.array(["stranger"])]), address[:6])

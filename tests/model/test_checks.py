@@ -272,8 +272,36 @@ def test_no_number_of_a_manifest_is_taken_unseen(whole: Path, tmp_path: Path) ->
             seal(folder, changed(manifest, path, value))
             folders[f"{path} {value}"] = folder
     for change, told in outcomes(folders).items():
-        lenient = "hyperparameters" in change and "Ellipsis" in change
+        lenient = ("hyperparameters" in change or "countries" in change) and "Ellipsis" in change
         assert told.startswith("scored" if lenient else f"refused: {tmp_path}"), (change, told)
+
+
+@pytest.mark.parametrize(
+    ("countries", "complaint"),
+    [
+        ([1, 1], "are not different ones of tensor 'country.values'"),
+        ([9], "are not different ones of tensor 'country.values'"),
+        ([1, 2, 3, 4, 5, 6], "has 6, which do not fit into 8 columns of 'entity'"),
+        ("DE", "'vocabulary.countries' is 'DE', not "),
+    ],
+)
+def test_countries_that_no_embedding_can_have_are_refused(
+    whole: Path, tmp_path: Path, countries: object, complaint: str
+) -> None:
+    arrays, manifest = parts(whole)
+    values = np.arange(1, 7, dtype=np.uint32) if "fit" in complaint else arrays["country.values"]
+    counts = np.resize(arrays["country.counts"], len(values))
+    arrays |= {"country.values": values, "country.counts": counts}
+    folder = craft(tmp_path / "model", arrays, changed(manifest, ("vocabulary", "countries"), countries))
+    with pytest.raises(UserError, match=complaint):
+        artifact.load(folder, verify=False)
+
+
+def test_countries_without_networks_are_refused(whole: Path, tmp_path: Path) -> None:
+    arrays, manifest = parts(whole)
+    without = {name: array for name, array in arrays.items() if not name.startswith("networks.")}
+    with pytest.raises(UserError, match="'vocabulary.countries' has 1, and there is no tensor 'networks.first'"):
+        artifact.load(craft(tmp_path / "model", without, manifest), verify=False)
 
 
 @pytest.mark.parametrize("step", [-1, 1])

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import math
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,23 +12,14 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from ipinsights.data.addresses import IPV4, IPV6, Family
+from ipinsights.data.addresses import IPV4, IPV6, Family, mapped_share
 from ipinsights.data.entities import EntityIndex
 from ipinsights.data.events import Events
 from ipinsights.data.networks import Networks
 from ipinsights.model import counting
-from ipinsights.model.counting import (
-    AT_HOME,
-    CONCENTRATION,
-    DISCOUNT,
-    HOME_EVENTS,
-    HOME_RATIO,
-    HOME_SHARE,
-    PRIOR,
-    RANDOM_SHARE,
-    Counts,
-)
+from ipinsights.model.counting import AT_HOME, HOME_EVENTS, HOME_RATIO, HOME_SHARE, Counts
 from ipinsights.model.history import History
+from ipinsights.model.smoothing import CONCENTRATION, DISCOUNT, PRIOR, RANDOM_SHARE
 from ipinsights.model.vocabulary import Vocabulary
 
 Path = tuple[int, ...]
@@ -56,6 +48,73 @@ def weight(events: int) -> float:
     return round(math.sqrt(events) * 1024) / 1024
 
 
+ELSEWHERE = 0
+"""The label of all places that are counted as one country."""
+
+
+class Places:
+    """The probabilities of countries."""
+
+    def __init__(self, case: Case) -> None:
+        vocabulary, self.table = case.vocabulary, case.vocabulary.networks
+        self.labels = vocabulary.countries
+        self.counted = bool(self.labels) and case.history.length >= case.family.levels[-1]
+        self.anywhere = 0.5
+        self.share = collections.defaultdict[int, float](lambda: 1e-9)
+        self.drawn = collections.defaultdict[int, float](float)
+        users = collections.defaultdict[int, set[int]](set)
+        self.events = collections.defaultdict[int, collections.Counter[int]](collections.Counter)
+        mapped = mapped_share(case.history.addresses)
+        first = {leaf: int(start) for start, leaf in zip(*vocabulary.intervals, strict=True)}
+        for leaf, share in enumerate(vocabulary.leaf_shares(mapped)):
+            if leaf in first:
+                self.share[self.of(first[leaf])] += share
+        for (entity, address), count in case.plain.items():
+            place = self.of(address)
+            self.drawn[place] += weight(count)
+            users[place].add(entity)
+            self.events[entity][place] += count
+        self.users = collections.Counter({place: len(entities) for place, entities in users.items()})
+
+    def of(self, address: int) -> int:
+        """The label of an address."""
+        if self.table is not None:
+            for first, last, label in zip(self.table.first, self.table.last, self.table.labels[1], strict=True):
+                if first <= address <= last and label in self.labels:
+                    return int(label)
+        return ELSEWHERE
+
+    def base(self, place: int) -> float:
+        return (self.users[place] + PRIOR * self.share[place]) / (self.users.total() + PRIOR)
+
+    def popularity(self, place: int) -> float:
+        if not self.counted:
+            return 0
+        fabricated = (self.drawn[place] + PRIOR * self.share[place]) / (sum(self.drawn.values()) + PRIOR)
+        return math.log(self.base(place) / (RANDOM_SHARE * self.share[place] + (1 - RANDOM_SHARE) * fabricated))
+
+    def ratio(self, events: collections.Counter[int], place: int, anywhere: float) -> float:
+        """How much likelier a place is for an entity with some events than for any: its logarithm."""
+        rest = CONCENTRATION + DISCOUNT * sum(number > 0 for number in events.values())
+        own = max(0, events[place] - DISCOUNT) + rest * self.base(place)
+        ratio = own / (events.total() + CONCENTRATION) / self.base(place)
+        return math.log((1 - anywhere) * ratio + anywhere)
+
+    def habit(self, entity: int, place: int) -> float:
+        return self.ratio(self.events[entity], place, self.anywhere) if self.counted else 0
+
+    def likelihood(self, tree: "Tree", case: Case, anywhere: float) -> float:
+        """The logarithm of that of places where entities were once, each by its other events."""
+        once = collections.defaultdict[int, list[float]](list)
+        for (entity, address), count in case.plain.items():
+            coarsest = tree.path(address)[:1]
+            others = self.events[entity] - collections.Counter({self.of(address): 1})
+            if coarsest and count == tree.events[entity][coarsest] == 1:
+                once[entity].append(self.ratio(others, self.of(address), anywhere) if others else 0)
+        known = sum(statistics.fmean(each) for each in once.values())
+        return known + math.log(anywhere) + math.log(1 - anywhere)
+
+
 class Tree:
     """The probabilities of addresses, each as a multiple of the uniform one."""
 
@@ -78,6 +137,9 @@ class Tree:
                 self.events[entity][node] += count
                 self.own_pairs[entity][node] += 1
         self.users = {node: len(entities) for node, entities in users.items()}
+        self.places = Places(case)
+        self.place = dict[Path, int]()
+        """The label of the country of most pairs in each network."""
 
     def path(self, address: int) -> Path:
         """The known networks in which an address is."""
@@ -141,6 +203,10 @@ class Tree:
     def constant(self, entity: int) -> float:
         return self.above_popularity(entity, ())
 
+    def far(self, entity: int, node: Path) -> float:
+        """What the log ratio has beyond popularity in the country of a network, far from all own networks."""
+        return self.constant(entity) + self.places.habit(entity, self.place[node])
+
     def rest(self, entity: int, node: Path) -> float:
         below = [child for child in self.children(node) if self.events[entity][child]]
         elsewhere = self.events[entity][node] - sum(self.events[entity][child] for child in below)
@@ -153,19 +219,39 @@ class Tree:
         wide = self.levels[len(node) - 1] < self.longest
         if wide and self.users[node] > HOME_SHARE * self.everybody:
             return False
-        ratio = self.popularity(node) + self.above_popularity(entity, node)
+        ratio = self.popularity(node) + self.places.popularity(self.place[node]) + self.above_popularity(entity, node)
         return self.rest(entity, node) >= HOME_EVENTS and ratio >= HOME_RATIO
 
     def spread(self, entity: int, node: Path) -> float:
         """What all places in a home gain, so that the ratio is at least AT_HOME."""
-        lacking = AT_HOME - self.popularity(node) - self.constant(entity)
+        lacking = AT_HOME - self.popularity(node) - self.places.popularity(self.place[node]) - self.far(entity, node)
         return max(0.0, lacking) if self.home(entity, node) else 0.0
 
     def gains(self, entity: int) -> dict[Path, float]:
         """Of each own network, for an address that is in no known network below it."""
         own = [node for node in self.events[entity] if node]
-        gained = {node: self.above_popularity(entity, node) - self.constant(entity) for node in own}
+        gained = {node: self.above_popularity(entity, node) - self.far(entity, node) for node in own}
         return {node: max(gain, self.spread(entity, node)) for node, gain in gained.items()}
+
+
+def in_two_countries(travels: int = 0, abroad: int = 0) -> Case:
+    """Ten entities in each of two countries, with two networks there; the countries take turns in the address space.
+
+    Each was at some more networks once, some of them in the other country.
+    """
+    entity = np.repeat(np.arange(20, dtype=np.int32), 40)
+    network = np.arange(len(entity)) % 2 * 100 + entity % 10 * 2 + (entity >= 10) + 1
+    once = np.repeat(np.arange(20, dtype=np.int32), travels)
+    there = (once >= 10) != (np.tile(np.arange(travels), 20) < abroad)
+    place = 40 + np.arange(len(once)) % 25 * 2 + there + 1
+    entity, network = np.append(entity, once), np.append(network, place)
+    address = (network << 24 | np.arange(len(entity)) % 7).astype(np.uint32)
+    first = (np.arange(1, 250) << 24).astype(np.uint32)
+    country = (np.arange(1, 250) + 1) % 2 + 1
+    table = Networks(first, first | np.uint32((1 << 24) - 1), np.stack([country, country]).astype(np.uint32))
+    vocabulary = Vocabulary.build(address, IPV4, table, countries=2)
+    history = History.of(Events(entity, address, EntityIndex(20)), IPV4)
+    return Case(IPV4, vocabulary, history, [*address[:50].tolist(), *(first[:50] + 5).tolist()])
 
 
 @st.composite
@@ -185,13 +271,13 @@ def cases(draw: st.DrawFn, family: Family | None = None, whole: bool = False) ->
     table = None
     if draw(st.booleans()):
         first = np.array([0, 1 << (width - 4)], family.dtype)
-        table = Networks(
-            first, first + family.dtype.type((1 << (width - 8)) - 1), np.array([[1, 2], [1, 1]], np.uint32)
-        )
+        labels = np.array([[1, 2], [1, draw(st.sampled_from([1, 2]))]], np.uint32)
+        table = Networks(first, first + family.dtype.type((1 << (width - 8)) - 1), labels)
     entity = st.sampled_from([0, 1, 2, 5])
     pairs = draw(st.lists(st.tuples(entity, st.sampled_from(seen) | some), max_size=40))
     every = [*seen, *(a for _, a in pairs)] if whole else seen
-    vocabulary = Vocabulary.build(np.array(every, family.dtype), family, table, levels, max_rows)
+    countries = draw(st.integers(0, 2))
+    vocabulary = Vocabulary.build(np.array(every, family.dtype), family, table, levels, max_rows, countries=countries)
     length = draw(st.integers(0, width) | st.just(width))
     events = Events(
         np.array([e for e, _ in pairs], np.int32), np.array([a for _, a in pairs], family.dtype), EntityIndex(1)
@@ -202,7 +288,12 @@ def cases(draw: st.DrawFn, family: Family | None = None, whole: bool = False) ->
 
 def counted(case: Case) -> tuple[Counts, Tree]:
     counts = Counts(case.vocabulary, case.history)
-    return counts, Tree(case, [case.vocabulary.levels[column] for column in counts.columns])
+    tree = Tree(case, [case.vocabulary.levels[column] for column in counts.columns])
+    labels = dict(zip(case.vocabulary.country_rows.tolist(), case.vocabulary.countries, strict=True))
+    for row, node in nodes(tree, case).items():
+        tree.place[node] = labels.get(int(counts.networks[row, -1]), ELSEWHERE)
+    tree.places.anywhere = counts._countries.anywhere
+    return counts, tree
 
 
 def nodes(tree: Tree, case: Case) -> dict[int, Path]:
@@ -281,20 +372,24 @@ def test_counted_levels_ascend_and_are_kept_in_the_history(case: Case) -> None:
 
 
 @example(many_networks())
+@example(in_two_countries())
 @given(cases())
 def test_popularity_and_prior_are_those_of_the_formulas(case: Case) -> None:
-    """Each is a sum over the rows of the address, with the root's."""
+    """Each is a sum over the rows of the address, with the root's. Countries are in popularity alone."""
     counts, tree = counted(case)
-    chains = case.vocabulary.chains[case.vocabulary.leaves(np.array(case.queries, case.family.dtype))]
-    for values, expected in ((counts.popularity, tree.popularity), (counts.prior, tree.prior)):
-        assert values.shape == (case.vocabulary.num_rows + 1,)
-        summed = values[chains].sum(1) + values[-1]
-        np.testing.assert_allclose(summed, [expected(tree.path(query)) for query in case.queries], atol=1e-9)
-        assert not values[: case.vocabulary.depth].any()
+    vocabulary, places = case.vocabulary, tree.places
+    chains = vocabulary.chains[vocabulary.leaves(np.array(case.queries, case.family.dtype))]
+    popularity = [tree.popularity(tree.path(query)) + places.popularity(places.of(query)) for query in case.queries]
+    prior = [tree.prior(tree.path(query)) for query in case.queries]
+    for values, expected in ((counts.popularity, popularity), (counts.prior, prior)):
+        assert values.shape == (vocabulary.num_rows + 1,)
+        np.testing.assert_allclose(values[chains].sum(1) + values[-1], expected, atol=1e-6)
+        assert not values[: len(vocabulary.levels)].any()
 
 
 @example(many_networks(), {0, 2})
 @example(crowded(), {0})
+@example(in_two_countries(), {0, 12})
 @given(cases(), st.sets(st.sampled_from([0, 1, 2, 5])))
 def test_habits_are_those_of_the_formulas(case: Case, some: set[int]) -> None:
     counts, tree = counted(case)
@@ -306,8 +401,57 @@ def test_habits_are_those_of_the_formulas(case: Case, some: set[int]) -> None:
         assert habits_of(counts, part) == {entity: habits for entity, habits in found.items() if entity in some}
     assert sorted(found) == case.history.rows.tolist()
     for entity, (constant, gains) in found.items():
-        assert constant == pytest.approx(tree.constant(entity), abs=1e-5)
+        assert constant == pytest.approx(tree.constant(entity) + tree.places.habit(entity, ELSEWHERE), abs=1e-5)
         assert {rows[row]: gain for row, gain in gains.items()} == pytest.approx(tree.gains(entity), abs=1e-5)
+
+
+@example(in_two_countries())
+@example(in_two_countries(travels=2))
+@example(in_two_countries(travels=9))
+@given(cases())
+def test_how_much_countries_matter_is_measured_at_places_where_an_entity_was_once(case: Case) -> None:
+    counts, tree = counted(case)
+    shares = [share / 32 for share in range(1, 32)]
+    assert counts._countries.anywhere in shares
+    if not tree.places.counted:
+        assert counts._countries.anywhere == 0.5
+        return
+    likelihood = {share: tree.places.likelihood(tree, case, share) for share in shares}
+    assert likelihood[counts._countries.anywhere] == pytest.approx(max(likelihood.values()), abs=1e-9)
+
+
+@pytest.mark.parametrize(("abroad", "low", "high"), [(0, 0, 0.15), (3, 0.6, 0.9), (6, 0.9, 1)])
+def test_the_less_entities_stay_in_their_countries_the_less_these_say(abroad: int, low: float, high: float) -> None:
+    """Six travels of each entity, of which some are in the other country."""
+    counts, _ = counted(in_two_countries(travels=6, abroad=abroad))
+    assert low < counts._countries.anywhere < high
+
+
+@example(in_two_countries())
+@given(cases())
+def test_each_country_adds_its_own_ratio_in_place_of_that_of_elsewhere(case: Case) -> None:
+    counts, tree = counted(case)
+    for habits in counts.habits():
+        for row, added in zip(habits.rows.tolist(), habits.countries.tolist(), strict=True):
+            elsewhere = tree.places.habit(row, ELSEWHERE)
+            expected = [tree.places.habit(row, place) - elsewhere for place in case.vocabulary.countries]
+            assert added == pytest.approx(expected, abs=1e-5)
+
+
+def test_an_entity_is_likelier_in_its_own_country_and_its_own_networks_add_less_there() -> None:
+    case = in_two_countries()
+    with_countries, _ = counted(case)
+    without, _ = counted(dataclasses.replace(case, vocabulary=dataclasses.replace(case.vocabulary, countries=())))
+    [told], [untold] = with_countries.habits(), without.habits()
+    assert case.vocabulary.countries == (1, 2)
+    of_one, of_two = told.rows < 10, told.rows >= 10
+    assert (told.countries[of_one, 0] - told.countries[of_one, 1] > 1).all()
+    assert (told.countries[of_two, 1] - told.countries[of_two, 0] > 1).all()
+    assert (told.gain < untold.gain).all()
+    own = np.where(of_one, told.countries[:, 0], told.countries[:, 1])
+    entity = np.repeat(np.arange(len(told.rows)), np.diff(told.starts))
+    known, before = told.gain + (told.constant + own)[entity], untold.gain + untold.constant[entity]
+    np.testing.assert_allclose(known, before, atol=0.01)  # but for the popularity of countries, which are alike
 
 
 @example(many_networks(), 3)
@@ -448,7 +592,13 @@ def test_the_prior_without_an_entity_is_that_of_a_history_without_it(case: Case,
         sizes.append(int(chosen.sum()))
         begin += size
     others = dataclasses.replace(
-        vocabulary, prefixes=np.concatenate(prefixes), counts=left[kept], sizes=tuple(sizes), networks=None, labels=()
+        vocabulary,
+        prefixes=np.concatenate(prefixes),
+        counts=left[kept],
+        sizes=tuple(sizes),
+        networks=None,
+        labels=(),
+        countries=(),
     )
     prior = Counts(others, rest).prior
     rows = others.chains[others.leaves(part.addresses)]

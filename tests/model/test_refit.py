@@ -16,6 +16,7 @@ from ipinsights import metrics
 from ipinsights.data.addresses import FAMILIES, IPV4, IPV6, Addresses, Family, random_addresses
 from ipinsights.data.entities import EntityIndex
 from ipinsights.data.events import Events
+from ipinsights.data.networks import Networks
 from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.model import counting
 from ipinsights.model import refit as module
@@ -62,20 +63,24 @@ class World:
     history: History
 
     @classmethod
-    def of(cls, pairs: list[tuple[int, int]], family: Family, seed: int) -> "World":
+    def of(cls, pairs: list[tuple[int, int]], family: Family, seed: int, countries: int = 0) -> "World":
+        """With so many of two countries: the halves of the lower quarter of all addresses."""
         rng = np.random.default_rng(seed)
         index = EntityIndex(ROWS)
         entity = index.claim(pa.array([NAMES[entity] for entity, _ in pairs], pa.string()))
         events = Events(entity, np.array([address for _, address in pairs], family.dtype), index)
-        vocabulary = Vocabulary.build(events.address, family)
+        ends = np.array([0, 1 << (family.width - 3), 1 << (family.width - 2)], family.dtype)
+        networks = Networks(ends[:-1], ends[1:] - family.dtype.type(1), np.array([[1, 2], [1, 2]], np.uint32))
+        vocabulary = Vocabulary.build(events.address, family, networks if countries else None, countries=countries)
+        learnt_dim = DIM - RESERVED - len(vocabulary.countries)
 
         def table(*shape: int) -> npt.NDArray[np.float32]:
             values = rng.normal(0, 0.4, shape).astype(np.float32)
-            values[..., -RESERVED:] = 0
+            values[..., learnt_dim:] = 0
             return values
 
         w = table(1, DIM, DIM)
-        w[:, -RESERVED:] = 0
+        w[:, learnt_dim:] = 0
         encoder = Encoder(table(vocabulary.num_rows, DIM), w, table(1, DIM))
         met = np.unique(entity).astype(np.intp)
         learnt = Model.learnt(vocabulary, index, met, table(len(met) + 1, DIM), encoder)
@@ -107,7 +112,7 @@ def worlds(draw: st.DrawFn) -> World:
     chosen = draw(st.lists(pairs, min_size=1, max_size=12))
     often = draw(st.lists(st.integers(1, 6), min_size=len(chosen), max_size=len(chosen)))
     log = [pair for pair, times in zip(chosen, often, strict=True) for _ in range(times)]
-    return World.of(log, family, draw(st.integers(0, 3)))
+    return World.of(log, family, draw(st.integers(0, 3)), draw(st.integers(0, 2)))
 
 
 def pairwise(model: Model, rows: npt.NDArray[np.integer], addresses: Addresses) -> npt.NDArray[np.float32]:
@@ -136,7 +141,7 @@ def test_the_score_of_a_trained_entity_is_popularity_habit_and_affinity(world: W
     assert habits.events.tolist() == np.bincount(world.events.entity)[habits.rows].tolist()
     weights = 1 / np.sqrt(1 + habits.events / AFFINITY_EVENTS)
     affinity = weights[:, None] * pairwise(learnt, habits.rows, world.queries)
-    moved = move @ learnt.encode(world.queries)[:, :-RESERVED].T
+    moved = move @ model.encode(world.queries)[:, :-RESERVED].T
     parts = sums(counts.popularity, world) + habits.constant[:, None] + moved + affinity
     threshold = parts - pairwise(model, habits.rows, world.queries)
     np.testing.assert_allclose(threshold, threshold.mean(), atol=1e-3)  # one number for all pairs
@@ -169,7 +174,13 @@ def test_the_parts_have_coordinates_of_their_own(world: World) -> None:
     np.testing.assert_allclose(encoded[:, PRIOR], sums(counts.prior, world), atol=1e-4)
     shifted = sums(counts.popularity, world) - encoded[:, POPULARITY]
     np.testing.assert_allclose(shifted, shifted.mean(), atol=1e-4)
-    np.testing.assert_allclose(encoded[:, :-RESERVED], before[:, :-RESERVED], atol=1e-6)  # the encoder stays as it is
+    vocabulary = world.learnt.vocabulary
+    learnt = slice(0, DIM - RESERVED - len(vocabulary.countries))
+    np.testing.assert_allclose(encoded[:, learnt], before[:, learnt], atol=1e-6)  # the encoder stays as it is
+    for place, label in enumerate(vocabulary.countries, start=learnt.stop):
+        assert model.entity[habits.rows, place].tolist() == habits.countries[:, place - learnt.stop].tolist()
+        there = vocabulary.networks is not None and vocabulary.networks.labels_of(world.queries)[1] == label
+        np.testing.assert_allclose(encoded[:, place], there, atol=1e-6)
 
 
 @given(worlds())
@@ -322,6 +333,7 @@ def test_a_move_solves_its_ridge_regression(chosen: tuple[int, int, int, bool]) 
         np.array([3, 5], np.int32),
         np.array([1.0, size]),
         np.array([-1, -2], np.float32),
+        np.array([[5], [6]], np.float32),
         np.array([0, 0, size]),
         network,
         gain.copy(),
@@ -329,7 +341,8 @@ def test_a_move_solves_its_ridge_regression(chosen: tuple[int, int, int, bool]) 
         spread,
     )
     added = moves(habits)
-    assert added.shape == (2, dim + RESERVED)
+    assert added.shape == (2, dim + 1 + RESERVED)
+    assert added[:, dim].tolist() == [5, 6]
     assert not added[0, :dim].any()  # without a network there is no move
     assert added[:, -RESERVED:].tolist() == [[1, -1, 0], [1, -2, 0]]
     weight = np.clip(gain.astype(np.float64) / module._FULL_GAIN, module._LIGHTEST, module._HEAVIEST)
@@ -344,7 +357,7 @@ def test_a_move_solves_its_ridge_regression(chosen: tuple[int, int, int, bool]) 
 def test_a_network_has_the_part_of_the_world_that_is_in_it(world: World) -> None:
     counts, encoder = world.counts, world.learnt.encoder
     refit, chains = Refit(counts), world.learnt.vocabulary.chains
-    moves, learnt = refit.moves(encoder), slice(0, DIM - RESERVED)
+    moves, learnt = refit.moves(encoder), slice(0, DIM - RESERVED - len(world.learnt.vocabulary.countries))
     x = encoder(chains)[:, learnt].astype(np.float64)
     weighted = x * refit._weights[:, None]
     second = weighted.T @ x
@@ -354,7 +367,7 @@ def test_a_network_has_the_part_of_the_world_that_is_in_it(world: World) -> None
     for network in np.unique(columns[columns >= world.learnt.vocabulary.depth]):
         inside = module.BACKGROUND * weighted[(columns == network).any(axis=1)].sum(axis=0) @ inverse
         np.testing.assert_allclose(moves.inside[network], inside, rtol=1e-2, atol=1e-3)
-        expected = encoder(refit._networks[[network]])[0, learnt] @ inverse
+        expected = encoder(counts.networks[[network]])[0, learnt] @ inverse
         np.testing.assert_allclose(moves.pulled[network], expected, rtol=1e-2, atol=1e-3)
 
 

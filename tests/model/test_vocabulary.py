@@ -37,6 +37,7 @@ def test_an_address_has_the_rows_of_its_known_prefixes(training: list[int], quer
         assert counts[:, depth].tolist() == [table.get(query >> (32 - level), 0) for query in queries]
         first += len(table)
     assert vocabulary.num_rows == first
+    assert (vocabulary.level_of_row[rows] == np.arange(len(LEVELS))).all()
 
 
 @given(several)

@@ -15,6 +15,7 @@ from ipinsights.data import addresses
 from ipinsights.data.addresses import FAMILIES, IPV4, random_addresses
 from ipinsights.data.entities import EntityIndex
 from ipinsights.data.events import Events
+from ipinsights.data.networks import Networks
 from ipinsights.data.records import Records
 from ipinsights.errors import UserError
 from ipinsights.evaluation import comparison
@@ -87,20 +88,27 @@ def history_of(model: Model) -> History:
 
 @pytest.mark.parametrize("layers", [0, 2])
 @pytest.mark.parametrize("kernel", [True, False])
+@pytest.mark.parametrize("countries", [0, 2])
 def test_training_leaves_the_reserved_coordinates_at_0(
-    layers: int, kernel: bool, train: Events, monkeypatch: pytest.MonkeyPatch
+    layers: int, kernel: bool, countries: int, train: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On both sides of the product and in the blocks, so that what is written there goes through unchanged."""
+    first = (np.arange(256) << 24).astype(np.uint32)
+    labels = np.stack([np.arange(256) + 1, np.arange(256) % 2 + 1]).astype(np.uint32)
+    networks = Networks(first, first + np.uint32((1 << 24) - 1), labels) if countries else None
+    reserved = RESERVED + countries
     if not kernel:
         monkeypatch.setattr(native, "library", lambda: None)
     monkeypatch.setattr(Refit, "model", lambda *_, **__: None)
-    learnt = fit(train, dataclasses.replace(HP, num_ip_encoder_layers=layers, weight_decay=0.1), device="cpu")
-    assert learnt.entity[:, :-RESERVED].any()
-    assert not learnt.entity[:, -RESERVED:].any()
-    assert not learnt.encoder.prefix[:, -RESERVED:].any()
-    assert not learnt.encoder.w[:, -RESERVED:].any()
-    assert not learnt.encoder.w[:, :, -RESERVED:].any()
-    assert not learnt.encoder.b[:, -RESERVED:].any()
+    hp = dataclasses.replace(HP, num_ip_encoder_layers=layers, weight_decay=0.1)
+    learnt = fit(train, hp, device="cpu", networks=networks)
+    assert len(learnt.vocabulary.countries) == countries
+    assert learnt.entity[:, :-reserved].any()
+    assert not learnt.entity[:, -reserved:].any()
+    assert not learnt.encoder.prefix[:, -reserved:].any()
+    assert not learnt.encoder.w[:, -reserved:].any()
+    assert not learnt.encoder.w[:, :, -reserved:].any()
+    assert not learnt.encoder.b[:, -reserved:].any()
 
 
 def test_without_time_to_count_it_has_what_it_learnt(train: Events, model: Model, traffic: Traffic) -> None:

@@ -386,6 +386,25 @@ def test_providers_are_known_where_their_prefixes_are_not(traffic: Traffic) -> N
     assert aucs[1] > 0.95
 
 
+def test_a_new_provider_at_home_is_more_normal_than_one_abroad() -> None:
+    """Every network is of another provider, and every second one is in the other country."""
+    rng = np.random.default_rng(0)
+    first = (np.arange(1 << 8) << 16).astype(np.uint32) + np.uint32(20 << 24)
+    labels = np.stack([np.arange(256) + 1, np.arange(256) % 2 + 1]).astype(np.uint32)
+    networks = Networks(first, first + np.uint32(65535), labels)
+    entity = np.repeat(np.arange(40, dtype=np.int32), 30)
+    own = rng.integers(64, size=(40, 3)) * 2 + np.arange(40)[:, None] % 2  # three networks of the first half
+    seen = own[entity, rng.integers(3, size=len(entity))]
+    train = Events(entity, (first[seen] + rng.integers(50, size=len(entity))).astype(np.uint32), EntityIndex(80))
+    train.index.tags[:40] = np.arange(1, 41)
+    unseen = 128 + rng.integers(64, size=len(entity)) * 2
+    home, abroad = ((first[unseen + (entity + other) % 2] + 77).astype(np.uint32) for other in (0, 1))
+    hp = dataclasses.replace(HP, num_entity_vectors=80, epochs=5)
+    model = fit(train, hp, networks=networks)
+    scores = [model.score_rows(entity, address) for address in (home, abroad)]
+    assert metrics.auc(*scores) > 0.99
+
+
 def test_ipv6_and_ipv4_of_an_account_are_learnt_together() -> None:
     rng = np.random.default_rng(0)
     entity = rng.integers(50, size=6000).astype(np.int32)

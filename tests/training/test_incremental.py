@@ -231,11 +231,28 @@ def test_providers_are_added_too() -> None:
     assert kept.labels[0].values.tolist() == [1, 2]
     assert kept.depth == with_table.depth
 
-    given_now = Vocabulary.build(other, networks=networks, earlier=bare)
+    given_now = Vocabulary.build(other, networks=networks, earlier=bare, countries=2)
+    assert given_now.countries == ()  # all coordinates have been learnt
     origins = given_now.origins(bare)
     levels = len(IPV4.levels)
     assert (origins[levels : levels + 2] == -1).all()
     assert (origins[-len(given_now.labels[1].values) :] == -1).all()
+
+
+def test_countries_keep_their_coordinates() -> None:
+    """Of two countries the other one is the more frequent now."""
+    first = (np.arange(8) << 24).astype(np.uint32)
+    labels = np.stack([np.arange(8) + 1, np.arange(8) % 2 + 1]).astype(np.uint32)
+    networks = Networks(first, first + np.uint32((1 << 24) - 1), labels)
+    one, other = first[[0, 0, 2, 2, 1, 1]], first[[1, 3, 5, 7, 7, 3]]
+    before = Vocabulary.build(one, networks=networks, countries=1)
+    for table in (None, networks):
+        later = Vocabulary.build(other, networks=table, earlier=before, countries=1)
+        assert later.countries == before.countries == (1,)
+        assert later.labels[1].counts.tolist() == [4, 8]
+        assert later.labels[1].values[later.country_rows - later.num_rows].tolist() == [1]
+    assert Vocabulary.build(other, networks=networks, countries=1).countries == (2,)
+    assert set(Vocabulary.build(one, networks=networks, countries=5).countries) == {1, 2}
 
 
 def test_a_first_table_of_networks_may_come_later(

@@ -181,6 +181,7 @@ def describe(vocabulary: Vocabulary, index: EntityIndex) -> tuple[Arrays, dict[s
             "ip_version": vocabulary.family.version,
             "levels": vocabulary.levels,
             "sizes": vocabulary.sizes,
+            "countries": vocabulary.countries,
             "events": vocabulary.events,
         },
     }
@@ -203,6 +204,7 @@ def restore(arrays: Arrays, described: Mapping[str, Any]) -> tuple[Vocabulary, E
         labels=tuple(Labels(arrays[f"{kind}.values"], arrays[f"{kind}.counts"]) for kind in LABELS)
         if with_networks
         else (),
+        countries=tuple(shape.get("countries", ())),  # models of the first days of format 4 have none
     )
     index = EntityIndex(len(arrays["entity.tags"]), arrays["entity.tags"], described["entities"]["sharing_a_row"])
     return vocabulary, index

@@ -22,6 +22,7 @@ import numpy.typing as npt
 from ipinsights.data.addresses import FAMILIES, Family
 from ipinsights.data.networks import LABELS
 from ipinsights.model.calibration import BINS
+from ipinsights.model.model import RESERVED
 from ipinsights.model.tensors import Arrays, File
 
 MOST_ROWS = 2**31 - 2
@@ -45,6 +46,8 @@ def numbers(described: Described) -> None:
     sizes = _wholes(described, "vocabulary.sizes", 0, MOST_ROWS)
     if len(sizes) != len(levels):
         raise ValueError(f"'vocabulary.sizes' has {len(sizes)} numbers, and 'vocabulary.levels' has {len(levels)}")
+    if "countries" in described["vocabulary"]:
+        _wholes(described, "vocabulary.countries", 0, MOST)
     whole(described, "vocabulary.events", 0)
     for name in ("owning_a_row", "sharing_a_row"):
         whole(described, f"entities.{name}", 0)
@@ -85,8 +88,13 @@ def known(arrays: Arrays, described: Described) -> None:
     tags = tensor(arrays, "entity.tags", np.uint32, (None,))
     if not 1 <= len(tags) <= MOST_ROWS:
         raise ValueError(f"tensor 'entity.tags' has {len(tags):,} rows, not 1 to {MOST_ROWS:,}")
+    countries = described["vocabulary"].get("countries", [])
     if with_networks(arrays):
         _networks(arrays, described, family)
+        if len(set(countries)) < len(countries) or not np.isin(countries, arrays["country.values"]).all():
+            raise ValueError("'vocabulary.countries' are not different ones of tensor 'country.values'")
+    elif countries:
+        raise ValueError(f"'vocabulary.countries' has {len(countries)}, and there is no tensor 'networks.first'")
 
 
 def tables(arrays: Arrays, described: Described) -> None:
@@ -96,6 +104,9 @@ def tables(arrays: Arrays, described: Described) -> None:
     tensor(arrays, "entity", np.float32, (entities + 1, dim), f"'entity.tags' has {entities} rows")
     if not dim:
         raise ValueError("tensor 'entity' has no columns")
+    countries = len(described["vocabulary"].get("countries", []))
+    if countries and countries > dim - RESERVED:
+        raise ValueError(f"'vocabulary.countries' has {countries}, which do not fit into {dim} columns of 'entity'")
     labels = LABELS if with_networks(arrays) else ()
     prefixes = len(arrays["vocabulary.prefixes"])
     rows = len(described["vocabulary"]["levels"]) + len(labels) + prefixes

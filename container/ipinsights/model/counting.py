@@ -4,26 +4,14 @@ After Freeman et al., "Who are you? A statistical approach to measuring user aut
 doi 10.14722/ndss.2016.23240): log p(address | entity) - log p(address), where the networks of an unseen address decide
 its probability. Here the networks are prefixes of the vocabulary that training found. They form a tree, and the
 probability of an address is the product, down the tree, of the probability of each prefix given the one above it, and
-uniform below the longest known one. With few events, each factor backs off to a less specific one:
-
-    fabricated      p(c | parent)         = (N(c) + PRIOR * share) / (N(parent) + PRIOR)
-    any entity      base(c | parent)      = (E(c) + PRIOR * share) / (sum of E over the children of parent + PRIOR)
-    one entity      p(c | parent, entity) = (n(c) - DISCOUNT + rest(parent, entity) * base(c | parent))
-                                            / (n(parent) + CONCENTRATION),    n(c) - DISCOUNT being 0 where n(c) is 0
-                    rest(parent, entity)  = CONCENTRATION + DISCOUNT * t + n of no known child
-
-N is how many fabricated pairs have an address there, E the number of entities seen, n the number of events of the
-entity, t the number of the parent's known children at which the entity was seen, and share the fraction of the
-parent's addresses in c. An entity backs off to counts of entities, as in the hierarchical Pitman-Yor process where
-every entity opens one table a dish (Teh, ACL 2006): one entity that moves every day through a provider's pool makes the
-pool frequent, but no likelier to be the next place of another. A fabricated pair has the address of another pair, a
-hundred times as frequent one ten times as likely (POWER): one busy account is no majority. Training draws its shuffled
-negatives so, too (`training.sampling`). In RANDOM_SHARE of them the address is uniformly random.
+uniform below the longest known one. With few events, each factor backs off to a less specific one (`smoothing`, whose
+symbols are used here: N of fabricated pairs, E of entities, n of the events of one).
 
 The log ratio has three parts. `popularity` is the ratio of an entity never seen; it depends on the address alone. A
 `Habits.constant` is what the ratio of an entity far from all its places differs from that: the more regular its events,
 the lower. A `Habits.gain` is what one of its own networks adds, for an address in it that it never used. In a *home*, a
 network to whose unknown places the entity keeps coming, it adds enough to be no alarm, however many share the network.
+With a table of networks, countries add to popularity and to the constant (`countries`), and own networks so much less.
 
 `evaluation.likelihood_ratio` counts the same on all prefixes and looks up exact pairs: a baseline.
 """
@@ -35,19 +23,14 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ipinsights.data.addresses import mapped_share
 from ipinsights.distributed.group import ALONE, Group
+from ipinsights.model import smoothing
+from ipinsights.model.countries import Countries
 from ipinsights.model.history import History
+from ipinsights.model.smoothing import Floats, Ints
 from ipinsights.model.vocabulary import Vocabulary
 
-CONCENTRATION = 0.1
-DISCOUNT = 0.5
-PRIOR = 3.0
-RANDOM_SHARE = 0.1
-"""Chosen on the validation and far splits of the Tor relays, where each may be half or twice as large for .001."""
-POWER = 0.5
-"""A pair of an entity and an address counts in N as its number of events to the power of this: at 1 all events are
-equally likely in fabricated pairs, at 0 all pairs. At 0, a score would no longer say how much more likely the pair is
-than chance, but favour busy addresses, whoever asks: much worse on Tor relays (`benchmarks/README.md`)."""
 MOVES = 128
 """Own networks of an entity at most that its habits have: those from which its events gain most."""
 HOME_EVENTS = 1.5
@@ -59,13 +42,8 @@ HOME_EVENTS, which tells two events from one, and the log ratio at least HOME_RA
 chance. A network that more than HOME_SHARE of all entities use is nobody's home, unless it is as long as the family's
 longest level. At home the ratio counts as at least AT_HOME, so that a regular place is no alarm, however many share it.
 Chosen on `benchmarks.situations`."""
-_GRAIN = 2.0**-10
-"""What a pair counts in N is a multiple of this, so that sums are exact, and so the same in any order."""
 _PAIRS = 1 << 20
 """Pairs of a history that are counted at a time, unless one entity has more."""
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -77,13 +55,15 @@ class Habits:
     events: Floats
     """Their events, [M]."""
     constant: npt.NDArray[np.float32]
-    """The log ratio far from all its places, less the popularity there, [M]."""
+    """The log ratio far from all its places, in none of the vocabulary's countries, less the popularity there: [M]."""
+    countries: npt.NDArray[np.float32]
+    """What each of the vocabulary's countries adds to it, [M, C]."""
     starts: Ints
     """Where each entity's own networks start; at the end their number, m: [M + 1]."""
     network: npt.NDArray[np.int32]
     """Rows of the prefix table, [m]."""
     gain: npt.NDArray[np.float32]
-    """What an address in the network, otherwise unknown, adds to the log ratio: at least 0, [m]."""
+    """What an address in the network, otherwise unknown, adds to that: at least 0, [m]."""
     home: npt.NDArray[np.bool_]
     """Whether the entity is at home there, [m]."""
     spread: npt.NDArray[np.float32]
@@ -130,19 +110,27 @@ class Counts:
         """Pairs of each leaf, [leaves]."""
         self.leaf_events = np.zeros(len(vocabulary.chains))
         """Events of each leaf, [leaves]."""
+        self.leaf_shares = vocabulary.leaf_shares(mapped_share(history.addresses, group))
+        """The probability of each leaf for a random address, [leaves]."""
+        # Of an address that was cut to a short prefix, nobody knows the country.
+        self._countries = Countries(vocabulary, counted=history.length >= vocabulary.family.levels[-1])
         columns = [c for c, length in enumerate(lengths) if length <= history.length]
         for part in self.parts(history):
             leaves = vocabulary.leaves(part.addresses)
             self.leaf_pairs += np.bincount(leaves, minlength=len(self.leaf_pairs))
             self.leaf_events += np.bincount(leaves, part.counts, minlength=len(self.leaf_pairs))
-            weight = np.rint(part.counts**POWER / _GRAIN) * _GRAIN
+            weight = smoothing.of_fabricated(part.counts)
             self._everywhere += weight.sum()
+            self._countries.add(part, leaves, weight)
             for level in _levels(vocabulary, part, leaves, columns):
                 self.entities += np.bincount(level.node, minlength=rows)
                 self.fabricated += np.bincount(level.node[level.group], weight[level.inside], minlength=rows)
         for name in ("entities", "fabricated", "leaf_pairs", "leaf_events"):
             setattr(self, name, group.sum(getattr(self, name)))
         self._everywhere = group.total(self._everywhere)
+        self._countries.end(self.leaf_shares, group)
+        if self._countries.counted:
+            self._countries.settle(self._once(), group)
         wide = [c for c, length in enumerate(lengths) if length < vocabulary.family.levels[-1]]
         self._may_be_home = self.entities <= HOME_SHARE * group.total(len(history.rows))
         self._may_be_home[vocabulary.depth + sum(len(vocabulary.counted(c)[0]) for c in wide) :] = True
@@ -152,7 +140,33 @@ class Counts:
         counted = np.unique(vocabulary.chains[:, self.columns]) if self.columns else np.zeros(0, dtype=np.int64)
         self._counted = counted[counted >= vocabulary.depth]
         np.add.at(self._siblings, self._parent[self._counted], self.entities[self._counted])
+        self.networks = self._chains_of_networks()
+        """The row on every level of an address in each network that is otherwise unknown, by row: int32 [num_rows, L].
+        Its provider and country are those of most pairs in the network."""
         self._spread()
+
+    def _once(self) -> Iterator[tuple[History, npt.NDArray[np.int32], Ints]]:
+        """The parts of the history with all leaves, and the pairs that are their entity's only event in a network.
+
+        That is the coarsest one.
+        """
+        for part in self.parts(self.history):
+            leaves, once = self.vocabulary.leaves(part.addresses), np.zeros(0, dtype=np.int64)
+            for level in _levels(self.vocabulary, part, leaves, self.columns[:1]):
+                once = level.inside[level.events[level.group] == 1]
+            yield part, leaves, once
+
+    def _chains_of_networks(self) -> npt.NDArray[np.int32]:
+        vocabulary = self.vocabulary
+        unknown = np.arange(vocabulary.depth, dtype=np.int32)
+        chains = np.tile(unknown, (vocabulary.num_rows, 1))
+        by_pairs = vocabulary.chains[np.argsort(self.leaf_pairs, kind="stable")]
+        for level in range(len(vocabulary.levels)):
+            known = by_pairs[by_pairs[:, level] >= vocabulary.depth]  # of equal rows the last, with most pairs, stays
+            row = known[:, level].copy()
+            known[:, level + 1 : len(vocabulary.levels)] = unknown[level + 1 : len(vocabulary.levels)]
+            chains[row] = known
+        return chains
 
     def _parents(self) -> Ints:
         """The row of the next counted network above each counted one; -1, the root, above the first: [num_rows]."""
@@ -180,19 +194,22 @@ class Counts:
             node = np.unique(vocabulary.chains[:, column])
             node, length = node[node >= vocabulary.depth], vocabulary.levels[column]
             share, before, above = 2.0 ** (before - length), length, self._parent[node]
-            self._base[node] = (self.entities[node] + PRIOR * share) / (self._siblings[above] + PRIOR)
+            self._base[node] = smoothing.of_all(self.entities[node], self._siblings[above], share)
             self._anybody[node] = self._anybody[above] + np.log(self._base[node] / share)
             made_up[node] = made_up[above] + np.log(
-                (fabricated[node] + PRIOR * share) / (fabricated[above] + PRIOR) / share
+                smoothing.of_all(fabricated[node], fabricated[above], share) / share
             )
             inside[node] = column != self.columns[-1]
         # An address in the network, but in no known one below it.
-        anybody = self._anybody + np.where(inside, np.log(PRIOR / (self._siblings + PRIOR)), 0)
-        made_up += np.where(inside, np.log(PRIOR / (fabricated + PRIOR)), 0)
-        self._unknown = anybody - np.log(RANDOM_SHARE + (1 - RANDOM_SHARE) * np.exp(made_up))
+        anybody = self._anybody + np.where(inside, np.log(smoothing.of_all(0, self._siblings, 1)), 0)
+        made_up += np.where(inside, np.log(smoothing.of_all(0, fabricated, 1)), 0)
+        self._unknown = anybody - np.log(smoothing.against_fabricated(np.exp(made_up)))
         self.popularity = self._telescoped(self._unknown)
         """The log ratio of an entity never seen, as what each network adds to the one above: those of an address sum
-        to its own. The root's, which all addresses have, is last: [num_rows + 1]."""
+        to its own, with its country's. The root's, which all addresses have, is last: [num_rows + 1]."""
+        if len(vocabulary.countries):
+            last = np.unique(vocabulary.chains[:, -1])
+            self.popularity[last] = self._countries.popularity[self._countries.of_row[last]]
         self.prior = self._telescoped(_prior(anybody))
         """The same where fabricated addresses are but half as concentrated as those of entities. So a network that many
         use is above one that few use, and that above one that nobody used."""
@@ -238,7 +255,7 @@ class Counts:
         every = np.arange(len(history.rows))
         node, group, inside = (
             np.full(len(every), -1),
-            np.repeat(every, np.diff(history.starts)),
+            history.owners,
             np.arange(len(history)),
         )
         known = np.ones(len(every), dtype=np.bool_)
@@ -251,10 +268,10 @@ class Counts:
             less = np.bincount(level.parent, np.where(kept, 1, self.entities[level.node]), len(node))
             siblings = self._siblings[node] - less
             reached = known[group]
-            density[inside[reached]] = (anybody + np.log(PRIOR / (siblings + PRIOR)))[group[reached]]
+            density[inside[reached]] = (anybody + np.log(smoothing.of_all(0, siblings, 1)))[group[reached]]
             length = self.vocabulary.levels[column]
             share, before = 2.0 ** (before - length), length
-            base = (self.entities[level.node] - 1 + PRIOR * share) / (siblings[level.parent] + PRIOR)
+            base = smoothing.of_all(self.entities[level.node] - 1, siblings[level.parent], share)
             anybody = anybody[level.parent] + np.log(base / share)
             node, group, inside, known = level.node.astype(np.int64), level.group, level.inside, kept
         reached = known[group]
@@ -263,45 +280,47 @@ class Counts:
         return _prior(density)
 
     def _habits(self, history: History) -> Habits:
-        sizes = np.diff(history.starts)
         entities = len(history.rows)
-        events: Floats = np.bincount(np.repeat(np.arange(entities), sizes), history.counts, entities).astype(np.float64)
+        events: Floats = np.bincount(history.owners, history.counts, entities).astype(np.float64)
         density = np.zeros(entities)  # of the entity itself, at the group of the level above
         every = np.arange(entities)
         above = _Groups(every, every.astype(np.int32), every, events, np.zeros(entities, dtype=np.bool_))
         found: list[_Found] = []
         constant = np.zeros(entities)
         leaves = self.vocabulary.leaves(history.addresses)
+        country = self._countries.habits(history, leaves, events)
         before = 0
         for number, level in enumerate(_levels(self.vocabulary, history, leaves, self.columns)):
             # What the networks of the level above add depends on what is known below them.
             groups = len(above.events)
             known = np.bincount(level.parent, minlength=groups)
             elsewhere = above.events - np.bincount(level.parent, level.events, minlength=groups)
-            rest = CONCENTRATION + DISCOUNT * known + elsewhere
-            new_place = np.log(rest / (above.events + CONCENTRATION))
+            rest = smoothing.rest_of(known, elsewhere)
+            new_place = np.log(smoothing.of_one(0, above.events, rest, 1))
             if not number:
                 constant = new_place
             else:
-                found.append(self._found(above, density + new_place, rest, constant))
+                found.append(self._found(above, density + new_place, rest, constant, country))
                 above = found[-1].groups
             length = self.vocabulary.levels[self.columns[number]]
-            kept = np.maximum(level.events - DISCOUNT, 0) + rest[level.parent] * self._base[level.node]
-            kept /= above.events[level.parent] + CONCENTRATION
+            around, left = above.events[level.parent], rest[level.parent]
+            kept = smoothing.of_one(level.events, around, left, self._base[level.node])
             density = density[level.parent] + np.log(kept) + (length - before) * np.log(2)
             owner, home = above.owner[level.parent], above.home[level.parent]
             above, before = _Groups(owner, level.node, level.parent, level.events, home), length
         if self.columns:
-            found.append(self._found(above, density, above.events + CONCENTRATION, constant))
-        return _most_telling(history.rows, events, constant, found)
+            found.append(self._found(above, density, smoothing.rest_of(0, above.events), constant, country))
+        return _most_telling(history.rows, events, constant, country, found)
 
-    def _found(self, groups: "_Groups", density: Floats, rest: Floats, constant: Floats) -> "_Found":
+    def _found(self, groups: "_Groups", density: Floats, rest: Floats, constant: Floats, country: Floats) -> "_Found":
         """What networks of one level add, by the entity's density at an otherwise unknown place in each.
 
         A network in a home is one, too.
         """
-        gain = density - self._anybody[groups.network] - constant[groups.owner]
-        far = self._unknown[groups.network] + constant[groups.owner]
+        there = self._countries.of_row[self.networks[groups.network, -1]]
+        without = constant[groups.owner] + country[groups.owner, there]
+        gain = density - self._anybody[groups.network] - without
+        far = self._unknown[groups.network] + self._countries.popularity[there] + without
         home = groups.home | (rest >= HOME_EVENTS) & (far + gain >= HOME_RATIO) & self._may_be_home[groups.network]
         spread = np.where(home, np.maximum(AT_HOME - far, 0), 0)
         return _Found(groups._replace(home=home), np.maximum(gain, spread), spread)
@@ -324,7 +343,7 @@ class Counts:
 
 
 def _prior(anybody: Floats) -> Floats:
-    return anybody - np.log(RANDOM_SHARE + (1 - RANDOM_SHARE) * np.exp(anybody / 2))
+    return anybody - np.log(smoothing.against_fabricated(np.exp(anybody / 2)))
 
 
 def _levels(
@@ -334,7 +353,7 @@ def _levels(
 
     The pairs of an entity are in the order of their addresses, so those of one network are neighbours.
     """
-    above: Ints = np.repeat(np.arange(len(history.rows)), np.diff(history.starts))
+    above: Ints = history.owners
     entity = above.astype(np.int32)
     inside: Ints = np.arange(len(leaves))
     counts = history.counts
@@ -377,7 +396,9 @@ class _Found(NamedTuple):
     spread: Floats
 
 
-def _most_telling(rows: npt.NDArray[np.int32], events: Floats, constant: Floats, found: list[_Found]) -> Habits:
+def _most_telling(
+    rows: npt.NDArray[np.int32], events: Floats, constant: Floats, country: Floats, found: list[_Found]
+) -> Habits:
     """The networks of each entity from which its events gain most."""
     if not found:
         none, nothing = np.zeros(0, dtype=np.int64), np.zeros(0)
@@ -403,7 +424,8 @@ def _most_telling(rows: npt.NDArray[np.int32], events: Floats, constant: Floats,
     return Habits(
         rows,
         events,
-        constant.astype(np.float32),
+        (constant + country[:, -1]).astype(np.float32),
+        (country[:, :-1] - country[:, -1:]).astype(np.float32),
         np.append(0, np.cumsum(np.minimum(np.diff(first), MOVES))),
         np.concatenate([level.groups.network for level in found])[order],
         gain[order],

@@ -50,8 +50,8 @@ class Explanation:
     """How many use the address's networks, against how often they are in fabricated pairs. It depends on the address
     alone, and has the threshold in it: what makes 0 the threshold is subtracted here."""
     habit: float | None
-    """What the entity's own networks say: the more of its events were near the address, the higher. It is negative for
-    regular entities far from all their networks."""
+    """What the entity's own networks and countries say: the more of its events were near the address, the higher. It is
+    negative for regular entities far from all their networks."""
     affinity: float | None
     """What training learnt from all events: which entities and which networks go together."""
     prior: float | None

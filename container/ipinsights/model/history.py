@@ -69,6 +69,11 @@ class History:
         return np.repeat(self.rows, np.diff(self.starts))
 
     @property
+    def owners(self) -> npt.NDArray[np.int64]:
+        """The place of each pair's entity in ``rows``, [P]."""
+        return np.repeat(np.arange(len(self.rows)), np.diff(self.starts))
+
+    @property
     def events(self) -> int:
         """All events."""
         return int(self.counts.sum(dtype=np.int64))

@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from ipinsights.model.scoring import Embedded, Scorer
 
 RESERVED = 3
-"""Coordinates of all embeddings that training leaves at 0, for counting (`refit`)."""
+"""The last coordinates of all embeddings are for counting (`refit`): training leaves them at 0. In front of them each
+of the vocabulary's countries has one, too: see `learnt_dim`."""
 
 _CHUNK = 1 << 14
 _AT_ONCE = 1 << 10
@@ -49,6 +50,11 @@ _AT_ONCE = 1 << 10
 
 Array = Any
 """A numpy array or a torch tensor; all arrays of one call are of the same kind."""
+
+
+def learnt_dim(vector_dim: int, vocabulary: Vocabulary) -> int:
+    """The number of coordinates that training uses, the first ones."""
+    return vector_dim - RESERVED - len(vocabulary.countries)
 
 
 @dataclass(frozen=True)
@@ -236,7 +242,7 @@ class Model:
         entity, prefix = np.empty_like(self.entity), np.array(self.encoder.prefix)
         entity[:] = self.counted.learnt[-1]
         entity[self.counted.rows] = self.counted.learnt[:-1]
-        prefix[:, -RESERVED:] = 0
+        prefix[:, learnt_dim(self.vector_dim, self.vocabulary) :] = 0
         encoder = dataclasses.replace(self.encoder, prefix=prefix)
         return dataclasses.replace(self, entity=entity, encoder=encoder, counted=None)
 

@@ -8,6 +8,7 @@ counting has its place in the tables:
 - *popularity* is a sum over the rows of the address's prefixes: one coordinate of the prefix table, 1 in the rows of
   all entities that training saw;
 - the *constant* of an entity is another coordinate of its row, 1 in all addresses;
+- what each of its *countries* adds to that is one more, 1 in the addresses of the country (`countries`);
 - what the entity's own networks add moves its row. The encoder stays as it is. An address in each own network should
   gain what counting says, all addresses of its homes at least what makes them no alarm, and the rest of the world
   nothing. This is ridge regression: a system of as many equations as the entity has networks. Whatever is similar to
@@ -18,9 +19,9 @@ the third coordinate: how many entities use the address's networks.
 
 Training leaves these coordinates at 0 by itself: what starts at 0 on both sides of a product has no gradient.
 
-The score of an entity that training saw is thus the sum of three parts: popularity, *habit* (the constant and the
-move), and *affinity*, the product of what training learnt. The more events an entity has, the less its affinity weighs
-(`affinity_weight`): of its own places counting then knows enough, and the sum would have them twice.
+The score of an entity that training saw is thus the sum of three parts: popularity, *habit* (the constant, the country
+and the move), and *affinity*, the product of what training learnt. The more events an entity has, the less its affinity
+weighs (`affinity_weight`): of its own places counting then knows enough, and the sum would have them twice.
 """
 
 import dataclasses
@@ -35,7 +36,7 @@ from ipinsights.data.entities import FORGOTTEN
 from ipinsights.distributed.group import ALONE, Group
 from ipinsights.model.counting import Counts, Habits
 from ipinsights.model.history import History
-from ipinsights.model.model import RESERVED, Counted, Encoder, Model
+from ipinsights.model.model import RESERVED, Counted, Encoder, Model, learnt_dim
 from ipinsights.native.scoring import add_rows
 
 POPULARITY, CONSTANT, PRIOR = -3, -2, -1
@@ -86,7 +87,6 @@ class Refit:
         """In a ``group`` the counts are those of all ranks, with the history of this rank's entities."""
         self.counts = counts
         self._group = group
-        self._networks = _chains_of_networks(counts)
         begins = counts.vocabulary.depth + np.cumsum((0, *counts.vocabulary.sizes))
         self._rows = [slice(begins[column], begins[column + 1]) for column in counts.columns]
         """The rows of the networks that may be habits, level by level."""
@@ -94,8 +94,7 @@ class Refit:
         """Of these the longest one of each leaf; the row of an unknown network where none is known."""
         # The rest of the world is what events come from, and what pairs do: one busy account is but half of it.
         weights = counts.leaf_pairs / counts.leaf_pairs.sum() + counts.leaf_events / counts.leaf_events.sum()
-        vocabulary, share = counts.vocabulary, mapped_share(counts.history.addresses, group)
-        weights = (1 - _RANDOM) * weights / 2 + _RANDOM * vocabulary.leaf_shares(share)
+        weights = (1 - _RANDOM) * weights / 2 + _RANDOM * counts.leaf_shares
         self._weights = weights.astype(np.float32)
 
     def encoder(self, encoder: Encoder, threshold: float = 0.0) -> Encoder:
@@ -108,13 +107,17 @@ class Refit:
         table[coarsest, POPULARITY] -= threshold
         table[:, CONSTANT] = 0
         table[coarsest, CONSTANT] = 1
+        countries = self.counts.vocabulary.country_rows
+        learnt = learnt_dim(table.shape[1], self.counts.vocabulary)
+        table[:, learnt:-RESERVED] = 0
+        table[countries, np.arange(learnt, learnt + len(countries))] = 1
         return dataclasses.replace(encoder, prefix=table)
 
     def moves(self, encoder: Encoder) -> "Moves":
         """What the encoder makes of habits."""
-        learnt = encoder.prefix.shape[1] - RESERVED
+        learnt = learnt_dim(encoder.prefix.shape[1], self.counts.vocabulary)
         second = np.zeros((learnt, learnt))
-        inside, encoded, pulled = (np.zeros((len(self._networks), learnt), dtype=np.float32) for _ in range(3))
+        inside, encoded, pulled = (np.zeros((len(self.counts.networks), learnt), dtype=np.float32) for _ in range(3))
         chains = self.counts.vocabulary.chains
         for begin in range(0, len(chains), _CHUNK):
             x = encoder(chains[begin : begin + _CHUNK])[:, :learnt]
@@ -125,12 +128,12 @@ class Refit:
         inverse = np.linalg.inv(BACKGROUND * (second + ridge * np.eye(learnt))).astype(np.float32)
         for place in range(len(self._rows) - 1, 0, -1):
             rows = self._rows[place]
-            around = np.ascontiguousarray(self._networks[rows, self.counts.columns[place - 1]])
+            around = np.ascontiguousarray(self.counts.networks[rows, self.counts.columns[place - 1]])
             add_rows(inside, around, inside[rows])
         for rows in self._rows:
             for begin in range(rows.start, rows.stop, _CHUNK):
                 part = slice(begin, min(begin + _CHUNK, rows.stop))
-                encoded[part] = encoder(self._networks[part])[:, :learnt]
+                encoded[part] = encoder(self.counts.networks[part])[:, :learnt]
                 pulled[part] = encoded[part] @ inverse
                 inside[part] = np.float32(BACKGROUND) * inside[part] @ inverse
         return Moves(encoded, pulled, inside)
@@ -292,7 +295,7 @@ class Refit:
             where[back] = every[np.clip(near, low, high - 1)]
             chains = counts.vocabulary.chains[leaves(where)]
             theirs = back[own.leaf(entity[back], leaves(where[back]))]
-            chains[theirs] = self._networks[network[theirs]]
+            chains[theirs] = self.counts.networks[network[theirs]]
             scores.append(np.einsum("nd,nd->n", refitted.entity[entity], refitted.encoder(chains)))
             at_home.append(own.home(entity, chains))
         return np.concatenate(scores), np.concatenate(at_home)
@@ -371,7 +374,7 @@ class Moves:
     """Moves the rows of entities by their habits, for one state of the encoder."""
 
     encoded: Vectors
-    """An address in each network that is otherwise unknown, by row of the prefix table, [P, D - RESERVED]: of networks
+    """An address in each network that is otherwise unknown, by row of the prefix table, [P, `learnt_dim`]: of networks
     that may be habits. Other rows are 0, here and in what follows."""
     pulled: Vectors
     """The same, multiplied by the inverse of what the rest of the world weighs."""
@@ -385,7 +388,9 @@ class Moves:
     def __call__(self, habits: Habits) -> Vectors:
         """What to add to the rows of the entities, [M, D]."""
         dim = self.encoded.shape[1]
-        added = np.zeros((len(habits.rows), dim + RESERVED), dtype=np.float32)
+        countries = habits.countries.shape[1]
+        added = np.zeros((len(habits.rows), dim + countries + RESERVED), dtype=np.float32)
+        added[:, dim : dim + countries] = habits.countries
         added[:, POPULARITY] = 1
         added[:, CONSTANT] = habits.constant
         sizes = np.diff(habits.starts)
@@ -404,23 +409,6 @@ class Moves:
                 solved = np.linalg.solve(system, wanted[..., None])
                 added[part, :dim] = world + (pulled.swapaxes(1, 2) @ solved)[..., 0]
         return added
-
-
-def _chains_of_networks(counts: Counts) -> npt.NDArray[np.int32]:
-    """The row on every level of an address in each network that is otherwise unknown, by row: int32 [num_rows, L].
-
-    Its provider and country are those of most pairs in the network.
-    """
-    vocabulary = counts.vocabulary
-    unknown = np.arange(vocabulary.depth, dtype=np.int32)
-    chains = np.tile(unknown, (vocabulary.num_rows, 1))
-    by_pairs = vocabulary.chains[np.argsort(counts.leaf_pairs, kind="stable")]
-    for level in range(len(vocabulary.levels)):
-        known = by_pairs[by_pairs[:, level] >= vocabulary.depth]  # of equal rows the last one, with most pairs, stays
-        row = known[:, level].copy()
-        known[:, level + 1 : len(vocabulary.levels)] = unknown[level + 1 : len(vocabulary.levels)]
-        chains[row] = known
-    return chains
 
 
 def _pairs(entity: npt.NDArray[np.int32], leaf: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:

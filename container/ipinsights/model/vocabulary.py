@@ -27,7 +27,7 @@ import numpy.typing as npt
 
 from ipinsights.data.addresses import IPV4, MAPPED_BITS, MAPPED_FIRST, MAPPED_SHIFT, Addresses, Family, render
 from ipinsights.data.homes import buckets, send
-from ipinsights.data.networks import Networks
+from ipinsights.data.networks import LABELS, Networks
 from ipinsights.distributed.group import ALONE, Group
 from ipinsights.native import reader
 
@@ -43,6 +43,7 @@ RECURRING = 0.25
 """The share of events at an address that their entity had used before, from which on whole addresses are levels too."""
 
 _CHUNK = 1 << 20
+_COUNTRY = LABELS.index("country")  # the last one
 
 
 def levels_for(family: Family, recurring: float, distinct: int) -> tuple[int, ...]:
@@ -65,6 +66,10 @@ class Labels:
     counts: npt.NDArray[np.int64]
     """Training events, [K]."""
 
+    def most_frequent(self, number: int) -> tuple[int, ...]:
+        """So many values with most events, or all: those with most first."""
+        return tuple(self.values[np.argsort(-self.counts, kind="stable")[:number]].tolist())
+
 
 @dataclass(frozen=True)
 class Vocabulary:
@@ -85,6 +90,8 @@ class Vocabulary:
     """The ranges with a known label; None if training had no table."""
     labels: tuple[Labels, ...] = ()
     """One for each of ``networks.LABELS``, or none."""
+    countries: tuple[int, ...] = ()
+    """The labels of the countries that embeddings have a coordinate for (`countries`), in their order."""
 
     @classmethod
     def build(
@@ -96,12 +103,16 @@ class Vocabulary:
         max_rows: int | None = None,
         earlier: "Vocabulary | None" = None,
         group: Group = ALONE,
+        countries: int = 0,
     ) -> "Vocabulary":
         """Count the prefixes of the training addresses (of the family's type, [n]) and keep the frequent ones.
 
         ``min_count`` is the smallest number from 1 on that keeps no more than ``max_rows`` of them. The default of
         ``max_rows`` depends on the number of events: see ``MAX_ROWS``. The counts of an ``earlier`` vocabulary of the
         same family and levels are added, and its networks are used if no others are given.
+
+        With networks, at most so many ``countries`` get a coordinate, the most frequent ones; after an earlier
+        vocabulary those that have one there.
 
         In a ``group`` the training addresses are those of all ranks, and all get the same vocabulary. Every prefix is
         counted on one rank, together with all that it is part of or that are part of it.
@@ -129,8 +140,11 @@ class Vocabulary:
         min_count = _min_count(np.concatenate([count for _, count in found]), max_rows, group)
         kept = [_kept(prefixes, count, min_count, group) for prefixes, count in found]
         labels: tuple[Labels, ...] = ()
+        chosen: tuple[int, ...] = earlier.countries if earlier else ()
         if networks is not None:
             labels = _count_labels(training, networks, earlier.labels if earlier else (), group)
+            if not earlier:
+                chosen = labels[_COUNTRY].most_frequent(countries)
         return cls(
             family,
             levels,
@@ -140,6 +154,7 @@ class Vocabulary:
             events,
             networks.restrict([label.values for label in labels]) if networks is not None else None,
             labels,
+            chosen,
         )
 
     @classmethod
@@ -168,6 +183,21 @@ class Vocabulary:
         """Training events under the prefix, or in the networks, of each row; 0 for an unknown row: [num_rows]."""
         unknown = np.zeros(self.depth, dtype=np.int64)
         return np.concatenate([unknown, self.counts, *(label.counts for label in self.labels)])
+
+    @cached_property
+    def level_of_row(self) -> npt.NDArray[np.int32]:
+        """The level of each row, which is also the row of an unknown prefix there: [num_rows]."""
+        every = np.arange(self.depth, dtype=np.int32)
+        sizes = (*self.sizes, *(len(label.values) for label in self.labels))
+        return np.concatenate([every, np.repeat(every, sizes)])
+
+    @cached_property
+    def country_rows(self) -> npt.NDArray[np.intp]:
+        """The row of each of the ``countries``, [C]."""
+        if not self.countries:
+            return np.zeros(0, dtype=np.intp)
+        known = self.labels[_COUNTRY].values
+        return self.num_rows - len(known) + np.searchsorted(known, self.countries)
 
     def leaves(self, queries: Addresses) -> npt.NDArray[np.int32]:
         """The leaf of each address: int32 [n], an index into ``chains``."""

@@ -27,6 +27,7 @@ from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.machine import require_memory
 from ipinsights.model.calibration import Calibration
 from ipinsights.model.counting import Counts
+from ipinsights.model.countries import COORDINATES_A_COUNTRY
 from ipinsights.model.history import History
 from ipinsights.model.model import RESERVED, Model
 from ipinsights.model.profile import Profile
@@ -128,7 +129,10 @@ def learn(
         apart = validation
     events = group.total(len(train))
     hp = hyperparameters.adapted(events)
-    vocabulary = Vocabulary.build(train.address, family, networks, levels, earlier=before, group=group)
+    countries = hp.vector_dim // COORDINATES_A_COUNTRY
+    vocabulary = Vocabulary.build(
+        train.address, family, networks, levels, earlier=before, group=group, countries=countries
+    )
     if earlier and earlier.counted:
         history = earlier.counted.history.plus(history, family)
         told = earlier.counted.apart.plus(told, family)

@@ -8,7 +8,7 @@ A shuffled negative is an entity with the address of another positive, its partn
 which address. The mini-batch is already in random order, so a partner of the same tile is drawn (`step.Batch`).
 Frequency is no majority vote: if all events were equally likely partners, one service account with 99 % of them, or one
 office's address, would be in nearly all shuffled negatives. So a pair of an entity and a leaf that was seen a hundred
-times is only ten times as likely a partner as one seen once (`counting.POWER`). And what the entity itself is known to
+times is only ten times as likely a partner as one seen once (`smoothing.POWER`). And what the entity itself is known to
 use is no negative of it (`Pairs.known`).
 """
 
@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from ipinsights.model.counting import POWER
+from ipinsights.model.smoothing import POWER
 from ipinsights.native import reader
 
 GROUP = 4

@@ -154,7 +154,7 @@ class Parameters:
 
     @property
     def learnt(self) -> int:
-        """How many coordinates of a row have gradients: the last ones are reserved for counting."""
+        """How many coordinates a row's mean square is of. Of them, only those of countries have no gradient."""
         return self.prefix.shape[1] - RESERVED
 
     @property

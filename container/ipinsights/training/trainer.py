@@ -19,7 +19,7 @@ from ipinsights.data.homes import Home
 from ipinsights.distributed.group import ALONE, Group
 from ipinsights.errors import UserError
 from ipinsights.hyperparameters import Hyperparameters
-from ipinsights.model.model import RESERVED, Encoder, Model
+from ipinsights.model.model import Encoder, Model, learnt_dim
 from ipinsights.model.vocabulary import Vocabulary
 from ipinsights.training import resharding
 from ipinsights.training.batches import DRAWN, Batches, Entities, seed_of
@@ -305,10 +305,11 @@ def _initial_parameters(
     device, dim, blocks = generator.device, hp.vector_dim, hp.num_ip_encoder_layers
     prefix = _zeros(device, vocabulary.num_rows, dim)
     entity = _zeros(device, len(entities.met) + 1, 3, dim)
+    learnt = learnt_dim(dim, vocabulary)
     for rows in (*torch.split(prefix, DRAWN), *torch.split(entity[:-1, 0], DRAWN)):  # the last is the typical entity
         noise = torch.randn(len(rows), dim, generator=generator, device=device)
         rows[:] = noise.mul_(INITIAL_SCALE)
-        rows[:, -RESERVED:] = 0  # and so they stay: what is 0 on both sides of a product has no gradient
+        rows[:, learnt:] = 0  # and so they stay: what is 0 on both sides of a product has no gradient
     parameters = Parameters(
         entity=entity,
         typical=_zeros(device, 3, dim),
