@@ -1,11 +1,6 @@
-"""The mini-batches of a training: every event once an epoch, in random order, with its negatives and prefix dropout.
+"""The mini-batches of a training: every event once an epoch, in random order, with its negatives.
 
-Prefix dropout. Without it, a table row used once would memorise that one event. The unknown rows, used by random
-addresses alone, would learn that the unknown is never real. So a prefix with count c is hidden with probability
-1 / (1 + c): the chance that the next event is of a new kind after c events of the known one (a Dirichlet process with
-concentration 1). The level's unknown row replaces it, in positive and negative samples alike. One uniform number
-decides for all levels of an address. Counts never grow with depth, so the visible prefixes form a chain from the
-coarsest level down, as in scoring.
+Some of their prefixes are hidden (`dropout`).
 """
 
 import ctypes
@@ -23,7 +18,7 @@ from ipinsights.distributed.group import ALONE, Group
 from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.model.model import Model
 from ipinsights.model.vocabulary import Vocabulary
-from ipinsights.training import sampling
+from ipinsights.training import dropout, sampling
 from ipinsights.training.native_step import rows_with_dropout
 from ipinsights.training.progress import Position
 from ipinsights.training.step import Batch
@@ -215,7 +210,7 @@ class PrefixIndex:
     def __init__(self, vocabulary: Vocabulary, device: torch.device, native: ctypes.CDLL | None = None) -> None:
         self._native = native
         self._chains = torch.from_numpy(vocabulary.chains).to(device)
-        self._hidden = torch.from_numpy((1 / (1 + vocabulary.chain_counts)).astype(np.float32)).to(device)
+        self._hidden = torch.from_numpy(dropout.hidden(vocabulary.chain_counts)).to(device)
         self._unknown = torch.arange(vocabulary.depth, dtype=torch.int32, device=device)
 
     def rows(self, leaves: torch.Tensor) -> torch.Tensor:
@@ -223,7 +218,7 @@ class PrefixIndex:
         return self._chains.index_select(0, leaves)
 
     def rows_with_dropout(self, leaves: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """`rows` with prefix dropout, as the module's docstring describes it."""
+        """`rows` with prefix dropout (`dropout`)."""
         drawn = torch.rand(len(leaves), generator=generator, device=generator.device)
         if self._native:
             return rows_with_dropout(self._native, leaves, drawn, self._hidden, self._chains)

@@ -29,6 +29,7 @@ from ipinsights.hyperparameters import Hyperparameters
 from ipinsights.model import artifact, checks, tensors
 from ipinsights.model.model import Encoder, Model
 from ipinsights.model.vocabulary import Vocabulary
+from ipinsights.training.dropout import on_average
 from ipinsights.training.progress import EpochSummary, Position
 
 FORMAT_VERSION = 4
@@ -57,13 +58,17 @@ class Weights:
     entity: npt.NDArray[np.float32]
     """The rows of the trained entities and of the typical entity, [M + 1, D]."""
     prefix: npt.NDArray[np.float32]
-    """This and the following: see `model.Encoder`."""
+    """This and the following: see `model.Encoder`. As training has them, not to score with (`dropout`)."""
     w: npt.NDArray[np.float32]
     b: npt.NDArray[np.float32]
 
     def model(self, vocabulary: Vocabulary, index: EntityIndex, met: npt.NDArray[np.intp]) -> Model:
         """The model with these weights."""
-        return Model.learnt(vocabulary, index, met, self.entity, Encoder(self.prefix, self.w, self.b))
+        return Model.learnt(vocabulary, index, met, self.entity, self.encoder(vocabulary))
+
+    def encoder(self, vocabulary: Vocabulary) -> Encoder:
+        """The encoder to score with."""
+        return Encoder(on_average(self.prefix, vocabulary), self.w, self.b)
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,8 @@ def memory(hp: Hyperparameters, vocabulary: Vocabulary, events: int, entities: i
     copies = 2 if hp.saved_epoch == "best" else 1  # the embeddings of entities at the end, and those of the best epoch
     step = (2 * size + random) * (hp.vector_dim + vocabulary.depth)
     partners = 2 * hp.shuffled_negative_sampling_rate * min(max(size, DRAWN), events)
-    state = 3 * rows - 2 * vocabulary.num_rows + copies * entities  # prefix rows have one number of Adam's each
+    # Prefix rows have one number of Adam's each, and a copy to score with.
+    state = 3 * rows - vocabulary.num_rows + copies * entities
     numbers = state * hp.vector_dim + vocabulary.num_rows + step + partners + 9 * events + 2 * vocabulary.chains.size
     if ranks > 1:
         numbers += 2 * encoder * hp.vector_dim + 6 * vocabulary.num_rows

@@ -21,7 +21,7 @@ from ipinsights.data.homes import Home, send
 from ipinsights.distributed.group import Group
 from ipinsights.errors import AlgorithmError
 from ipinsights.hyperparameters import Hyperparameters
-from ipinsights.model.model import Encoder, Model
+from ipinsights.model.model import Model
 from ipinsights.model.shard import Shard
 from ipinsights.training.checkpoint import Weights, Whole
 
@@ -93,9 +93,8 @@ def model(whole: Whole, group: Group, hp: Hyperparameters) -> Shard | None:
     order = np.argsort(met)
     entity = np.concatenate([each.entity[:-1] for each in weights])[order]
     entity = np.concatenate([entity, weights[0].entity[-1:]])
-    encoder = Encoder(weights[0].prefix, weights[0].w, weights[0].b)
-    own = EntityIndex(max(1, len(met)))
-    return Shard(Model(parts[0].vocabulary, own, entity, encoder), met[order], index)
+    vocabulary, own = parts[0].vocabulary, EntityIndex(max(1, len(met)))
+    return Shard(Model(vocabulary, own, entity, weights[0].encoder(vocabulary)), met[order], index)
 
 
 def _bring_means(whole: Whole, group: Group, name: str, parameter: Floats) -> None:

@@ -24,6 +24,7 @@ from ipinsights.model.vocabulary import Vocabulary
 from ipinsights.training import resharding
 from ipinsights.training.batches import DRAWN, Batches, Entities, seed_of
 from ipinsights.training.checkpoint import Checkpoint, Weights, Whole
+from ipinsights.training.dropout import as_learnt, on_average
 from ipinsights.training.gpu_step import GpuStep
 from ipinsights.training.native_step import NativeStep
 from ipinsights.training.placement import Placement
@@ -161,9 +162,7 @@ class Trainer:
         if self.best is None or (summary.discriminator_auc or 0) > (self.best.discriminator_auc or 0):
             self.best = summary
             if self._hp.saved_epoch == "best":
-                self._best_weights = Weights(  # the entities' are already a copy
-                    self.parameters.entities.numpy(force=True), **vars(self.encoder(copy=True))
-                )
+                self._best_weights = self._weights(copy=True)
         self.batches.next_epoch(self.position)
         self.step.totals.zero_()
         if self._union:
@@ -175,7 +174,7 @@ class Trainer:
         if self._best_weights:
             weights, summary = self._best_weights, self.best
         else:
-            weights = Weights(self.parameters.entities.numpy(force=True), **vars(self.encoder()))
+            weights = self._weights()
             summary = None if self.position.steps else self.last
         return weights.model(self.vocabulary, self.index, self.entities.met), summary
 
@@ -267,10 +266,19 @@ class Trainer:
         embedded: npt.NDArray[np.float32] = rows.numpy(force=True)
         return embedded
 
-    def encoder(self, copy: bool = False) -> Encoder:
-        """The encoder in numpy arrays. On the CPU they are views that later steps change, unless ``copy``."""
+    def encoder(self) -> Encoder:
+        """The encoder to score with, in numpy arrays. On the CPU later steps change its blocks."""
+        learnt = self._encoder()
+        return dataclasses.replace(learnt, prefix=on_average(learnt.prefix, self.vocabulary))
+
+    def _encoder(self, copy: bool = False) -> Encoder:
+        """The encoder as training has it. On the CPU its arrays are views that later steps change, unless ``copy``."""
         arrays = {name: array.numpy(force=True) for name, array in vars(self.parameters.encoder).items()}
         return Encoder(**{name: array.copy() if copy else array for name, array in arrays.items()})
+
+    def _weights(self, copy: bool = False) -> Weights:
+        """What is learnt so far, `_encoder` with it."""
+        return Weights(self.parameters.entities.numpy(force=True), **vars(self._encoder(copy)))
 
     def _means(self) -> tuple[float, float]:
         """Mean cross entropy and accuracy of the epoch so far. Raises UserError if training has diverged."""
@@ -324,9 +332,14 @@ def _initial_parameters(
             place[:, 0] = torch.from_numpy(earlier.entity[met] - typical)
         parameters.typical[0] = torch.from_numpy(typical.copy())
         origins = vocabulary.origins(earlier.vocabulary)
-        for place, rows_before in zip(torch.split(prefix, DRAWN), _split(origins), strict=True):
-            known = torch.from_numpy(rows_before >= 0)
-            place[known] = torch.from_numpy(earlier.encoder.prefix[rows_before[rows_before >= 0]]).to(device)
+        unknown = np.array(earlier.encoder.prefix[: earlier.vocabulary.depth])
+        every = torch.split(prefix, DRAWN), _split(origins), _split(vocabulary.row_counts)
+        for place, rows_before, counts in zip(*every, strict=True):
+            known = rows_before >= 0
+            at = rows_before[known]
+            rows = earlier.encoder.prefix[at]
+            learnt_rows = as_learnt(rows, counts[known], unknown[earlier.vocabulary.level_of_row[at]])
+            place[torch.from_numpy(known)] = torch.from_numpy(learnt_rows).to(device)
         parameters.w[0] = torch.from_numpy(earlier.encoder.w.copy())
         parameters.b[0] = torch.from_numpy(earlier.encoder.b.copy())
     return parameters
