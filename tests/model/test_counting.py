@@ -58,7 +58,7 @@ class Places:
     def __init__(self, case: Case) -> None:
         vocabulary, self.table = case.vocabulary, case.vocabulary.networks
         self.labels = vocabulary.countries
-        self.counted = bool(self.labels) and case.history.length >= case.family.levels[-1]
+        self.counted = bool(self.labels) and case.history.length >= (24 if case.family is IPV4 else 48)
         self.anywhere = 0.5
         self.share = collections.defaultdict[int, float](lambda: 1e-9)
         self.drawn = collections.defaultdict[int, float](float)
@@ -358,6 +358,12 @@ def test_what_is_counted_in_each_network_and_leaf(case: Case) -> None:
         [leaf] = vocabulary.leaves(np.array([address], family.dtype)).tolist()
         pairs[leaf] += 1
         events[leaf] += count
+    for network in range(vocabulary.depth, row):
+        inside = (vocabulary.chains == network).any(axis=1)
+        for label in range(len(vocabulary.levels), vocabulary.depth):
+            by_label = np.bincount(vocabulary.chains[inside, label], counts.leaf_pairs[inside], vocabulary.num_rows)
+            assert by_label[counts.networks[network, label]] == by_label.max()
+            assert counts.networks[network, label] in vocabulary.chains[inside, label]
     assert counts.leaf_pairs.tolist() == [pairs[leaf] for leaf in range(len(vocabulary.chains))]
     assert counts.leaf_events.tolist() == [events[leaf] for leaf in range(len(vocabulary.chains))]
 

@@ -11,7 +11,8 @@ The log ratio has three parts. `popularity` is the ratio of an entity never seen
 `Habits.constant` is what the ratio of an entity far from all its places differs from that: the more regular its events,
 the lower. A `Habits.gain` is what one of its own networks adds, for an address in it that it never used. In a *home*, a
 network to whose unknown places the entity keeps coming, it adds enough to be no alarm, however many share the network.
-With a table of networks, countries add to popularity and to the constant (`countries`), and own networks so much less.
+With a table of networks, countries add to popularity and to the constant (`countries`), and own networks add less by
+that amount.
 
 `evaluation.likelihood_ratio` counts the same on all prefixes and looks up exact pairs: a baseline.
 """
@@ -112,8 +113,8 @@ class Counts:
         """Events of each leaf, [leaves]."""
         self.leaf_shares = vocabulary.leaf_shares(mapped_share(history.addresses, group))
         """The probability of each leaf for a random address, [leaves]."""
-        # Of an address that was cut to a short prefix, nobody knows the country.
-        self._countries = Countries(vocabulary, counted=history.length >= vocabulary.family.levels[-1])
+        # A /24, and a /48 of IPv6, is in one country; of addresses that were cut to shorter prefixes nobody knows it.
+        self._countries = Countries(vocabulary, counted=history.length >= vocabulary.family.width * 3 // 4)
         columns = [c for c, length in enumerate(lengths) if length <= history.length]
         for part in self.parts(history):
             leaves = vocabulary.leaves(part.addresses)
@@ -166,6 +167,12 @@ class Counts:
             row = known[:, level].copy()
             known[:, level + 1 : len(vocabulary.levels)] = unknown[level + 1 : len(vocabulary.levels)]
             chains[row] = known
+            inside = vocabulary.chains[:, level] >= vocabulary.depth
+            for label in range(len(vocabulary.levels), vocabulary.depth):
+                cells = vocabulary.chains[inside][:, [level, label]].astype(np.int64)
+                cell, place = np.unique(cells[:, 0] << 32 | cells[:, 1], return_inverse=True)
+                cell = cell[np.argsort(np.bincount(place, self.leaf_pairs[inside]), kind="stable")]
+                chains[cell >> 32, label] = cell & 0xFFFFFFFF
         return chains
 
     def _parents(self) -> Ints:

@@ -1,11 +1,11 @@
-"""What counting knows of countries, which the tree of networks cannot tell: those of a country lie all over it.
+"""What counting knows of countries. The tree of networks does not know them: a country's networks lie all over it.
 
 A log-in from another network of the country where the entity lives is likelier than one from abroad. So with a table of
 networks, countries are counted as if they were a level above the tree (`smoothing`). The vocabulary's countries, the
 most frequent ones, are counted each; *elsewhere* is all other places, as if they were one.
 
 How much a country says differs from log to log. So it is measured at the places where an entity was once: are they in
-its other countries, or anywhere? A new place is in the country c with the probability
+the countries of its other events, or anywhere? A new place is in the country c with the probability
 
     (1 - ANYWHERE) * p(c | entity) + ANYWHERE * base(c)
 
@@ -31,9 +31,9 @@ COORDINATES_A_COUNTRY = 8
 """One of so many coordinates of an embedding is kept for a country. On the Tor relays, with 64 coordinates, 4 to 16
 countries are alike."""
 _LEAST_SHARE = 1e-9
-"""Of random addresses, in the places that are counted as one country."""
+"""The least share of random addresses that a country counts as having."""
 _SHARES = np.arange(1, 32) / 32
-"""That ANYWHERE may be."""
+"""The values that ANYWHERE may have."""
 
 
 class Countries:
@@ -105,4 +105,5 @@ class Countries:
         """The events of each entity in each country: [M, C + 1]."""
         entities, countries = len(part.rows), self._number + 1
         cell = part.owners * countries + self._of_leaf[leaves]
-        return np.bincount(cell, part.counts, entities * countries).astype(np.float64).reshape(entities, countries)
+        events: Floats = np.bincount(cell, part.counts, entities * countries).astype(np.float64, copy=False)
+        return events.reshape(entities, countries)

@@ -8,7 +8,7 @@ counting has its place in the tables:
 - *popularity* is a sum over the rows of the address's prefixes: one coordinate of the prefix table, 1 in the rows of
   all entities that training saw;
 - the *constant* of an entity is another coordinate of its row, 1 in all addresses;
-- what each of its *countries* adds to that is one more, 1 in the addresses of the country (`countries`);
+- what each of its *countries* adds to that is one coordinate for each country, 1 in its addresses (`countries`);
 - what the entity's own networks add moves its row. The encoder stays as it is. An address in each own network should
   gain what counting says, all addresses of its homes at least what makes them no alarm, and the rest of the world
   nothing. This is ridge regression: a system of as many equations as the entity has networks. Whatever is similar to

@@ -10,8 +10,8 @@ of them with the probability
                     rest          = CONCENTRATION + DISCOUNT * t + n of no known place
 
 N is how many fabricated pairs have an address there, E the number of entities seen, n the number of events of the
-entity, t the number of the places where the entity was seen, and share the fraction of the addresses that is in c. What
-has no index is of all that is around the places.
+entity, t the number of the places where the entity was seen, and share the fraction of the addresses that is in c. N
+and n without (c) are the totals of all that is around the places.
 
 An entity backs off to counts of entities, as in the hierarchical Pitman-Yor process where every entity opens one table
 a dish (Teh, ACL 2006): one entity that moves every day through a provider's pool makes the pool frequent, but no

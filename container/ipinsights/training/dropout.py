@@ -1,4 +1,4 @@
-"""Prefix dropout: training hides the prefix of an address now and then, the rarer the more often.
+"""Prefix dropout: training hides prefixes of an address now and then, rare ones more often.
 
 Without it, a table row used once would memorise that one event. The unknown rows, used by random addresses alone, would
 learn that the unknown is never real. So a prefix with count c is hidden with probability 1 / (1 + c): the chance that
@@ -6,8 +6,8 @@ the next event is of a new kind after c events of the known one (a Dirichlet pro
 unknown row replaces it, in positive and negative samples alike. One uniform number decides for all levels of an
 address. Counts never grow with depth, so the visible prefixes form a chain from the coarsest level down, as in scoring.
 
-A score hides nothing. But a row that one event made knows of one entity only: that the address is its, and nobody
-else's. Where many share a wide network, such as a phone's carrier, that is wrong of most places. So such a row scores
+A score hides nothing. But a row that one event made knows only that its addresses belong to one entity, and to nobody
+else. Where many share a wide network, such as a phone's carrier, that is wrong of most places. So such a row scores
 with what it is on average in training: half of it, and half of the unknown row. Rows of more events score as they are:
 with c parts of the row and one of the unknown row, Tor relays lose .0001 to .0007.
 """

@@ -169,11 +169,13 @@ def learn(
         saver = None
         if checkpoints:
             before_all = {"entity": earlier.entity, **vars(earlier.encoder)} if earlier else None
+            chosen = {"countries": np.array(vocabulary.countries)} if vocabulary.countries else None
             whole = {
                 "table_of_entities": digest_of({"tags": home.index.tags if home else train.index.tags}),
                 "training_data": _digest(train, home, group),
                 "validation_data": None if validation is None else _digest(validation, home, group),
                 "table_of_networks": digest_of(vars(networks)) if networks else None,
+                "choice_of_countries": digest_of(chosen) if chosen else None,
                 "earlier_model": digest_of_earlier or (digest_of(before_all) if before_all else None),
             }
             subject = subject_of(
@@ -185,6 +187,7 @@ def learn(
                 validation_data={"entity": validation.entity, "address": validation.address} if validation else None,
                 table_of_networks=vars(networks) if networks else None,
                 earlier_model=before_all,
+                choice_of_countries=chosen,
                 **({"rank": {"rank_of": np.array([group.rank, group.size])}} if group.size > 1 else {}),
             )
             trainers = home.homes.ranks if home else 1

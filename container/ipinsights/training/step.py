@@ -154,7 +154,11 @@ class Parameters:
 
     @property
     def learnt(self) -> int:
-        """How many coordinates a row's mean square is of. Of them, only those of countries have no gradient."""
+        """How many coordinates a row's mean square is of.
+
+        The few of countries are among them, though they have no gradient: with a table of networks, rows move up to 7 %
+        further for it.
+        """
         return self.prefix.shape[1] - RESERVED
 
     @property
