@@ -26,9 +26,10 @@ change alone makes of it: difference over {seeds} seeds ± its standard error, w
 sampling of the positives is not in it: differences below .001 decide little. {constants}
 
 Chosen on the validation split: prefix levels, prefix dropout, blocks, sampling rates, batch and learning rate. Chosen
-on the validation and far splits together: the typical entity, novelty, epsilon and shrinkage, the last three by the
-tutorial's simulation too, where an entity has 200 events and not 3. Kept as AWS documents them: num_ip_encoder_layers,
-weight_decay and epochs. The test split chose nothing but that the levels of IPv6 start coarse."""
+on the validation and far splits together: the typical entity, momentum, sources, novelty, epsilon and shrinkage, the
+last five by the tutorial's simulation too, where an entity has 200 events and not 3. Kept as AWS documents them:
+num_ip_encoder_layers, weight_decay and epochs. The test split chose nothing but that the levels of IPv6 start
+coarse."""
 
 
 @contextlib.contextmanager
