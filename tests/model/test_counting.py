@@ -12,7 +12,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from ipinsights.data.addresses import IPV4, IPV6, Family, mapped_share
+from ipinsights.data.addresses import FAMILIES, IPV4, IPV6, Family, mapped_share
 from ipinsights.data.entities import EntityIndex
 from ipinsights.data.events import Events
 from ipinsights.data.networks import Networks
@@ -234,7 +234,7 @@ class Tree:
         return {node: max(gain, self.spread(entity, node)) for node, gain in gained.items()}
 
 
-def in_two_countries(travels: int = 0, abroad: int = 0) -> Case:
+def in_two_countries(travels: int = 0, abroad: int = 0, family: Family = IPV4) -> Case:
     """Ten entities in each of two countries, with two networks there; the countries take turns in the address space.
 
     Each was at some more networks once, some of them in the other country.
@@ -245,13 +245,15 @@ def in_two_countries(travels: int = 0, abroad: int = 0) -> Case:
     there = (once >= 10) != (np.tile(np.arange(travels), 20) < abroad)
     place = 40 + np.arange(len(once)) % 25 * 2 + there + 1
     entity, network = np.append(entity, once), np.append(network, place)
-    address = (network << 24 | np.arange(len(entity)) % 7).astype(np.uint32)
-    first = (np.arange(1, 250) << 24).astype(np.uint32)
+    begin = family.dtype.type(family.width - 8)
+    address = (network.astype(family.dtype) << begin) + (np.arange(len(entity)) % 7).astype(family.dtype)
+    first = np.arange(1, 250).astype(family.dtype) << begin
     country = (np.arange(1, 250) + 1) % 2 + 1
-    table = Networks(first, first | np.uint32((1 << 24) - 1), np.stack([country, country]).astype(np.uint32))
-    vocabulary = Vocabulary.build(address, IPV4, table, countries=2)
-    history = History.of(Events(entity, address, EntityIndex(20)), IPV4)
-    return Case(IPV4, vocabulary, history, [*address[:50].tolist(), *(first[:50] + 5).tolist()])
+    last = first + ((family.dtype.type(1) << begin) - family.dtype.type(1))
+    table = Networks(first, last, np.stack([country, country]).astype(np.uint32))
+    vocabulary = Vocabulary.build(address, family, table, countries=2)
+    history = History.of(Events(entity, address, EntityIndex(20)), family)
+    return Case(family, vocabulary, history, [*address[:50].tolist(), *(first[:50] + 5).tolist()])
 
 
 @st.composite
@@ -431,6 +433,16 @@ def test_the_less_entities_stay_in_their_countries_the_less_these_say(abroad: in
     """Six travels of each entity, of which some are in the other country."""
     counts, _ = counted(in_two_countries(travels=6, abroad=abroad))
     assert low < counts._countries.anywhere < high
+
+
+@pytest.mark.parametrize(("version", "bits", "told"), [(4, 24, True), (4, 23, False), (6, 48, True), (6, 47, False)])
+def test_of_addresses_cut_to_few_bits_nobody_knows_the_country(version: int, bits: int, told: bool) -> None:
+    case = in_two_countries(family=FAMILIES[version])
+    counts = Counts(case.vocabulary, case.history.cut(case.family, bits))
+    assert len(case.vocabulary.countries) == 2
+    for habits in counts.habits():
+        assert habits.countries.any(axis=1).all() == told
+        assert habits.countries.any() == told
 
 
 @example(in_two_countries())
