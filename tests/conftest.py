@@ -29,6 +29,7 @@ from ipinsights import native
 from ipinsights.data import addresses
 from ipinsights.data.entities import EntityIndex
 from ipinsights.data.events import Events
+from ipinsights.data.networks import Networks
 from ipinsights.data.records import Records
 from ipinsights.evaluation import simulation
 from ipinsights.training.gpu_step import GpuStep
@@ -67,6 +68,13 @@ def to_csv(pairs: Records) -> str:
 def to_events(pairs: Records, num_entity_vectors: int) -> Events:
     index = EntityIndex(num_entity_vectors)
     return Events(index.claim(pairs.entities), pairs.addresses, index)
+
+
+def two_countries() -> Networks:
+    """Every /8 of IPv4 is of another provider, and every second one is in the other country."""
+    first = (np.arange(256) << 24).astype(np.uint32)
+    labels = np.stack([np.arange(256) + 1, np.arange(256) % 2 + 1]).astype(np.uint32)
+    return Networks(first, first + np.uint32((1 << 24) - 1), labels)
 
 
 def no_events() -> Events:

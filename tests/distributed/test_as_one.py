@@ -52,6 +52,13 @@ def events(size: int, family: Family = IPV4, seed: int = 0, entities: int = 60) 
     return Events(entity, address.astype(family.dtype), index)
 
 
+def networks_of(some: Events) -> Networks:
+    """Each address is of one of fifty providers and four countries, if it is of any."""
+    first = np.unique(some.address)
+    labels = np.stack([np.arange(len(first)) % 50, np.arange(len(first)) % 4]).astype(np.uint32)
+    return Networks(first, first, labels)
+
+
 def of_rank(all_events: Events, group: Group, seed: int = 0) -> Events:
     """What a rank has read: some have little or nothing."""
     reader = np.random.default_rng(seed).integers(0, max(1, group.size - 1), len(all_events))
@@ -101,9 +108,7 @@ def same(one: Any, other: Any, *names: str) -> None:
 def test_the_vocabulary_is_that_of_one(size: int, ranks: int, version: int, max_rows: int | None, seed: int) -> None:
     family = FAMILIES[version]
     every, before = events(size, family, seed), events(300, family, seed + 1)
-    first = np.unique(every.address)
-    labels = np.stack([np.arange(len(first)) % 50, np.arange(len(first)) % 4]).astype(np.uint32)
-    networks = Networks(first, first, labels)
+    networks = networks_of(every)
     earlier = Vocabulary.build(before.address, family, networks, countries=1)
     for known in (None, earlier):
         one = Vocabulary.build(every.address, family, networks, max_rows=max_rows, earlier=known, countries=2)
@@ -127,9 +132,7 @@ def test_the_vocabulary_is_that_of_one(size: int, ranks: int, version: int, max_
 def test_profile_counts_and_novelty_are_those_of_one(size: int, ranks: int, version: int, seed: int) -> None:
     family = FAMILIES[version]
     every = events(size, family, seed)
-    first = np.unique(every.address)
-    labels = np.stack([np.arange(len(first)) % 50, np.arange(len(first)) % 4]).astype(np.uint32)
-    vocabulary = Vocabulary.build(every.address, family, Networks(first, first, labels), countries=2)
+    vocabulary = Vocabulary.build(every.address, family, networks_of(every), countries=2)
     profile, counts = Profile.of(every, vocabulary), Counts(vocabulary, History.of(every, family))
     expected = novelty(every, family, ROWS)
 

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from conftest import Traffic, lose_after, to_events
+from conftest import Traffic, lose_after, to_events, two_countries
 from ipinsights.data.events import Events
-from ipinsights.data.networks import Networks
 from ipinsights.distributed.group import ALONE
 from ipinsights.errors import UserError
 from ipinsights.hyperparameters import Hyperparameters
@@ -292,9 +291,7 @@ def test_a_damaged_one_is_passed_over(
 
 def test_one_in_which_countries_have_other_coordinates_is_refused(train: Events, tmp_path: Path) -> None:
     """Such as of a release that chose others: what was learnt there would be taken for what countries say."""
-    first = (np.arange(256) << 24).astype(np.uint32)
-    labels = np.stack([np.arange(256) + 1, np.arange(256) % 2 + 1]).astype(np.uint32)
-    networks = Networks(first, first + np.uint32((1 << 24) - 1), labels)
+    networks = two_countries()
     hp = dataclasses.replace(HP, saved_epoch="last")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ipinsights.training.fit.COORDINATES_A_COUNTRY", HP.vector_dim + 1)

@@ -9,13 +9,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pytest
 
-from conftest import Traffic, to_events
+from conftest import Traffic, to_events, two_countries
 from ipinsights import metrics, native
 from ipinsights.data import addresses
 from ipinsights.data.addresses import FAMILIES, IPV4, random_addresses
 from ipinsights.data.entities import EntityIndex
 from ipinsights.data.events import Events
-from ipinsights.data.networks import Networks
 from ipinsights.data.records import Records
 from ipinsights.errors import UserError
 from ipinsights.evaluation import comparison
@@ -93,9 +92,7 @@ def test_training_leaves_the_reserved_coordinates_at_0(
     layers: int, kernel: bool, countries: int, train: Events, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On both sides of the product and in the blocks, so that what is written there goes through unchanged."""
-    first = (np.arange(256) << 24).astype(np.uint32)
-    labels = np.stack([np.arange(256) + 1, np.arange(256) % 2 + 1]).astype(np.uint32)
-    networks = Networks(first, first + np.uint32((1 << 24) - 1), labels) if countries else None
+    networks = two_countries() if countries else None
     reserved = RESERVED + countries
     if not kernel:
         monkeypatch.setattr(native, "library", lambda: None)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from conftest import Traffic
+from conftest import Traffic, two_countries
 from ipinsights import metrics
 from ipinsights.data.addresses import IPV4
 from ipinsights.data.entities import EntityIndex
@@ -216,9 +216,8 @@ def test_every_row_goes_on_from_its_own(one: npt.NDArray[np.uint32], other: npt.
 
 
 def test_providers_are_added_too() -> None:
-    first = (np.arange(8) << 24).astype(np.uint32)
-    labels = np.stack([np.arange(8) + 1, np.arange(8) % 2 + 1]).astype(np.uint32)
-    networks = Networks(first, first + np.uint32((1 << 24) - 1), labels)
+    networks = two_countries()
+    first = networks.first
     one, other = first[[0, 0, 1, 1, 2]], first[[2, 2, 3, 3, 3]]
     bare, with_table = Vocabulary.build(one), Vocabulary.build(one, networks=networks)
 
@@ -241,9 +240,8 @@ def test_providers_are_added_too() -> None:
 
 def test_countries_keep_their_coordinates() -> None:
     """Of two countries the other one is the more frequent now."""
-    first = (np.arange(8) << 24).astype(np.uint32)
-    labels = np.stack([np.arange(8) + 1, np.arange(8) % 2 + 1]).astype(np.uint32)
-    networks = Networks(first, first + np.uint32((1 << 24) - 1), labels)
+    networks = two_countries()
+    first = networks.first
     one, other = first[[0, 0, 2, 2, 1, 1]], first[[1, 3, 5, 7, 7, 3]]
     before = Vocabulary.build(one, networks=networks, countries=1)
     for table in (None, networks):

@@ -130,8 +130,7 @@ class Counts:
             setattr(self, name, group.sum(getattr(self, name)))
         self._everywhere = group.total(self._everywhere)
         self._countries.end(self.leaf_shares, group)
-        if self._countries.counted:
-            self._countries.settle(self._once(), group)
+        self._countries.settle(self._once(), group)
         wide = [c for c, length in enumerate(lengths) if length < vocabulary.family.levels[-1]]
         self._may_be_home = self.entities <= HOME_SHARE * group.total(len(history.rows))
         self._may_be_home[vocabulary.depth + sum(len(vocabulary.counted(c)[0]) for c in wide) :] = True
@@ -159,19 +158,14 @@ class Counts:
 
     def _chains_of_networks(self) -> npt.NDArray[np.int32]:
         vocabulary = self.vocabulary
-        unknown = np.arange(vocabulary.depth, dtype=np.int32)
-        chains = np.tile(unknown, (vocabulary.num_rows, 1))
-        by_pairs = vocabulary.chains[np.argsort(self.leaf_pairs, kind="stable")]
+        chains = np.tile(np.arange(vocabulary.depth, dtype=np.int32), (vocabulary.num_rows, 1))
         for level in range(len(vocabulary.levels)):
-            known = by_pairs[by_pairs[:, level] >= vocabulary.depth]  # of equal rows the last, with most pairs, stays
-            row = known[:, level].copy()
-            known[:, level + 1 : len(vocabulary.levels)] = unknown[level + 1 : len(vocabulary.levels)]
-            chains[row] = known
             inside = vocabulary.chains[:, level] >= vocabulary.depth
+            known, pairs = vocabulary.chains[inside], self.leaf_pairs[inside]
+            chains[known[:, level], : level + 1] = known[:, : level + 1]
             for label in range(len(vocabulary.levels), vocabulary.depth):
-                cells = vocabulary.chains[inside][:, [level, label]].astype(np.int64)
-                cell, place = np.unique(cells[:, 0] << 32 | cells[:, 1], return_inverse=True)
-                cell = cell[np.argsort(np.bincount(place, self.leaf_pairs[inside]), kind="stable")]
+                cell, place = np.unique(known[:, level].astype(np.int64) << 32 | known[:, label], return_inverse=True)
+                cell = cell[np.argsort(np.bincount(place, pairs), kind="stable")]  # the last one of a network stays
                 chains[cell >> 32, label] = cell & 0xFFFFFFFF
         return chains
 

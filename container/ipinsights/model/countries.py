@@ -42,8 +42,7 @@ class Countries:
     def __init__(self, vocabulary: Vocabulary, counted: bool) -> None:
         """Without any event. If they are not ``counted``, they never add anything."""
         self._number = len(vocabulary.countries)
-        self.counted = counted and self._number > 0
-        """Whether they may add anything."""
+        self._counted = counted and self._number > 0
         rows = np.full(vocabulary.num_rows, self._number)
         rows[vocabulary.country_rows] = np.arange(self._number)
         self.of_row = rows
@@ -61,13 +60,13 @@ class Countries:
 
     def add(self, part: History, leaves: npt.NDArray[np.int32], weight: Floats) -> None:
         """Count some entities' pairs, each with its leaf and with what it counts in N."""
-        if self.counted:
+        if self._counted:
             self._entities += np.count_nonzero(self._events(part, leaves), axis=0)
             self._fabricated += np.bincount(self._of_leaf[leaves], weight, self._number + 1)
 
     def end(self, leaf_shares: Floats, group: Group) -> None:
         """All have been added. The shares are those of the leaves in random addresses."""
-        if not self.counted:
+        if not self._counted:
             return
         self._entities, self._fabricated = group.sum(self._entities), group.sum(self._fabricated)
         share = np.bincount(self._of_leaf, leaf_shares, self._number + 1) + _LEAST_SHARE
@@ -77,7 +76,7 @@ class Countries:
 
     def habits(self, part: History, leaves: npt.NDArray[np.int32], events: Floats) -> Floats:
         """What each country adds to the log ratio of each of some entities, with so many events: [M, C + 1]."""
-        if not self.counted:
+        if not self._counted:
             return np.zeros((len(events), self._number + 1))
         own = self._events(part, leaves)
         rest = smoothing.rest_of(np.count_nonzero(own, axis=1, keepdims=True), 0)
@@ -87,6 +86,8 @@ class Countries:
 
     def settle(self, places: Iterable[tuple[History, npt.NDArray[np.int32], Ints]], group: Group) -> None:
         """Find ANYWHERE by places where entities were once: some pairs of each part of the history, with all leaves."""
+        if not self._counted:
+            return
         likelihood = np.zeros(len(_SHARES))
         for part, leaves, once in places:
             own = self._events(part, leaves)
