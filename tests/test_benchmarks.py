@@ -34,7 +34,7 @@ from benchmarks import (
     usual_server,
 )
 from benchmarks.pieces import Ours
-from benchmarks.ranking import Task
+from benchmarks.ranking import NEGATIVES, Scored, Task, lead
 from benchmarks.served import CSV, JSON, JSON_LINES, Payload, largest, payload
 from benchmarks.servers import Server, free_port
 from conftest import Traffic, no_events, to_events
@@ -405,3 +405,25 @@ def test_every_row_of_the_ablation_can_be_measured(monkeypatch: pytest.MonkeyPat
         tasks[family] = Task(family, Events(pairs[0][:200], pairs[1][:200], index), pairs[0][200:], pairs[1][200:])
     for family, change in zip(itertools.cycle(tasks), [ablation.PRODUCT, *ablation.CHANGES], strict=False):
         assert 0 <= change.measure(tasks[change.only or family], 0) <= 1, change.name
+
+
+def test_a_lead_is_as_sure_as_there_are_entities() -> None:
+    """The pairs of an entity are alike, so more of them do not make it surer."""
+    rng = np.random.default_rng(0)
+
+    def scored(entities: int, each: int, higher: float) -> Scored:
+        who = np.repeat(np.arange(entities), each)
+        own = np.repeat(rng.normal(size=entities), each)
+        positive = own + higher + 0.01 * rng.normal(size=len(who))
+        return Scored(who, positive, rng.normal(size=(3, NEGATIVES, len(who))))
+
+    widths = []
+    for entities, each in ((40, 5), (40, 50), (400, 5)):
+        ours, theirs = scored(entities, each, 1), scored(entities, each, 0)
+        mean, low, high = lead([ours], [theirs])
+        assert mean == pytest.approx((ours.aucs() - theirs.aucs()).mean())
+        assert low < mean < high
+        widths.append(high - low)
+    assert widths[0] == pytest.approx(widths[1], rel=0.4)
+    assert widths[2] == pytest.approx(widths[0] / 10**0.5, rel=0.4)
+    assert lead([ours], [ours]) == (0, 0, 0)

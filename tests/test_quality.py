@@ -70,6 +70,18 @@ def scaled(*options: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.split("|")[1:-1]] for line in run.stdout.splitlines()[2:]]
 
 
+def test_only_rows_of_the_model_are_ahead_of_a_baseline() -> None:
+    lines = quality.tor_table("validation", IPV6, [0]).splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:] if line.startswith("|")]
+    assert [row[0] for row in rows] == [*quality.tor_rows(IPV6)]
+    means = {row[0]: float(row[1]) for row in rows}
+    best = max(means[name] for name in contenders.BASELINES)
+    for name, mean, *_, ahead in rows:
+        assert bool(ahead) == ("model" in name)
+        if ahead:
+            assert float(ahead.split()[0]) == pytest.approx(float(mean) - best, abs=0.0002)
+
+
 def test_the_table_has_a_row_a_contender(capsys: pytest.CaptureFixture[str]) -> None:
     quality.main(["--tutorial", "--users", "60"])
     printed = capsys.readouterr().out
