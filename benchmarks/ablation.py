@@ -109,6 +109,7 @@ CHANGES = [
     *(Change(f"discount {n}", owner=smoothing, attributes={"DISCOUNT": n}) for n in (0.25, 0.75)),
     *(Change(f"prior {n}", owner=smoothing, attributes={"PRIOR": n}) for n in (1.0, 10.0)),
     Change("no homes", owner=counting, attributes={"HOME_EVENTS": np.inf}),
+    Change("no sites", owner=counting, attributes={"SITE": 9}),
     *(Change(f"{n} own networks at most", owner=counting, attributes={"MOVES": n}) for n in (4, 32)),
     *(Change(f"background {n}", owner=refit, attributes={"BACKGROUND": n}) for n in (10.0, 1000.0)),
     *(

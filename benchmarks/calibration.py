@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
-from benchmarks import datasets, situations, tutorial
+from benchmarks import datasets, ordinary, situations, tutorial
 from benchmarks.ranking import Task
 from benchmarks.tables import markdown
 from ipinsights.data.addresses import FAMILIES, IPV4
@@ -55,7 +55,7 @@ def _measured(users: int, seeds: int) -> Iterator[tuple[str, int, list[Shares]]]
     for name in SITUATIONS:
         found = []
         for seed in range(seeds):
-            situation = situations.SITUATIONS[name]
+            situation = ordinary.SITUATIONS[name]
             pairs = situation.drawn(seed).train
             index = EntityIndex(2 * len({entity for entity, _ in pairs}))
             events = situations.events_of(pairs, index.claim, index, situation.family)

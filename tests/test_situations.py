@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import situations
+from benchmarks import ordinary, situations
 from benchmarks.contenders import Scores
-from benchmarks.situations import SETTINGS, SITUATIONS, Learnt, Situation, alarms, auc, product
+from benchmarks.ordinary import SITUATIONS, Situation, alarms, auc
+from benchmarks.situations import SETTINGS, Learnt, product
 
 every = pytest.mark.parametrize("situation", SITUATIONS.values(), ids=SITUATIONS)
 
@@ -26,14 +27,14 @@ def one_thread() -> Iterator[None]:
 
 def small(situation: Situation) -> Situation:
     """The situation, with fewer events where there are many."""
-    if situation is situations.service_account:
+    if situation is ordinary.service_account:
         return dataclasses.replace(situation, draw=partial(situation.draw, events=25_000))
     return situation
 
 
-def require(situation: Situation) -> None:
+def require(situation: Situation, setting: str = "defaults") -> None:
     """Fail with the checks that the product does not keep."""
-    values = situations.measure(situation, product(SETTINGS["defaults"]), seed=0)["product"]
+    values = situations.measure(situation, product(SETTINGS[setting]), seed=0)["product"]
     faults = [
         f"{check.name}: {value:{check.form}}, expected {check}"
         for check, value in zip(situation.checks, values, strict=True)
@@ -47,9 +48,14 @@ def test_the_product_gives_what_is_expected(situation: Situation) -> None:
     require(small(situation))
 
 
+def test_at_its_site_nobody_is_an_alarm_however_little_was_learnt() -> None:
+    """The tutorial's hyperparameters are a few steps here."""
+    require(ordinary.schools, "tutorial")
+
+
 @pytest.mark.slow
 def test_the_product_gives_what_is_expected_beside_a_very_busy_account() -> None:
-    require(situations.service_account)
+    require(ordinary.service_account)
 
 
 @every
@@ -96,7 +102,7 @@ def test_the_table_has_a_row_a_check_and_a_column_a_contender(capsys: pytest.Cap
 
 def test_what_does_not_hold_is_bold_and_not_counted() -> None:
     checks = (auc("own homes", "others' homes"), auc("own homes", "others' homes", at_least=1.1))
-    asked = dataclasses.replace(situations.three_users, checks=checks)
+    asked = dataclasses.replace(ordinary.three_users, checks=checks)
     table = situations.table([asked], ["defaults"], range(2))
     assert table.count("**1.000**") == 3
     for contender in ("product, defaults", "embeddings alone, defaults", "counting"):

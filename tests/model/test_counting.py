@@ -123,6 +123,7 @@ class Tree:
         self.levels, self.width = counted, case.family.width
         levels = case.vocabulary.levels
         self.known = {level: set(case.vocabulary.counted(levels.index(level))[0].tolist()) for level in counted}
+        self.at_home = AT_HOME
         self.longest, self.everybody = case.family.levels[-1], len({entity for entity, _ in case.plain})
         self.everywhere = sum(weight(count) for count in case.plain.values())
         self.drawn = collections.defaultdict[Path, float](float)
@@ -223,15 +224,25 @@ class Tree:
         return self.rest(entity, node) >= HOME_EVENTS and ratio >= HOME_RATIO
 
     def spread(self, entity: int, node: Path) -> float:
-        """What all places in a home gain, so that the ratio is at least AT_HOME."""
-        lacking = AT_HOME - self.popularity(node) - self.places.popularity(self.place[node]) - self.far(entity, node)
-        return max(0.0, lacking) if self.home(entity, node) else 0.0
+        """What all places gain, in a home so that the ratio is at least AT_HOME, in a site as much as unknown ones."""
+        known = self.popularity(node) + self.places.popularity(self.place[node]) + self.far(entity, node)
+        least = self.at_home - known if self.home(entity, node) else 0.0
+        return max(0.0, least, self.gain(entity, node) if self.is_site(node) else 0.0)
+
+    def is_site(self, node: Path) -> bool:
+        """A /24, and a /48 of IPv6, where an IPv4 address begins after 16 bits."""
+        level = self.levels[len(node) - 1]
+        mapped = self.width == 64 and level >= 16 and node[-1] >> level - 16 == 0x2002
+        return level == (40 if mapped else self.width * 3 // 4)
+
+    def gain(self, entity: int, node: Path) -> float:
+        """Of an address that is in no known network below."""
+        return self.above_popularity(entity, node) - self.far(entity, node)
 
     def gains(self, entity: int) -> dict[Path, float]:
-        """Of each own network, for an address that is in no known network below it."""
+        """Of each own network, but at least what all places there gain."""
         own = [node for node in self.events[entity] if node]
-        gained = {node: self.above_popularity(entity, node) - self.far(entity, node) for node in own}
-        return {node: max(gain, self.spread(entity, node)) for node, gain in gained.items()}
+        return {node: max(self.gain(entity, node), self.spread(entity, node)) for node in own}
 
 
 def in_two_countries(travels: int = 0, abroad: int = 0, family: Family = IPV4) -> Case:
@@ -265,6 +276,8 @@ def cases(draw: st.DrawFn, family: Family | None = None, whole: bool = False) ->
     address = st.lists(octet, min_size=width // 8, max_size=width // 8).map(lambda o: int.from_bytes(bytes(o), "big"))
     near = st.tuples(address, st.integers(0, width)).map(lambda a: a[0] >> a[1] << a[1])  # mostly of one network
     some = address | near
+    if family is IPV6:  # IPv4 addresses among those of IPv6
+        some |= near.map(lambda a: (0x2002 << 48) + (a >> 32 << 16))
     levels = draw(
         st.sampled_from([family.levels, family.levels + family.finest, family.levels[2:5], (9, 11), (8,), (width,)])
     )
@@ -337,6 +350,17 @@ def crowded() -> Case:
     entity = np.array([0] * 100 + list(range(1, 21)))
     events = Events(entity.astype(np.int32), address.astype(np.uint32), EntityIndex(30))
     return Case(IPV4, Vocabulary.build(events.address), History.of(events, IPV4), [])
+
+
+def at_desks(family: Family) -> Case:
+    """Twelve entities with a /24 each: six were at four addresses there, six at one. In IPv6 they are those of IPv4."""
+    desk = np.concatenate([np.tile(np.arange(4), 6), np.zeros(6, np.int64)])
+    entity = np.concatenate([np.repeat(np.arange(6), 4), np.arange(6, 12)])
+    address = (10 << 24) + (entity << 16) + desk
+    if family is IPV6:
+        address = (0x2002 << 48) + (address << 16)
+    events = Events(entity.astype(np.int32), address.astype(family.dtype), EntityIndex(12))
+    return Case(family, Vocabulary.build(events.address, family), History.of(events, family), [])
 
 
 @example(many_networks())
@@ -472,15 +496,21 @@ def test_an_entity_is_likelier_in_its_own_country_and_its_own_networks_add_less_
     np.testing.assert_allclose(known, before, atol=0.01)  # but for the popularity of countries, which are alike
 
 
-@example(many_networks(), 3)
-@example(many_networks(), 10_000)
-@example(crowded(), 10_000)
-@given(cases(), st.sampled_from([1, 2, 10_000]))
-def test_homes_gain_everywhere_and_each_adds_what_the_one_around_it_does_not(case: Case, most: int) -> None:
+@example(many_networks(), 3, AT_HOME)
+@example(many_networks(), 10_000, AT_HOME)
+@example(crowded(), 10_000, AT_HOME)
+@example(at_desks(IPV4), 10_000, AT_HOME)
+@example(at_desks(IPV4), 10_000, -5.0)
+@example(at_desks(IPV6), 10_000, AT_HOME)
+@given(cases(), st.sampled_from([1, 2, 10_000]), st.sampled_from([AT_HOME, 0.0]))
+def test_sites_and_homes_gain_everywhere_and_each_adds_what_the_one_around_it_does_not(
+    case: Case, most: int, at_home: float
+) -> None:
     counts, tree = counted(case)
-    rows = nodes(tree, case)
+    rows, tree.at_home = nodes(tree, case), at_home
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(counting, "MOVES", most)
+        patch.setattr(counting, "AT_HOME", at_home)
         every = list(counts.habits())
     for habits in every:
         for i, entity in enumerate(habits.rows.tolist()):

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from conftest import Traffic, to_events
@@ -413,6 +413,84 @@ def test_zero_lies_between_habits_and_fabricated_pairs(trained: Model, traffic: 
     thresholds = np.concatenate([normal, attacks])
     errors = [(normal < t).mean() + (attacks >= t).mean() for t in thresholds]
     assert (normal < 0).mean() + (attacks >= 0).mean() < min(errors) + 0.05
+
+
+ONCE_EACH = [(0, 0x0A010101), (1, 0x0A020909), (2, 0x0A030303)]
+"""In three /24s of one /12."""
+CAME_BACK = [*ONCE_EACH, (0, 0x0A010102)]
+
+
+def mapped(pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same in the IPv6 family."""
+    return [(entity, (0x2002 << 48) + (address << 16)) for entity, address in pairs]
+
+
+def network(address: int, family: Family, eighths: int) -> int:
+    """What so many eighths of an address are; of an IPv4 address among those of IPv6, of that."""
+    if family is IPV6 and address >> 48 == 0x2002:
+        return 1 << 64 | (address >> 16 & 0xFFFFFFFF) >> 32 - 4 * eighths
+    return address >> family.width - family.width * eighths // 8
+
+
+@example(World.of(ONCE_EACH, IPV4, 0), 0, 0.0)
+@example(World.of(ONCE_EACH, IPV4, 0), 0, 0.1)
+@example(World.of(CAME_BACK, IPV4, 0), 0, 0.3)
+@example(World.of(CAME_BACK, IPV4, 0), 0, 0.4)
+@example(World.of(CAME_BACK, IPV4, 0), 12, 0.1)
+@example(World.of(CAME_BACK, IPV4, 0), 8, 0.1)
+@example(World.of([*ONCE_EACH, (0, 0x0A010101)], IPV4, 0), 0, 0.1)
+@example(World.of(mapped(CAME_BACK), IPV6, 0), 0, 0.1)
+@given(worlds(), st.sampled_from([0, 8, 12, 16, 32]), st.sampled_from([0.0, 0.3, 1.0]))
+def test_which_places_are_a_strangers(world: World, length: int, share: float) -> None:
+    """Not own leaves, homes and sites; of those without habits, if enough have some, no provider's where they were."""
+    family, vocabulary = world.learnt.family, world.learnt.vocabulary
+    history = world.history.cut(family, length) if length else world.history
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "SETTLED", share)
+        own = module._Own(Counts(vocabulary, history), history)
+    been: dict[int, list[int]] = {}
+    pairs = zip(history.entities.tolist(), history.addresses.tolist(), history.counts.tolist(), strict=True)
+    for row, address, count in pairs:
+        been.setdefault(row, []).extend([address] * count)
+    leaves = vocabulary.leaves(world.queries)
+    home = {row: own.home(np.full(len(leaves), row, np.int32), vocabulary.chains[leaves]).tolist() for row in been}
+    with_home = {row for habits in Counts(vocabulary, history).habits() for row in at_home(habits)}
+    sites = {row: [network(address, family, 6) for address in addresses] for row, addresses in been.items()}
+    settled = with_home | {row for row, places in sites.items() if len(set(places)) < len(places)}
+    enough = len(settled) >= share * len(been)
+    for row, addresses in been.items():
+        ours = set(vocabulary.leaves(np.array(addresses, family.dtype)).tolist())
+        found = own.stranger(np.full(len(leaves), row, np.int32), world.queries).tolist()
+        for address, leaf, at_home_there, stranger in zip(
+            world.queries.tolist(), leaves.tolist(), home[row], found, strict=True
+        ):
+            near = leaf in ours or at_home_there
+            for eighths in (6, 3) if enough and row not in settled else (6,):
+                around = {network(one, family, eighths) for one in addresses}
+                told = history.length >= family.width * eighths // 8
+                near |= told and network(address, family, eighths) in around
+            assert stranger == (not near)
+
+
+def at_home(habits: Habits) -> list[int]:
+    """The entities that have a home."""
+    rows: list[int] = np.repeat(habits.rows, np.diff(habits.starts))[habits.home].tolist()
+    return rows
+
+
+def test_who_was_at_the_only_site_is_no_stranger_at_its_other_desks() -> None:
+    """All are at one /24, twice each: no place there scores below 0, and none elsewhere above."""
+    rng = np.random.default_rng(0)
+    index = EntityIndex(200)
+    entity = index.claim(pa.array([f"pupil {number % 100}" for number in range(200)], pa.string()))
+    desks = (10 << 24) + rng.integers(256, size=200, dtype=np.uint32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_PAIRS", PAIRS)
+        model = fit(Events(entity, desks, index), Hyperparameters(num_entity_vectors=200, vector_dim=32))
+    here = model.score_rows(entity, (10 << 24) + rng.integers(256, size=200, dtype=np.uint32))
+    elsewhere = model.score_rows(entity, (77 << 24) + rng.integers(1 << 24, size=200, dtype=np.uint32))
+    assert (here > 0).mean() > 0.98
+    assert (elsewhere < 0).all()
 
 
 def test_zero_is_no_higher_than_ordinary_log_ins_allow(trained: Model, traffic: Traffic) -> None:

@@ -68,6 +68,10 @@ MAPPED_FIRST, MAPPED_BITS, MAPPED_SHIFT = 0x2002 << 48, 32, 16
 Addresses = npt.NDArray[np.unsignedinteger]
 """uint32 for IPv4, uint64 for IPv6."""
 
+SITE, PROVIDER = 6, 3
+"""How many eighths of an address are in the prefix that one place has as a rule (a /24, and a /48 of IPv6), and in
+those of large providers (a /12, and a /24)."""
+
 _DOT, _ZERO = ord("."), ord("0")
 _PORT = re.compile(r"(?:([0-9.]+)|\[([0-9A-Fa-f:.]+)\]):([0-9]{1,5})")
 _LAST_PORT = 65535
@@ -265,6 +269,21 @@ def is_mapped(addresses: Addresses) -> npt.NDArray[np.bool_]:
     above = np.uint64(MAPPED_SHIFT + MAPPED_BITS)
     mapped: npt.NDArray[np.bool_] = addresses >> above == np.uint64(MAPPED_FIRST) >> above
     return mapped
+
+
+def leading_bits(addresses: Addresses, family: Family, eighths: int) -> npt.NDArray[np.int64]:
+    """How many bits so many eighths of each address are, of an IPv4 address among those of IPv6 too: [n]."""
+    bits = np.full(len(addresses), family.width * eighths // 8)
+    if family.version == IPV6.version:
+        bits[is_mapped(addresses)] = family.width - MAPPED_SHIFT - MAPPED_BITS + MAPPED_BITS * eighths // 8
+    return bits
+
+
+def leading(addresses: Addresses, family: Family, eighths: int) -> Addresses:
+    """The first so many eighths of each address (`leading_bits`); all other bits are 0."""
+    others = (family.width - leading_bits(addresses, family, eighths)).astype(family.dtype)
+    kept: Addresses = addresses >> others << others
+    return kept
 
 
 def random_addresses(size: int, family: Family, mapped_share: float, rng: np.random.Generator) -> Addresses:

@@ -9,10 +9,12 @@ symbols are used here: N of fabricated pairs, E of entities, n of the events of 
 
 The log ratio has three parts. `popularity` is the ratio of an entity never seen; it depends on the address alone. A
 `Habits.constant` is what the ratio of an entity far from all its places differs from that: the more regular its events,
-the lower. A `Habits.gain` is what one of its own networks adds, for an address in it that it never used. In a *home*, a
-network to whose unknown places the entity keeps coming, it adds enough to be no alarm, however many share the network.
-With a table of networks, countries add to popularity and to the constant (`countries`), and own networks add less by
-that amount.
+the lower. A `Habits.gain` is what one of its own networks adds, for an address in it that neither it nor anybody else
+ever used. Of the addresses of others there it says nothing, but in two cases. In a *site*, an own network as long as
+one place has as a rule (`SITE`), those outside of longer own networks gain as much: who was at a school is no
+stranger at its other desks. In a *home*, a network to whose unknown places the entity keeps coming, all gain enough to
+be no alarm, however many share the network. With a table of networks, countries add to popularity and to the constant
+(`countries`), and own networks add less by that amount.
 
 `evaluation.likelihood_ratio` counts the same on all prefixes and looks up exact pairs: a baseline.
 """
@@ -24,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ipinsights.data.addresses import mapped_share
+from ipinsights.data.addresses import SITE, leading_bits, mapped_share
 from ipinsights.distributed.group import ALONE, Group
 from ipinsights.model import smoothing
 from ipinsights.model.countries import Countries
@@ -68,8 +70,8 @@ class Habits:
     home: npt.NDArray[np.bool_]
     """Whether the entity is at home there, [m]."""
     spread: npt.NDArray[np.float32]
-    """What all places in a home have to gain at least for that, less the same of the longest other own network that it
-    is in: [m]."""
+    """What all places in a home have to gain at least, and those in a site that are in no longer own network, less the
+    same of the longest other own network that it is in: [m]."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,8 @@ class Counts:
         """Events of each leaf, [leaves]."""
         self.leaf_shares = vocabulary.leaf_shares(mapped_share(history.addresses, group))
         """The probability of each leaf for a random address, [leaves]."""
-        # A /24, and a /48 of IPv6, is in one country; of addresses that were cut to shorter prefixes nobody knows it.
-        self._countries = Countries(vocabulary, counted=history.length >= vocabulary.family.width * 3 // 4)
+        # A site is in one country; of addresses that were cut to shorter prefixes nobody knows it.
+        self._countries = Countries(vocabulary, counted=history.length >= vocabulary.family.width * SITE // 8)
         columns = [c for c, length in enumerate(lengths) if length <= history.length]
         for part in self.parts(history):
             leaves = vocabulary.leaves(part.addresses)
@@ -134,6 +136,10 @@ class Counts:
         wide = [c for c, length in enumerate(lengths) if length < vocabulary.family.levels[-1]]
         self._may_be_home = self.entities <= HOME_SHARE * group.total(len(history.rows))
         self._may_be_home[vocabulary.depth + sum(len(vocabulary.counted(c)[0]) for c in wide) :] = True
+        lengths_of = np.repeat(lengths, vocabulary.sizes)
+        prefixes = vocabulary.depth + np.arange(len(lengths_of))
+        self._is_site = np.zeros(rows, dtype=np.bool_)
+        self._is_site[prefixes] = lengths_of == leading_bits(vocabulary.bounds(prefixes)[0], vocabulary.family, SITE)
         self._parent = self._parents()
         self._siblings = np.zeros(rows + 1)
         """The sum of E over the children of each row; of the root's, last."""
@@ -323,7 +329,7 @@ class Counts:
         gain = density - self._anybody[groups.network] - without
         far = self._unknown[groups.network] + self._countries.popularity[there] + without
         home = groups.home | (rest >= HOME_EVENTS) & (far + gain >= HOME_RATIO) & self._may_be_home[groups.network]
-        spread = np.where(home, np.maximum(AT_HOME - far, 0), 0)
+        spread = np.maximum(np.where(home, AT_HOME - far, 0), np.where(self._is_site[groups.network], gain, 0))
         return _Found(groups._replace(home=home), np.maximum(gain, spread), spread)
 
     def parts(self, history: History) -> Iterator[History]:

@@ -10,9 +10,9 @@ counting has its place in the tables:
 - the *constant* of an entity is another coordinate of its row, 1 in all addresses;
 - what each of its *countries* adds to that is one coordinate for each country, 1 in its addresses (`countries`);
 - what the entity's own networks add moves its row. The encoder stays as it is. An address in each own network should
-  gain what counting says, all addresses of its homes at least what makes them no alarm, and the rest of the world
-  nothing. This is ridge regression: a system of as many equations as the entity has networks. Whatever is similar to
-  its networks gains too, which counting alone cannot do.
+  gain what counting says, all addresses of its sites as much, all those of its homes at least what makes them no alarm,
+  and the rest of the world nothing. This is ridge regression: a system of as many equations as the entity has networks.
+  Whatever is similar to its networks gains too, which counting alone cannot do.
 
 An entity that training never saw has no habits, and nothing that was learnt of others is its own. Its score is a prior,
 the third coordinate: how many entities use the address's networks.
@@ -31,7 +31,15 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ipinsights.data.addresses import Addresses, mapped_share, random_addresses
+from ipinsights.data.addresses import (
+    PROVIDER,
+    SITE,
+    Addresses,
+    Family,
+    leading,
+    mapped_share,
+    random_addresses,
+)
 from ipinsights.data.entities import FORGOTTEN
 from ipinsights.distributed.group import ALONE, Group
 from ipinsights.model.counting import Counts, Habits
@@ -60,6 +68,8 @@ _NEARLY = 0.0003
 _MISS_AT_HOME = 0.1
 """What an event at home counts that scores below the threshold. Both were chosen on `benchmarks.situations` and on the
 AWS tutorial's simulation: .2 and .001 meet the same situations, and find .2 % fewer of the tutorial's attacks."""
+SETTLED = 0.02
+"""The share of entities at least that must have habits, so that the others' lack of them means something."""
 _MOST_ALARMS = 0.1
 """The share of ordinary log-ins that may score below the threshold. If what was learnt can hardly tell others' places
 from own ones, as with a vector_dim of 4, a threshold above all scores makes as few errors as any other."""
@@ -199,9 +209,9 @@ class Refit:
 
         The sum of two log ratios counts twice what both know, so its own 0 says nothing. This is the lowest threshold
         at which three rates of error sum to nearly the least: habits below it, and random addresses and addresses of
-        others above it. All entities count alike. An event is scored as if it had not been seen: somewhere in the
-        longest network where its entity has another one. At home, no address is strange, and a habit's error counts
-        less: counting has lifted it by itself.
+        others above it, where these are a stranger's (`_Own.stranger`). All entities count alike. An event is scored as
+        if it had not been seen: somewhere in the longest network where its entity has another one. At home, no address
+        is strange, and a habit's error counts less: counting has lifted it by itself.
 
         Where there are ``ordinary`` log-ins, the rate of habits below it is the higher one of that and of theirs. They
         are few, but what will come: they are also at places where their entities were only once, or never. No more than
@@ -303,8 +313,7 @@ class Refit:
     def _strange_scores(
         self, refitted: Model, history: History, every: Addresses, own: "_Own", rng: np.random.Generator
     ) -> list[Vectors]:
-        """Of entities with random addresses, and with addresses of others: not in their own leaves, nor at home."""
-        vocabulary = self.counts.vocabulary
+        """Of entities with random addresses, and with addresses of others: those that should look suspicious."""
         half = _PAIRS // 2
         scores = []
         for where in (
@@ -312,23 +321,28 @@ class Refit:
             every[rng.integers(len(every), size=half)],
         ):
             who = history.rows[rng.integers(len(history.rows), size=half)]
-            leaves = vocabulary.leaves(where)
-            strange = ~own.leaf(who, leaves) & ~own.home(who, vocabulary.chains[leaves])
+            strange = own.stranger(who, where)
             scores.append(refitted.score_rows(who[strange], where[strange]))
         return scores
 
 
 class _Own:
-    """The leaves and the homes of the entities of a history."""
+    """Where the entities of a history were and are at home, and what is no stranger's place to them."""
 
     def __init__(self, counts: Counts, history: History) -> None:
-        self._columns = counts.columns
+        self._family, self._columns = counts.vocabulary.family, counts.columns
+        self._vocabulary = counts.vocabulary
         self._leaves = np.sort(_pairs(history.entities, counts.vocabulary.leaves(history.addresses)))
         homes = [np.zeros(0, dtype=np.int64)]
         for habits in counts.habits(history):
             owner = np.repeat(habits.rows, np.diff(habits.starts))
             homes.append(_pairs(owner[habits.home], habits.network[habits.home]))
         self._homes = np.sort(np.concatenate(homes))
+        self._sites = _Places(history, self._family, SITE)
+        settled = np.union1d(self._sites.came_back, self._homes >> 32)
+        enough = len(settled) >= SETTLED * len(history.rows)
+        others = history.of_entities(np.setdiff1d(history.rows, settled) if enough else history.rows[:0])
+        self._providers = _Places(others, self._family, PROVIDER)
 
     def leaf(self, entity: npt.NDArray[np.int32], leaf: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
         """Whether the entity has an event in the leaf: [n]."""
@@ -340,6 +354,46 @@ class _Own:
         for column in self._columns:  # no others have homes
             found |= _among(_pairs(entity, chains[:, column]), self._homes)
         return found
+
+    def stranger(self, entity: npt.NDArray[np.int32], address: Addresses) -> npt.NDArray[np.bool_]:
+        """Whether an address is a place of strangers, which should look suspicious for the entity: [n].
+
+        It is not in the entity's own leaves and homes. It is not at its sites: where all log-ins are from one, nothing
+        tells who sits at which desk. And an entity that has no home and never came back to a site has shown no habit:
+        it may be anywhere in networks of a provider's size where it was once. (But if nearly all entities are such,
+        there are no others to find the threshold by.)
+        """
+        leaves = self._vocabulary.leaves(address)
+        own = self.leaf(entity, leaves) | self.home(entity, self._vocabulary.chains[leaves])
+        return ~(own | self._sites.has(entity, address) | self._providers.has(entity, address))
+
+
+class _Places:
+    """The networks of one size where entities were, whether they are known or not."""
+
+    def __init__(self, history: History, family: Family, eighths: int) -> None:
+        """So many eighths of an address (`leading`). If addresses were cut to shorter prefixes, nobody was anywhere."""
+        self._family, self._eighths = family, eighths
+        network = leading(history.addresses, family, eighths)
+        begins = np.ones(len(network), dtype=np.bool_)  # an entity's pairs in a network are neighbours
+        entity = history.entities
+        begins[1:] = (network[1:] != network[:-1]) | (entity[1:] != entity[:-1])
+        first = np.flatnonzero(begins)
+        events = np.add.reduceat(history.counts, first, dtype=np.int64) if len(first) else np.zeros(0, dtype=np.int64)
+        self.came_back = np.unique(entity[first[events > 1]])
+        """The entities with several events in one of them; if addresses were cut, in one network as long as that."""
+        told = first if history.length >= family.width * eighths // 8 else first[:0]
+        self._known, place = np.unique(network[told], return_inverse=True)
+        self._pairs = np.sort(_pairs(entity[told], place.astype(np.int32)))
+
+    def has(self, entity: npt.NDArray[np.int32], address: Addresses) -> npt.NDArray[np.bool_]:
+        """Whether the entity was in the network of each address: [n]."""
+        if not len(self._known):
+            return np.zeros(len(entity), dtype=np.bool_)
+        network = leading(address, self._family, self._eighths)
+        place = np.minimum(np.searchsorted(self._known, network), len(self._known) - 1).astype(np.int32)
+        found: npt.NDArray[np.bool_] = self._known[place] == network
+        return found & _among(_pairs(entity, place), self._pairs)
 
 
 def affinity_weight(events: npt.NDArray[np.float64]) -> Vectors:
@@ -402,7 +456,7 @@ class Moves:
                 weight = np.clip(gain / _FULL_GAIN, _LIGHTEST, _HEAVIEST)
                 root = np.sqrt(weight)
                 own, pulled = self.encoded[network] * root[..., None], self.pulled[network] * root[..., None]
-                # What of the world is in its homes is no rest of the world.
+                # What of the world is in its sites and homes is no rest of the world.
                 world = np.einsum("ns,nsd->nd", habits.spread[at], self.inside[network])
                 wanted = gain * root - np.einsum("nsd,nd->ns", own, world)
                 system = pulled @ own.swapaxes(1, 2) + np.eye(size, dtype=np.float32)
