@@ -552,40 +552,38 @@ def two_continents(rng: np.random.Generator) -> Drawn:
     return Drawn(_shuffled(rng, train), {"own city": _log_ins(rng, city, 3), "the other continent": across})
 
 
-@_situation(
-    alarms("pupils at school"), found("pupils elsewhere"), auc("new pupils at school", "new pupils elsewhere", 0.95)
-)
-def school(rng: np.random.Generator) -> Drawn:
-    """Where all log-ins are from one network, one or two of each account, another one from there is no alarm."""
-    network = _within(rng, _providers(rng, 1)[0], 24)
-    pupils, new = _users(500, "pupil"), _users(200, "new")
-    train = _log_ins(rng, dict.fromkeys(pupils, network), 1) + _log_ins(rng, dict.fromkeys(pupils[::2], network), 1)
-    asked = {
-        "pupils at school": _log_ins(rng, dict.fromkeys(pupils, network), 1),
-        "pupils elsewhere": _at(pupils, _unused(rng, [network], len(pupils))),
-        "new pupils at school": _log_ins(rng, dict.fromkeys(new, network), 1),
-        "new pupils elsewhere": _at(new, _unused(rng, [network], len(new))),
-    }
-    return Drawn(_shuffled(rng, train), asked)
-
-
-@_situation(
-    alarms("pupils at their school", at_most=0.05),
-    found("pupils elsewhere"),
-    auc("new pupils at schools", "new pupils elsewhere", at_least=0.95),
-)
-def schools(rng: np.random.Generator) -> Drawn:
-    """The same with five schools, each with its own pupils and its own network."""
-    networks = [_within(rng, network, 24) for network in _providers(rng, 5)]
+def _at_schools(rng: np.random.Generator, count: int) -> Drawn:
+    """Pupils with one or two log-ins each from the network of their school."""
+    networks = [_within(rng, network, 24) for network in _providers(rng, count)]
     school, new = _one_of(rng, _users(500, "pupil"), networks), _one_of(rng, _users(200, "new"), networks)
     twice = {pupil: school[pupil] for pupil in list(school)[::2]}
     asked = {
-        "pupils at their school": _log_ins(rng, school, 1),
+        "pupils at school": _log_ins(rng, school, 1),
         "pupils elsewhere": _at(school, _unused(rng, networks, len(school))),
-        "new pupils at schools": _log_ins(rng, new, 1),
+        "new pupils at school": _log_ins(rng, new, 1),
         "new pupils elsewhere": _at(new, _unused(rng, networks, len(new))),
     }
     return Drawn(_shuffled(rng, _log_ins(rng, school, 1) + _log_ins(rng, twice, 1)), asked)
+
+
+@_situation(
+    alarms("pupils at school"),
+    found("pupils elsewhere"),
+    auc("new pupils at school", "new pupils elsewhere", at_least=0.95),
+)
+def school(rng: np.random.Generator) -> Drawn:
+    """Where all log-ins are from one network, one or two of each account, another one from there is no alarm."""
+    return _at_schools(rng, 1)
+
+
+@_situation(
+    alarms("pupils at school", at_most=0.05),
+    found("pupils elsewhere"),
+    auc("new pupils at school", "new pupils elsewhere", at_least=0.95),
+)
+def schools(rng: np.random.Generator) -> Drawn:
+    """The same with five schools, each with its own pupils and its own network."""
+    return _at_schools(rng, 5)
 
 
 @_situation(

@@ -97,9 +97,9 @@ def tor_table(split: datasets.Split, family: Family, seeds: Sequence[int]) -> st
         f"**Tor relays, IPv{family.version}, {split} split.** {len(task.train):,} events to learn from; "
         f"{len(task.entity):,} later moves of {len(np.unique(task.entity)):,} relays to addresses they had never used, "
         f"each against {ranking.NEGATIVES} made-up pairs a kind. Areas under the ROC curve, mean over {len(seeds)} "
-        f"seed{'s ± their standard deviation (of a baseline: over the made-up pairs alone)' * (len(seeds) > 1)}."
+        f"seed{'s ± their standard deviation (of a baseline: over the made-up pairs alone)' * (len(seeds) > 1)}.",
+        _AHEAD,
     ]
-    caption += [_AHEAD]
     caption += [_WHAT_OUTSIDE] if any(_OUTSIDE in name for name in rows) else []
     caption += [] if family is IPV6 or datasets.RANGES.exists() else [f"No rows with networks: no {datasets.RANGES}."]
     return f"{markdown(['', 'mean', *ranking.KINDS, 'ahead'], lines)}\n\n{' '.join(caption)}"

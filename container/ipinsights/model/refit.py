@@ -330,19 +330,19 @@ class _Own:
     """Where the entities of a history were and are at home, and what is no stranger's place to them."""
 
     def __init__(self, counts: Counts, history: History) -> None:
-        self._family, self._columns = counts.vocabulary.family, counts.columns
-        self._vocabulary = counts.vocabulary
+        self._vocabulary, self._columns = counts.vocabulary, counts.columns
+        family = counts.vocabulary.family
         self._leaves = np.sort(_pairs(history.entities, counts.vocabulary.leaves(history.addresses)))
         homes = [np.zeros(0, dtype=np.int64)]
         for habits in counts.habits(history):
             owner = np.repeat(habits.rows, np.diff(habits.starts))
             homes.append(_pairs(owner[habits.home], habits.network[habits.home]))
         self._homes = np.sort(np.concatenate(homes))
-        self._sites = _Places(history, self._family, SITE)
+        self._sites = _Places(history, family, SITE)
         settled = np.union1d(self._sites.came_back, self._homes >> 32)
         enough = len(settled) >= SETTLED * len(history.rows)
         others = history.of_entities(np.setdiff1d(history.rows, settled) if enough else history.rows[:0])
-        self._providers = _Places(others, self._family, PROVIDER)
+        self._providers = _Places(others, family, PROVIDER)
 
     def leaf(self, entity: npt.NDArray[np.int32], leaf: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
         """Whether the entity has an event in the leaf: [n]."""
@@ -379,7 +379,7 @@ class _Places:
         entity = history.entities
         begins[1:] = (network[1:] != network[:-1]) | (entity[1:] != entity[:-1])
         first = np.flatnonzero(begins)
-        events = np.add.reduceat(history.counts, first, dtype=np.int64) if len(first) else np.zeros(0, dtype=np.int64)
+        events = np.add.reduceat(history.counts, first, dtype=np.int64)
         self.came_back = np.unique(entity[first[events > 1]])
         """The entities with several events in one of them; if addresses were cut, in one network as long as that."""
         told = first if history.length >= family.width * eighths // 8 else first[:0]
